@@ -1,0 +1,134 @@
+"""What counts as data: anything that yields (inputs, targets) batches, and how a model is called on one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from .core import PruneError
+
+Batch: TypeAlias = tuple[Any, Tensor]  # (inputs, targets); inputs: a tensor, a tuple of them, or a dict by keyword
+
+
+def split_of(data: Any, split: str) -> Any:
+    """`data.train`, `.valid` or `.test` where data has splits; data itself where it is one already."""
+    if _holds(data, split):
+        return getattr(data, split)
+    if has_splits(data):
+        raise PruneError(f"this {type(data).__name__} has no split {split!r}")
+    return data
+
+
+def has_splits(data: Any) -> bool:
+    """Whether data comes with splits, or is one itself."""
+    return any(_holds(data, s) for s in ("train", "valid", "test"))
+
+
+def _holds(data: Any, split: str) -> bool:
+    """Torchvision's datasets have a `.train` that only says which split they are: a Dataset holds none."""
+    return hasattr(data, split) and not isinstance(data, (Dataset, DataLoader))
+
+
+def batches(
+    data: Any, split: str = "train", *, size: int = 256, shuffle: torch.Generator | None = None
+) -> Iterator[Batch]:
+    """Yield the (inputs, targets) batches of a split.
+
+    `data` is an object with `.train/.valid/.test`, or is such a split itself: a TensorDataset, any other
+    Dataset, a pair of tensors, a DataLoader, or a list of batches. `size` and `shuffle` (a generator,
+    so that the order can be repeated) apply to what is not batched yet. Empty data raises PruneError.
+    """
+    source = _source(data, split, size)
+    if isinstance(source, TensorDataset):
+        yield from _slices(source, size, shuffle)
+    elif isinstance(source, IterableDataset):
+        yield from DataLoader(source, size)  # it comes in its own order
+    elif isinstance(source, Dataset):
+        yield from DataLoader(source, size, shuffle=shuffle is not None, generator=shuffle)
+    else:
+        yield from source
+
+
+def count(data: Any, split: str = "train", *, size: int = 256) -> int:
+    """How many batches `batches` would yield. Empty data raises PruneError."""
+    source = _source(data, split, size)
+    length = _length(source)
+    if length is None:
+        length = sum(1 for _ in batches(data, split, size=size))
+    elif isinstance(source, Dataset):
+        length = -(-length // size)
+    if length == 0:
+        raise _empty(split)
+    return length
+
+
+def _length(source: Any) -> int | None:
+    """len(source), or None for what must be run through to be counted."""
+    try:
+        return len(source)
+    except TypeError:  # a DataLoader of an IterableDataset has a __len__ and still cannot tell
+        return None
+
+
+def _empty(split: str) -> PruneError:
+    return PruneError(f"the {split} data is empty: there is nothing to run the model on")
+
+
+def _source(data: Any, split: str, size: int) -> Any:
+    """The split as something that can be read again and again, or PruneError."""
+    if size < 1:
+        raise PruneError(f"a batch size of {size}: give at least 1")
+    source = split_of(data, split)
+    if isinstance(source, (tuple, list)) and len(source) == 2 and all(isinstance(t, Tensor) for t in source):
+        source = _paired(*source)
+    if isinstance(source, Iterator):
+        raise PruneError(f"data is a {type(source).__name__}, which can be read only once: give list(...) of it")
+    if not isinstance(source, (Dataset, Iterable)) or isinstance(source, (Tensor, str, Mapping)):
+        raise PruneError(
+            f"data is a {type(source).__name__}: give a DataLoader, a Dataset, a pair of tensors "
+            "(inputs, targets), or a list of such pairs"
+        )
+    if _length(source) == 0:
+        raise _empty(split)
+    return source
+
+
+def _paired(inputs: Tensor, targets: Tensor) -> TensorDataset:
+    if len(inputs) != len(targets):
+        raise PruneError(f"{len(inputs)} inputs but {len(targets)} targets: they must pair up one to one")
+    return TensorDataset(inputs, targets)
+
+
+def _slices(dataset: TensorDataset, size: int, shuffle: torch.Generator | None) -> Iterator[Batch]:
+    """Index whole tensors a batch at a time: 20 times faster than collating single items."""
+    order = None if shuffle is None else torch.randperm(len(dataset), generator=shuffle)
+    for start in range(0, len(dataset), size):
+        where = slice(start, start + size) if order is None else order[start : start + size]
+        yield tuple(t[where] for t in dataset.tensors)  # type: ignore[misc]
+
+
+def to(batch: Any, device: torch.device) -> Any:
+    """A batch, or any nest of tuples, lists and dicts of tensors, on a device."""
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {k: to(v, device) for k, v in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        moved = [to(v, device) for v in batch]
+        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)  # a namedtuple has _fields
+    return batch
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """model(x), model(*xs) or model(**xs), by what the inputs are; a Hugging Face output gives its logits."""
+    if isinstance(inputs, Mapping):
+        out = model(**inputs)
+    elif isinstance(inputs, (tuple, list)):
+        out = model(*inputs)
+    else:
+        out = model(inputs)
+    return getattr(out, "logits", out)

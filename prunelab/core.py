@@ -1,0 +1,189 @@
+"""The vocabulary every other module speaks: scores, groups, keeps, masks, and what can be pruned at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+Scores: TypeAlias = dict[str, Tensor]  # parameter name -> importance, the parameter's shape; higher = keep
+Keep: TypeAlias = dict[str, Tensor]  # group name -> bool (units,), True = keep
+Masks: TypeAlias = dict[str, Tensor]  # tensor name -> bool, the tensor's shape, True = keep
+Schedule: TypeAlias = Callable[[float], float]  # progress in [0, 1] -> share of the final sparsity
+
+
+class PruneError(ValueError):
+    """What is wrong, where (name and shape), what was given, and what to do about it."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """Unit u owns entries [offset + u*block, offset + (u+1)*block) of `tensor` along `dim`.
+
+    With `dim=None` the tensor is cut into tiles in row-major order, a tile a unit: single entries, or, with
+    `tile=(r, c)`, blocks of r rows by c columns of the matrix (first dimension, all others flattened).
+    `learned=False` marks a buffer, such as a running mean: it shrinks with its unit, but takes no mask.
+    """
+
+    tensor: str
+    dim: int | None = None
+    block: int = 1
+    offset: int = 0
+    tile: tuple[int, int] = (1, 1)
+    learned: bool = True
+
+
+@dataclass(frozen=True)
+class Group:
+    """Coupled structures: unit u of every member leaves together with the others, or not at all.
+
+    `exact` says that a model with the units masked computes the same as one with the units removed.
+    """
+
+    name: str
+    units: int
+    members: tuple[Member, ...]
+    exact: bool = True
+
+
+class Mask(nn.Module):
+    """The parametrization `masking.apply` puts on a weight: w where the mask is True, exactly 0 elsewhere.
+
+    `where` rather than a product: no -0.0, and an infinity under the mask becomes 0 instead of NaN.
+    """
+
+    def __init__(self, mask: Tensor, order: tuple[str, ...] = ()):
+        super().__init__()
+        self.register_buffer("mask", mask)
+        self.order = order  # the module's parameter order before us, so that `bake` can restore it
+        self.mask: Tensor
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return torch.where(self.mask, weight, torch.zeros((), dtype=weight.dtype, device=weight.device))
+
+
+def mask_of(module: nn.Module, attribute: str) -> Mask | None:
+    """The mask on `module.attribute`, or None if it has none."""
+    if not parametrize.is_parametrized(module, attribute):
+        return None
+    chain = cast(nn.ModuleDict, module.parametrizations)[attribute]
+    return next((p for p in cast(nn.ModuleList, chain) if isinstance(p, Mask)), None)
+
+
+def in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
+    """The names as they come in `order`; those it does not know go last, in the order given."""
+    return sorted(names, key=lambda n: order.index(n) if n in order else len(order))
+
+
+def masks_on(module: nn.Module) -> dict[str, Mask]:
+    """The masks on a module's own attributes, by attribute."""
+    found = {name: mask_of(module, name) for name in getattr(module, "parametrizations", {})}
+    return {name: mask for name, mask in found.items() if mask is not None}
+
+
+def join(path: str, attribute: str) -> str:
+    """The dotted name of a module's attribute; the root module's path is empty."""
+    return f"{path}.{attribute}" if path else attribute
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor hangs: `module.attribute`, under the dotted `name` it had before any mask."""
+
+    name: str
+    module: nn.Module
+    attribute: str
+
+    @property
+    def tensor(self) -> Tensor:
+        """The underlying tensor itself: the one an optimizer updates, not its masked view."""
+        if mask_of(self.module, self.attribute) is not None:
+            return cast(nn.ModuleDict, self.module.parametrizations)[self.attribute].get_parameter("original")
+        return getattr(self.module, self.attribute)
+
+
+def places(model: nn.Module) -> list[Place]:
+    """Every parameter and buffer of a model, by the name it had before any mask; tied ones appear once a place."""
+    found = []
+    for path, module in model.named_modules():
+        if isinstance(module, (Mask, parametrize.ParametrizationList)):
+            continue  # these hold the tensors of the module above them, which names them
+        own = [n for n, t in (*module._parameters.items(), *module._buffers.items()) if t is not None]
+        masked = masks_on(module)
+        order = next((m.order for m in masked.values()), ())  # a mask moves its weight to the end: undo that
+        found += [Place(join(path, n), module, n) for n in in_order((*masked, *own), order)]
+    return found
+
+
+def _weight_names(module: nn.Module) -> tuple[str, ...]:
+    if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
+        return ("weight",)
+    if isinstance(module, nn.MultiheadAttention):
+        return ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+    return ()
+
+
+def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights that pruning may zero, by name: those of linear, convolution and attention layers.
+
+    Gives the *underlying* parameters, masked or not. A tied weight appears once, under its first name;
+    one tied to anything else (an embedding, say) is left out, because zeroing it would prune that too.
+    Raises PruneError if there is none.
+    """
+    chosen: dict[str, nn.Parameter] = {}
+    seen: set[int] = set()
+    everywhere = places(model)
+    elsewhere = {id(p.tensor) for p in everywhere if p.attribute not in _weight_names(p.module)}
+    for place in everywhere:
+        tensor = place.tensor
+        if id(tensor) in elsewhere | seen or not isinstance(tensor, nn.Parameter):
+            continue
+        if isinstance(tensor, nn.parameter.UninitializedParameter):
+            raise PruneError(f"{place.name} has no shape yet (a lazy layer): run one batch through the model first")
+        if tensor.is_floating_point():
+            chosen[place.name] = tensor
+            seen.add(id(tensor))
+    if not chosen:
+        raise PruneError(
+            f"{type(model).__name__} has nothing to prune: it holds no floating-point weight of a Linear, "
+            "convolution or MultiheadAttention layer (a weight tied to an embedding does not count)"
+        )
+    return chosen
+
+
+def lookup(model: nn.Module, name: str) -> list[Place]:
+    """All places that share the tensor called `name` (several if it is tied). Unknown names raise PruneError."""
+    everywhere = places(model)
+    first = next((p for p in everywhere if p.name == name), None)
+    if first is None:
+        known = ", ".join(list(dict.fromkeys(p.name for p in everywhere))[:8])
+        raise PruneError(f"{type(model).__name__} has no tensor named {name!r}; it has {known}, ...")
+    return [p for p in everywhere if p.tensor is first.tensor]
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first tensor lives (CPU for a model without any)."""
+    first = next(iter((*model.parameters(), *model.buffers())), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+@contextmanager
+def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Put the whole model in train or eval mode, and give each module its own mode back afterwards."""
+    before = [(m, m.training) for m in model.modules()]
+    try:
+        model.train(training)
+        yield
+    finally:
+        for module, was in before:
+            module.training = was
+
+
+def shape(tensor: Tensor) -> str:
+    """A tensor's shape as errors print it: (64, 32, 3, 3)."""
+    return str(tuple(tensor.shape))

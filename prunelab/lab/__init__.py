@@ -1,0 +1,31 @@
+"""What only a notebook needs: `from prunelab import lab`. Nothing else in prunelab imports it."""
+
+from . import scoreboard
+from .claims import ClaimError, claim
+from .exercises import check, exercise, hint, solution
+from .explorers import explorer
+from .figures import figure, table
+from .measuring import NO_CUDA, measured
+from .predictions import predict, reveal
+from .session import start
+from .store import progress, reset
+
+__all__ = [
+    "NO_CUDA",
+    "ClaimError",
+    "check",
+    "claim",
+    "exercise",
+    "explorer",
+    "figure",
+    "hint",
+    "measured",
+    "predict",
+    "progress",
+    "reset",
+    "reveal",
+    "scoreboard",
+    "solution",
+    "start",
+    "table",
+]

@@ -1,0 +1,33 @@
+"""The course's own commands: `python -m prunelab.lab COMMAND`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from . import checkpoints, publish, rules
+
+
+def main() -> None:
+    """Run one command."""
+    parser = argparse.ArgumentParser(prog="python -m prunelab.lab", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("checkpoints", help="train the course's networks again and rewrite data/")
+    for name, text in (
+        ("publish", "run notebooks from the top, as their authors store them"),
+        ("rules", "check notebooks against the house rules"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("notebooks", nargs="+", type=Path)
+    given = parser.parse_args()
+    if given.command == "checkpoints":
+        checkpoints.remake()
+    for path in getattr(given, "notebooks", []):
+        if given.command == "publish":
+            publish.publish(path)
+        else:
+            print("\n".join(f"{path}: {problem}" for problem in rules.problems(rules.read(path))) or f"{path}: fine")
+
+
+if __name__ == "__main__":
+    main()

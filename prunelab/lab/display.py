@@ -1,0 +1,109 @@
+"""How anything of the lab reaches the page: one output in several forms, of which each viewer takes the best it can.
+
+JupyterLab prefers the live widget; code hosts, nbconvert and print take the HTML or the picture; a terminal and
+strict nbval take the line of text. Whatever depends on the learner or the machine goes into the widget alone,
+because nbval compares the other forms to the letter.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import warnings
+from html import escape
+from typing import Any
+
+import ipywidgets as widgets
+from IPython import get_ipython
+from IPython.display import display
+
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+
+# The notebook's own colours where it has a theme, readable ones where it has not (a code host, a print).
+INK = "var(--jp-ui-font-color1, inherit)"
+GOOD = "var(--jp-success-color1, #2e7d32)"
+WARN = "var(--jp-warn-color1, #b26a00)"
+LINE = "var(--jp-border-color1, #9e9e9e)"
+WIDTH = "46em"  # no line of prose longer than a reader likes
+
+
+def emit(data: dict[str, Any], metadata: dict[str, Any]) -> None:
+    """Publish one bundle in a kernel; print its text anywhere else."""
+    shell = get_ipython()  # type: ignore[no-untyped-call, unused-ignore]
+    if shell is not None and hasattr(shell, "kernel"):
+        display(data, metadata=metadata, raw=True)  # type: ignore[no-untyped-call, unused-ignore]
+    elif "text/plain" in data:
+        print(data["text/plain"])
+
+
+def show(
+    text: str | None = None,
+    *,
+    html: str | None = None,
+    png: bytes | None = None,
+    alt: str = "",
+    widget: widgets.Widget | None = None,
+) -> None:
+    """One output: `text` for every viewer, and the richer forms for those that can."""
+    data: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
+    if widget is not None:
+        data[WIDGET_VIEW] = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
+    if html is not None:
+        data["text/html"] = html
+    if png is not None:
+        data["image/png"] = base64.b64encode(png).decode()
+        metadata["image/png"] = {"alt": alt}
+    if text is not None:
+        data["text/plain"] = text
+    emit(data, metadata)
+
+
+def notice(text: str) -> None:
+    """Say something that is true of this machine alone: shown in the notebook, and not compared by nbval."""
+    shell = get_ipython()  # type: ignore[no-untyped-call, unused-ignore]
+    if shell is None or not hasattr(shell, "kernel"):
+        warnings.warn(text, stacklevel=3)
+        return
+    show(widget=panel_html(box(f"<strong>Please note.</strong> {escape(text)}", WARN)))
+
+
+def panel_html(html: str = "") -> widgets.HTML:
+    """A widget that holds HTML; setting its `value` is the one way the lab changes what is on the page."""
+    return widgets.HTML(html, layout=widgets.Layout(width="auto", margin="0"))
+
+
+def box(inner: str, edge: str = LINE) -> str:
+    """A calm box: a coloured edge, never colour alone to say something."""
+    return (
+        f'<div style="border-left: 4px solid {edge}; padding: 0.3em 0.8em; margin: 0.3em 0; '
+        f"max-width: {WIDTH}; line-height: 1.45; color: {INK}; "
+        f'font-size: var(--jp-content-font-size1, inherit)">{inner}</div>'
+    )
+
+
+def prose(text: str) -> str:
+    """Plain text as HTML: escaped, `code` in backticks, *words* in stars, an empty line between paragraphs."""
+    parts = escape(text.strip(), quote=False).split("`")
+    coded = "".join(
+        f"<code>{p}</code>" if i % 2 else re.sub(r"\*(\w[^*]*)\*", r"<em>\1</em>", p) for i, p in enumerate(parts)
+    )
+    return "".join(f'<p style="margin: 0.3em 0">{p}</p>' for p in coded.split("\n\n"))
+
+
+def code_block(source: str) -> str:
+    """Source code as HTML."""
+    return (
+        f'<pre style="padding: 0.6em 0.8em; margin: 0.3em 0; border: 1px solid {LINE}; overflow-x: auto; '
+        f'line-height: 1.35; white-space: pre"><code style="white-space: pre">{escape(source.strip(), quote=False)}</code></pre>'
+    )
+
+
+def image(png: bytes, alt: str, size: tuple[int, int] | None = None) -> str:
+    """A picture as HTML with its alternative text: the one form in which JupyterLab and nbconvert keep it.
+
+    The base64 text never reaches nbval's comparison (a sanitize rule drops it); the alt does.
+    """
+    room = f' width="{size[0]}" height="{size[1]}"' if size else ""  # keeps the page still while it is decoded
+    data = base64.b64encode(png).decode()
+    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}"{room} style="max-width: 100%; height: auto">'

@@ -1,0 +1,157 @@
+"""Pictures that everyone can read: an alternative text, colours told apart by anyone, an opaque ground."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from html import escape
+from typing import Any
+
+import matplotlib
+from cycler import cycler
+from matplotlib.figure import Figure
+from PIL import Image
+
+from . import display
+from .measuring import NO_CUDA, measured
+
+# Okabe and Ito's colours without yellow (too faint on white); marker and line style repeat what the colour says.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+
+STYLE: Any = {  # matplotlib types its settings one by one
+    "axes.prop_cycle": cycler(color=COLOURS) + cycler(marker=_MARKERS) + cycler(linestyle=_LINES),
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.facecolor": "white",
+    "figure.facecolor": "white",
+    "figure.figsize": (7.0, 3.8),
+    "figure.dpi": 110,
+    "figure.constrained_layout.use": True,
+    "savefig.facecolor": "white",
+    "savefig.transparent": False,
+    "font.size": 10.5,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "image.cmap": "cividis",  # the same order of lightness for every eye
+    "image.interpolation": "nearest",
+    "svg.hashsalt": "prunelab",
+}
+
+
+def check_alt(alt: str) -> str:
+    """The alternative text on one line; one without words raises ValueError."""
+    text = " ".join(alt.split()) if isinstance(alt, str) else ""
+    if len(text.split()) < 3:
+        raise ValueError(f"alt={alt!r}: say in a sentence what the picture shows, for those who can't see it")
+    return text
+
+
+def png(fig: Figure) -> bytes:
+    """The figure as an opaque PNG of at most 256 colours: a third of the size, and no difference to the eye."""
+    raw = io.BytesIO()
+    fig.savefig(raw, format="png", facecolor="white", transparent=False)
+    small = io.BytesIO()
+    picture = Image.open(raw).convert("RGB")
+    picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return small.getvalue()
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """A picture's width and height in pixels."""
+    return Image.open(io.BytesIO(data)).size
+
+
+def draw(paint: Callable[[Any], object], **subplots: Any) -> bytes:
+    """Paint on fresh axes in the course's style, and give the PNG; shows nothing."""
+    with matplotlib.rc_context(STYLE):
+        fig, axes = _subplots(subplots)
+        paint(axes)
+        return png(fig)
+
+
+@contextmanager
+def figure(*, alt: str, **subplots: Any) -> Iterator[tuple[Figure, Any]]:
+    """A figure in the course's style, shown once the block ends, with its alternative text.
+
+    >>> with figure(alt="Accuracy falls slowly, then all at once.", figsize=(7, 3)) as (fig, ax):  # doctest: +SKIP
+    ...     ax.plot(sparsity, accuracy, label="global")
+
+    `subplots` are those of `Figure.subplots` (nrows, ncols, sharey, ...) and of `Figure` (figsize, dpi).
+    Say in `alt` only what is the same on every machine: nbval compares it.
+    """
+    text = check_alt(alt)
+    with matplotlib.rc_context(STYLE):
+        fig, axes = _subplots(subplots)
+        yield fig, axes
+        show_png(png(fig), text)
+
+
+def show_png(data: bytes, alt: str) -> None:
+    """Show a PNG with its alternative text."""
+    text = check_alt(alt)
+    display.show(text, html=display.image(data, text), png=data, alt=text)
+
+
+def _subplots(options: dict[str, Any]) -> tuple[Figure, Any]:
+    own = {k: options[k] for k in ("figsize", "dpi", "layout") if k in options}
+    rest = {k: v for k, v in options.items() if k not in own}
+    fig = Figure(**own)  # not pyplot's: nothing else shows it, nothing keeps it alive
+    return fig, fig.subplots(**rest)
+
+
+def table(caption: str, columns: Sequence[str] | Mapping[str, str | None], rows: Sequence[Sequence[Any]]) -> None:
+    """A table with a caption and headers that a screen reader announces: the twin of a chart.
+
+    >>> table("What is left", {"sparsity": None, "accuracy": "%"}, [["50 %", 0.93]])
+    What is left
+    sparsity | accuracy
+    50 % | ≈ 93.0 %
+
+    A column with a unit (or "" for none) holds measured values and shows them in the measured form; None in it says
+    that there is no CUDA device. The first column names its row.
+    """
+    text, html = render_table(caption, columns, rows)
+    display.show(text, html=html)
+
+
+def render_table(
+    caption: str, columns: Sequence[str] | Mapping[str, str | None], rows: Sequence[Sequence[Any]]
+) -> tuple[str, str]:
+    """A table as plain text and as HTML; no padding, so that no value moves another."""
+    units = list(columns.values()) if isinstance(columns, Mapping) else [None] * len(columns)
+    for row in rows:
+        if len(row) != len(units):
+            raise ValueError(f"the row {list(row)!r} has {len(row)} cells; the table has {len(units)} columns")
+    cells = [[_cell(value, unit) for value, unit in zip(row, units, strict=True)] for row in rows]
+    text = "\n".join([caption, " | ".join(columns), *(" | ".join(row) for row in cells)])
+    pad = "padding: 0.25em 0.8em; text-align: "
+    head = "".join(
+        f'<th scope="col" style="{pad}{"left" if i == 0 else "right"}">{escape(name)}</th>'
+        for i, name in enumerate(columns)
+    )
+    body = "".join(
+        f'<tr><th scope="row" style="{pad}left; font-weight: normal">{escape(first)}</th>'
+        + "".join(f'<td style="{pad}right; white-space: nowrap">{escape(cell)}</td>' for cell in rest)
+        + "</tr>"
+        for first, *rest in cells
+    )
+    title = f'<caption style="text-align: left; padding: 0.3em 0.8em; font-weight: bold">{escape(caption)}</caption>'
+    return text, f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cell(value: Any, unit: str | None) -> str:
+    if isinstance(value, str):
+        return value
+    if unit is not None:
+        return measured(value, unit)
+    if value is None:
+        return NO_CUDA
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"

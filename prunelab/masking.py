@@ -1,0 +1,123 @@
+"""Masks: hold weights at zero while a model trains (`apply`), for a moment (`masked`), or for good (`bake`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from .core import Mask, Masks, Place, PruneError, in_order, join, lookup, mask_of, masks_on, places, shape
+
+
+def apply(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
+    """Hold weights at exactly zero wherever their mask is False, through any training that follows.
+
+    A mask is put on as a parametrization, w -> where(mask, w, 0): the masked entries get no gradient,
+    and an optimizer made earlier keeps working. Naming a tensor that has a mask already *replaces* that
+    mask; tensors not named keep theirs. Tied weights share one mask. Changes the model, and returns it.
+
+    Raises PruneError, before anything is changed, for an unknown name, a wrong shape, or a mask not of bools.
+    """
+    checked = [(_check(model, name, mask), mask) for name, mask in masks.items()]
+    for sharing, mask in checked:
+        for place in sharing:
+            _put(place, mask.to(place.tensor.device, copy=True))
+    return model
+
+
+def bake(model: nn.Module) -> nn.Module:
+    """Write the zeros into the weights and take the masks off: the same outputs, a plain model again.
+
+    From here on nothing holds the zeros: training would regrow them. A model without masks is left alone.
+    """
+    for place in list(_masked_places(model)):
+        _remove(place)
+    return model
+
+
+@contextmanager
+def masked(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+    """Wear masks for the length of a `with` block, then put all back as it was."""
+    before = current_masks(model)
+    try:
+        yield apply(model, masks)
+    finally:
+        restore(model, before)
+
+
+def restore(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
+    """Wear exactly these masks and no others, the weights under any removed mask coming back bit for bit."""
+    for place in list(_masked_places(model)):
+        if place.name not in masks:
+            _mask(place).mask.fill_(True)  # an open mask bakes a weight into itself
+            _remove(place)
+    return apply(model, masks)
+
+
+def current_masks(model: nn.Module) -> Masks:
+    """A copy of the masks a model holds now, by tensor name; empty for a plain or baked model."""
+    return {p.name: _mask(p).mask.clone() for p in _masked_places(model)}
+
+
+def _masked_places(model: nn.Module) -> Iterator[Place]:
+    return (p for p in places(model) if mask_of(p.module, p.attribute) is not None)
+
+
+def _mask(place: Place) -> Mask:
+    found = mask_of(place.module, place.attribute)
+    assert found is not None
+    return found
+
+
+def _check(model: nn.Module, name: str, mask: Tensor) -> list[Place]:
+    _refuse_foreign(model, name)
+    sharing = lookup(model, name)
+    weight = sharing[0].tensor
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        given = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise PruneError(f"the mask of {name} {shape(weight)} is {given}: give torch.bool, True = keep")
+    if mask.shape != weight.shape:
+        raise PruneError(f"the mask of {name} has shape {shape(mask)}, the weight {shape(weight)}: they must match")
+    if not isinstance(weight, nn.Parameter):
+        raise PruneError(f"{name} {shape(weight)} is a buffer, which nothing trains: only parameters take a mask")
+    return sharing
+
+
+def _refuse_foreign(model: nn.Module, name: str) -> None:
+    for path, module in model.named_modules():
+        foreign = getattr(module, "parametrizations", {}).keys() - masks_on(module).keys()
+        if any(join(path, attribute) == name for attribute in foreign):
+            raise PruneError(
+                f"{name} already has a parametrization that is not a mask: take it off first, with "
+                "torch.nn.utils.parametrize.remove_parametrizations"
+            )
+
+
+def _put(place: Place, mask: Tensor) -> None:
+    found = mask_of(place.module, place.attribute)
+    if found is not None:
+        found.mask = mask
+        return
+    order = next((m.order for m in masks_on(place.module).values()), tuple(place.module._parameters))
+    _unshare_class(place.module)
+    parametrize.register_parametrization(place.module, place.attribute, Mask(mask, order), unsafe=True)
+
+
+def _remove(place: Place) -> None:
+    order = _mask(place).order
+    _unshare_class(place.module)
+    parametrize.remove_parametrizations(place.module, place.attribute, leave_parametrized=True)
+    own = place.module._parameters
+    # Back in their first order: `model.parameters()`, and so a saved optimizer, goes by position.
+    for name in in_order(own, order):
+        own[name] = own.pop(name)
+
+
+def _unshare_class(module: nn.Module) -> None:
+    """Parametrizing edits a module's class, which a deepcopy shares: without its own, baking one would break both."""
+    if parametrize.is_parametrized(module):
+        shared = type(module)
+        module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))

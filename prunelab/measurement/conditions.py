@@ -1,0 +1,134 @@
+"""What must hold before a number means anything: a plain model, sound inputs, and nothing left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from ..batches import batches, call
+from ..core import PruneError, mask_of, mode, places, shape
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Eval mode for the length of a block; then every module's own mode and torch's random state are back."""
+    # Asking for a GPU's random state would start CUDA; where it has not been started there is none to keep.
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=gpus), mode(model, training=False):
+        yield
+
+
+def check_plain(model: nn.Module, called: str = "the model") -> None:
+    """Raise PruneError if masks are still on: every forward would compute w * mask anew, up to twice the time."""
+    ours = [p.name for p in places(model) if mask_of(p.module, p.attribute) is not None]
+    if ours:
+        raise PruneError(
+            f"{called} still wears masks, on {_some(ours)}: they cost time in every forward, so it would be "
+            "measured as slower than it is. Call pl.bake(model) first, or measure pl.bake(copy.deepcopy(model))"
+        )
+    theirs = [path or "the model itself" for path, m in model.named_modules() if _torch_pruned(m)]
+    if theirs:
+        raise PruneError(
+            f"{called} still wears the masks of torch.nn.utils.prune, on {_some(theirs)}: call "
+            'torch.nn.utils.prune.remove(module, "weight") on each first'
+        )
+
+
+def _torch_pruned(module: nn.Module) -> bool:
+    return any(isinstance(hook, prune.BasePruningMethod) for hook in module._forward_pre_hooks.values())
+
+
+def check_numbers(model: nn.Module) -> None:
+    """Raise PruneError if a weight or buffer holds a NaN, which would make accuracy and counts meaningless."""
+    named = (*model.named_parameters(), *model.named_buffers())
+    broken = [f"{name} {shape(t)}" for name, t in named if t.is_floating_point() and bool(t.isnan().any())]
+    if broken:
+        raise PruneError(
+            f"{_some(broken)} of {type(model).__name__} holds NaN: training diverged or a checkpoint is "
+            "damaged; go back to weights from before"
+        )
+
+
+def check_count(what: str, value: Any, least: int = 1) -> None:
+    """Raise PruneError unless value is an integer of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise PruneError(f"{what}={value!r}: give a whole number of at least {least}")
+
+
+def known(what: str, given: Iterable[str], choices: Iterable[str]) -> tuple[str, ...]:
+    """The names given, each once; PruneError if one is not among the choices."""
+    names, allowed = tuple(dict.fromkeys(given)), tuple(choices)
+    if isinstance(given, str) or not set(names) <= set(allowed):
+        raise PruneError(f"{what}={given if isinstance(given, str) else names!r}: give a tuple with some of {allowed}")
+    return names
+
+
+def rows(inputs: Any) -> int:
+    """How many samples inputs hold: the length of the first tensor found in them."""
+    first = next((t for t in _tensors(inputs) if t.dim() > 0), None)
+    if first is None or len(first) == 0:
+        given = type(inputs).__name__ if first is None else f"a tensor of shape {shape(first)}"
+        raise PruneError(f"the example holds no sample ({given}): give a batch, samples along its first dimension")
+    return len(first)
+
+
+def cut(inputs: Any, size: int | None) -> Any:
+    """The first `size` samples, of every tensor that has one row a sample; None leaves inputs whole."""
+    total = rows(inputs)
+    if size is None:
+        return inputs
+    check_count("batch_size", size)
+    return _cut(inputs, total, size)
+
+
+def _cut(inputs: Any, total: int, size: int) -> Any:
+    if isinstance(inputs, Tensor):
+        return inputs[:size] if inputs.dim() > 0 and len(inputs) == total else inputs
+    if isinstance(inputs, Mapping):
+        return {k: _cut(v, total, size) for k, v in inputs.items()}
+    if isinstance(inputs, (tuple, list)):
+        return type(inputs)(_cut(v, total, size) for v in inputs)
+    return inputs
+
+
+def _tensors(inputs: Any) -> Iterator[Tensor]:
+    if isinstance(inputs, Tensor):
+        yield inputs
+    elif isinstance(inputs, (Mapping, tuple, list)):
+        for value in inputs.values() if isinstance(inputs, Mapping) else inputs:
+            yield from _tensors(value)
+
+
+def first_inputs(data: Any, split: str, size: int) -> Any:
+    """The inputs of the data's first batch, at most `size` samples of them."""
+    check_count("batch_size", size)
+    for batch in batches(data, split, size=size):
+        return cut(pair(batch)[0], size)
+    raise PruneError(f"the {split} data is empty: there is nothing to run the model on")
+
+
+def pair(batch: Any) -> tuple[Any, Tensor]:
+    """The batch as (inputs, targets), or PruneError if it is something else."""
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[1], Tensor):
+        given = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, (tuple, list)) else type(batch).__name__
+        raise PruneError(f"a batch of the data is a {given}: give pairs (inputs, targets), targets a tensor")
+    return batch[0], batch[1]
+
+
+def attempt(model: nn.Module, inputs: Any) -> Any:
+    """The model's output; PruneError with the inputs' shapes if it cannot run on them."""
+    try:
+        return call(model, inputs)
+    except Exception as error:  # whatever a model's own code raises, an AssertionError included
+        given = ", ".join(f"{shape(t)} {t.dtype}" for t in _tensors(inputs)) or type(inputs).__name__
+        raise PruneError(f"{type(model).__name__} cannot run on inputs of {given}: {error}") from error
+
+
+def _some(names: list[str], limit: int = 5) -> str:
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,150 @@
+"""All there is to know about one model, in one call."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ParamSpec, Protocol, cast
+
+import torch
+from torch import nn
+
+from ..core import PruneError, device_of
+from .accuracy import Evaluation, evaluate
+from .conditions import check_numbers, check_plain, cut, first_inputs, known, rows, undisturbed
+from .memory import peak_memory
+from .operations import macs
+from .storage import FORMATS, count, stored_bytes
+from .text import html, percent, size, table
+from .timing import BATCH, Comparison, Latency, compare, latency
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+
+
+@dataclass(frozen=True, repr=False)
+class Measurement:
+    """What a model is worth and what it costs.
+
+    accuracy, its 95 % Wilson interval, loss: over n labels; None without data
+    parameters, nonzero: numbers in the model, and those that are not zero
+    bytes: by storage format; macs: of one sample; peak_memory: bytes of activations in a forward of `batch`
+    latency: by device, of a forward of `batch`
+    """
+
+    accuracy: float | None
+    interval: tuple[float, float] | None
+    loss: float | None
+    n: int
+    parameters: int
+    nonzero: int
+    bytes: dict[str, int]
+    macs: int
+    latency: dict[str, Latency]
+    peak_memory: int
+    batch: int
+
+    @property
+    def sparsity(self) -> float:
+        """The share of all parameters that are zero."""
+        return 1 - self.nonzero / self.parameters if self.parameters else 0.0
+
+    def _lines(self) -> tuple[str, None, list[list[str]]]:
+        lines = [
+            ["parameters", f"{self.parameters:,}, {percent(self.sparsity)} of them zero"],
+            *([f"bytes, {name}", size(taken)] for name, taken in self.bytes.items()),
+            ["MACs a sample", f"{self.macs:,}"],
+            ["peak memory", f"{size(self.peak_memory)} (batch {self.batch})"],
+            *([f"latency, {name}", repr(taken)] for name, taken in self.latency.items()),
+        ]
+        if self.accuracy is not None and self.interval is not None:
+            low, high = self.interval
+            spread = f"[{100 * low:.1f}, {100 * high:.1f}]"
+            lines.insert(0, ["accuracy", f"{percent(self.accuracy)} {spread} of {self.n:,}"])
+        return "Measured", None, lines
+
+    def __str__(self) -> str:
+        return table(*self._lines())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return html(*self._lines())
+
+
+class _Measure(Protocol[P, Q]):
+    """`measure(...)`, and `measure.compare(...)`."""
+
+    @property
+    def compare(self) -> Callable[Q, Comparison]: ...
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Measurement: ...
+
+
+def _offering(compare: Callable[Q, Comparison]) -> Callable[[Callable[P, Measurement]], _Measure[P, Q]]:
+    """Hang `compare` on the function decorated, in a way that a type checker follows."""
+
+    def attach(function: Callable[P, Measurement]) -> _Measure[P, Q]:
+        cast(Any, function).compare = compare
+        return cast("_Measure[P, Q]", function)
+
+    return attach
+
+
+@_offering(compare)
+def measure(
+    model: nn.Module,
+    data: Any = None,
+    *,
+    split: str = "test",
+    batch_size: int = BATCH,
+    example: Any = None,
+    threads: int = 1,
+    devices: Iterable[str] | None = None,
+    formats: Iterable[str] = tuple(FORMATS),
+    rounds: int | None = None,
+) -> Measurement:
+    """Accuracy, stored bytes, MACs, memory and latency of a plain model, which stays as it is and where it is.
+
+    Accuracy is over the whole split; latency and memory are those of one forward of `batch_size` samples,
+    taken from `example` (inputs) or else from the data. With `data=None` and an example, all but accuracy.
+    devices: "cpu" and, where there is one, "cuda"; a model that lies elsewhere is copied there to be timed.
+    Compare two models' times with `measure.compare`, not across two calls. Raises PruneError, before
+    measuring anything, for a model that wears masks (`bake` it first) or holds NaN, and for empty data.
+    """
+    check_plain(model)
+    check_numbers(model)
+    wanted = known("formats", formats, FORMATS)
+    where = _devices(devices)
+    if data is None and example is None:
+        raise PruneError("nothing to run the model on: give data, or example= (inputs) to measure all but accuracy")
+    with undisturbed(model):
+        inputs = first_inputs(data, split, batch_size) if example is None else cut(example, batch_size)
+        judged = None if data is None else evaluate(model, data, split)
+        parameters, nonzero = count(model)
+        return Measurement(
+            **_judgement(judged),
+            parameters=parameters,
+            nonzero=nonzero,
+            bytes=stored_bytes(model, wanted),
+            macs=macs(model, inputs),
+            latency={d: latency(_on(model, d), inputs, threads=threads, rounds=rounds) for d in where},
+            peak_memory=peak_memory(model, inputs),
+            batch=rows(inputs),
+        )
+
+
+def _judgement(judged: Evaluation | None) -> dict[str, Any]:
+    if judged is None:
+        return {"accuracy": None, "interval": None, "loss": None, "n": 0}
+    return {"accuracy": judged.accuracy, "interval": judged.interval, "loss": judged.loss, "n": judged.n}
+
+
+def _devices(wanted: Iterable[str] | None) -> tuple[str, ...]:
+    there = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    return there if wanted is None else known("devices", wanted, there)
+
+
+def _on(model: nn.Module, device: str) -> nn.Module:
+    return model if device_of(model).type == device else copy.deepcopy(model).to(device)

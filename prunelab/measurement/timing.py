@@ -1,0 +1,238 @@
+"""How long a forward pass takes, and which of several models is faster: medians, spread, paired rounds."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from ..batches import call, to
+from ..core import PruneError, device_of
+from .conditions import attempt, check_count, check_plain, cut, first_inputs, rows, undisturbed
+from .text import html, plural, ranged, table
+
+if TYPE_CHECKING:
+    from torch.utils.benchmark import Timer
+
+BATCH = 64  # samples a forward, where only data was given
+BLOCK = 0.01  # seconds: shorter blocks drown in what else the machine does
+BUDGET = 2.0  # seconds a model for all rounds together, beyond which there are fewer of them
+ROUNDS = (7, 15)  # seven is the least for which the median has an interval of 95 %
+
+Blocks: TypeAlias = dict[str, list[float]]  # name -> seconds a forward, one value a round
+
+
+@dataclass(frozen=True, repr=False)
+class Latency:
+    """Seconds one forward of `batch` samples takes: the rounds' median, 10th and 90th percentile."""
+
+    p50: float
+    p10: float
+    p90: float
+    batch: int
+    threads: int
+    device: str
+    rounds: int
+
+    def __str__(self) -> str:
+        return ranged(self.p50, self.p10, self.p90)
+
+    def __repr__(self) -> str:
+        return f"{self} ({self.conditions})"
+
+    @property
+    def conditions(self) -> str:
+        """What the number is worth nothing without: batch 64, 1 thread, cpu."""
+        threads = plural(self.threads, "thread")
+        return ", ".join([f"batch {self.batch}", *([threads] if self.device == "cpu" else []), self.device])
+
+
+@dataclass(frozen=True, repr=False)
+class Speedup:
+    """How many times faster than the first model: the median over paired rounds and its 95 % interval."""
+
+    ratio: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.ratio:.2f}x [{self.low:.2f}, {self.high:.2f}]"
+
+    __repr__ = __str__
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """Latency of each model and its speed-up over the first, by name."""
+
+    latency: dict[str, Latency]
+    speedup: dict[str, Speedup]
+
+    @property
+    def baseline(self) -> str:
+        """The model the others are compared with: the first one given."""
+        return next(iter(self.latency))
+
+    def _lines(self) -> tuple[str, list[str], list[list[str]]]:
+        title = f"Interleaved, {self.latency[self.baseline].conditions}: p50 [p10, p90]; speed-up [95 %]"
+        lines = [[name, str(taken), str(self.speedup[name])] for name, taken in self.latency.items()]
+        return title, ["model", "latency", f"against {self.baseline}"], lines
+
+    def __str__(self) -> str:
+        return table(*self._lines())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return html(*self._lines())
+
+
+def latency(
+    model: nn.Module,
+    example: Any,
+    *,
+    batch_size: int | None = None,
+    threads: int = 1,
+    rounds: int | None = None,
+) -> Latency:
+    """Time forward passes of a model where it lies, in eval and inference mode.
+
+    One value a round: the mean over a block of at least 10 ms, after two forwards to warm up. `batch_size`
+    cuts the example (1 and a large one tell different stories). `rounds`: 15, fewer (down to 7) if that
+    would take over 2 s. On a GPU each forward is waited for. Raises PruneError for a model with masks on.
+    """
+    check_plain(model)
+    inputs = cut(example, batch_size)
+    return _summaries({"": model}, _blocks({"": model}, inputs, threads, rounds), rows(inputs), threads)[""]
+
+
+def compare(
+    models: Mapping[str, nn.Module],
+    example_or_data: Any,
+    *,
+    batch_size: int | None = None,
+    threads: int = 1,
+    rounds: int | None = None,
+) -> Comparison:
+    """Time several models in turns on the same inputs: speedup = median over rounds of time(first) / time(model).
+
+    In every round each model is timed once, in an order that rotates, so that whatever else slows the machine
+    slows all of them. The interval holds the median ratio with at least 95 % certainty (the sign test's order
+    statistics; it assumes no distribution). An example is a tensor, or a dict of inputs by keyword, taken
+    whole unless `batch_size` cuts it; of anything else, data, the first 64 test samples are taken.
+    Raises PruneError if a model wears masks, they lie on different devices, or rounds is below 7.
+    """
+    _check_candidates(models)
+    if isinstance(example_or_data, (Tensor, Mapping)):
+        inputs = cut(example_or_data, batch_size)
+    else:
+        inputs = first_inputs(example_or_data, "test", BATCH if batch_size is None else batch_size)
+    times = _blocks(models, inputs, threads, rounds)
+    first = times[next(iter(models))]
+    ratios = {name: [a / b for a, b in zip(first, own, strict=True)] for name, own in times.items()}
+    return Comparison(
+        _summaries(models, times, rows(inputs), threads),
+        {name: Speedup(*median_interval(values)) for name, values in ratios.items()},
+    )
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """(median, low, high): order statistics that hold the true median with at least 95 % certainty.
+
+    Each value lies below the median with probability 1/2, so low and high are the k-th from either end with
+    the largest k for which 2 * P(Binomial(n, 1/2) < k) <= 0.05. Raises PruneError below the six values it takes.
+    """
+    ordered, n = sorted(values), len(values)
+    below, k = 2.0**-n, 0
+    while 2 * below <= 0.05:
+        k += 1
+        below += math.comb(n, k) / 2**n
+    if k == 0:
+        raise PruneError(f"{n} values: six are the least from which a median's 95 % interval can be told")
+    return _quantile(ordered, 0.5), ordered[k - 1], ordered[n - k]
+
+
+def _check_candidates(models: Mapping[str, nn.Module]) -> None:
+    if not isinstance(models, Mapping) or not models:
+        raise PruneError('models must be a dict of at least one, such as {"dense": model, "pruned": small}')
+    for name, model in models.items():
+        if not isinstance(model, nn.Module):
+            raise PruneError(f"models[{name!r}] is a {type(model).__name__}: give an nn.Module")
+        check_plain(model, f"models[{name!r}]")
+    where = {name: device_of(model) for name, model in models.items()}
+    if len(set(where.values())) > 1:
+        raise PruneError(f"models lie on different devices, {where}: move all to one with model.to(device)")
+
+
+def _blocks(models: Mapping[str, nn.Module], inputs: Any, threads: int, rounds: int | None) -> Blocks:
+    """Seconds a forward, for each model in each round."""
+    check_count("threads", threads)
+    if rounds is not None:
+        check_count("rounds", rounds, ROUNDS[0])
+    times: Blocks = {name: [] for name in models}
+    with ExitStack() as stack:
+        for model in models.values():
+            stack.enter_context(undisturbed(model))
+        stack.enter_context(torch.inference_mode())
+        timers = {name: _timer(model, inputs, threads) for name, model in models.items()}
+        once = {name: timer.timeit(1).median for name, timer in timers.items()}
+        inner = {name: math.ceil(BLOCK / t) for name, t in once.items()}
+        round_takes = sum((inner[name] + 2) * t for name, t in once.items())  # timeit warms up with two
+        for turn in range(rounds or _affordable(round_takes / len(models))):
+            for name in _rotated(list(models), turn):
+                times[name].append(timers[name].timeit(inner[name]).median)
+    return times
+
+
+def _timer_type() -> type[Timer]:
+    """The Timer of torch, imported without the warning that logs where a CUDA toolkit but no GPU is installed."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        from torch.utils.benchmark import Timer
+    finally:
+        logger.setLevel(before)
+    return Timer
+
+
+def _timer(model: nn.Module, inputs: Any, threads: int) -> Timer:
+    device = device_of(model)
+    placed = to(inputs, device)
+    attempt(model, placed)
+
+    def forward_on_gpu() -> None:
+        call(model, placed)
+        torch.cuda.synchronize(device)  # without it, only the launch is timed
+
+    forward: Callable[[], Any] = forward_on_gpu if device.type == "cuda" else lambda: call(model, placed)
+    return _timer_type()("forward()", globals={"forward": forward}, num_threads=threads)
+
+
+def _affordable(seconds: float) -> int:
+    """How many rounds to make if one takes so many seconds a model."""
+    fewest, most = ROUNDS
+    return min(most, max(fewest, int(BUDGET / seconds)))
+
+
+def _rotated(names: list[str], turn: int) -> list[str]:
+    start = turn % len(names)
+    return names[start:] + names[:start]
+
+
+def _summaries(models: Mapping[str, nn.Module], times: Blocks, batch: int, threads: int) -> dict[str, Latency]:
+    found = {}
+    for name, model in models.items():
+        middle, low, high = (_quantile(times[name], q) for q in (0.5, 0.1, 0.9))
+        found[name] = Latency(middle, low, high, batch, threads, device_of(model).type, len(times[name]))
+    return found
+
+
+def _quantile(values: Sequence[float], q: float) -> float:
+    return float(torch.tensor(values, dtype=torch.float64).quantile(q))

@@ -1,0 +1,120 @@
+"""The whole process in one call: score, allocate, mask, recover, as often as a schedule says."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from . import criteria, granularity, schedules
+from .allocation import Report, allocate, check_scope, check_sparsity, contract, expand, report
+from .calibration import Calibration
+from .core import Group, Keep, Masks, PruneError, Schedule, prunable, shape
+from .criteria import Criterion
+from .granularity import Granularity
+from .masking import apply, current_masks, restore
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to prune and how, as plain values that can be printed, compared and shared.
+
+    criterion, granularity and schedule are registered names or functions of one's own; sparsity is the final
+    share of units removed; `rounds` is in how many steps the schedule gets there.
+    """
+
+    criterion: str | Criterion = "magnitude"
+    granularity: str | Granularity = "weights"
+    sparsity: float = 0.5
+    scope: str = "global"
+    schedule: str | Schedule = "one_shot"
+    rounds: int = 1
+
+    def __post_init__(self) -> None:
+        check_sparsity(self.sparsity)
+        check_scope(self.scope)
+        criteria.by_name(self.criterion)
+        granularity.by_name(self.granularity)
+        schedules.by_name(self.schedule)
+        if not isinstance(self.rounds, int) or self.rounds < 1:
+            raise PruneError(f"rounds={self.rounds!r}: prune in a whole number of them, at least 1")
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What `prune` decided: the structures, which of them stay, the masks now on the model, and the counts."""
+
+    groups: tuple[Group, ...]
+    keep: Keep
+    masks: Masks
+    report: Report
+
+    def __repr__(self) -> str:
+        return str(self.report)
+
+
+def prune(
+    model: nn.Module,
+    recipe: Recipe,
+    calib: Calibration | None = None,
+    *,
+    example: Any = None,
+    recover: Callable[[nn.Module], Any] | None = None,
+) -> Pruned:
+    """Mask a model in place as the recipe says; `bake` or `shrink` it afterwards.
+
+    recover: called with the model after every round's masks are on, e.g. `lambda m: finetune(m, data)`.
+    A model that wears masks already keeps them: what is gone stays gone and counts towards the sparsity,
+    and a sparsity below what is gone raises PruneError. If anything fails, the model is as it was.
+    """
+    score = criteria.by_name(recipe.criterion)
+    schedule = schedules.by_name(recipe.schedule)
+    groups = granularity.by_name(recipe.granularity)(model, example)
+    _warn_of_frozen(model)
+    worn = current_masks(model)
+    keep = contract(groups, worn) if worn else None
+    with _undone_on_failure(model, worn, trained=recover is not None):
+        for done in range(1, recipe.rounds + 1):
+            share = recipe.sparsity * schedule(done / recipe.rounds)
+            keep = allocate(score(model, calib), groups, share, recipe.scope, within=keep)
+            apply(model, expand(model, groups, keep))
+            if recover:
+                recover(model)
+    assert keep is not None
+    return Pruned(tuple(groups), keep, expand(model, groups, keep), report(groups, keep))
+
+
+@contextmanager
+def _undone_on_failure(model: nn.Module, worn: Masks, *, trained: bool) -> Iterator[None]:
+    """Put the masks back if the block raises; and where it trains: weights, buffers, gradients and modes."""
+    saved = copy.deepcopy(model.state_dict()) if trained else {}
+    grads = [(p, None if p.grad is None else p.grad.clone()) for p in model.parameters()] if trained else []
+    modes = [(m, m.training) for m in model.modules()]
+    try:
+        yield
+    except BaseException:
+        restore(model, worn)
+        if trained:
+            model.load_state_dict(saved)
+        for parameter, grad in grads:
+            parameter.grad = grad
+        for module, training in modes:
+            module.training = training
+        raise
+
+
+def _warn_of_frozen(model: nn.Module) -> None:
+    """Say once which weights cannot recover; a model frozen all over is for inference, where that is meant."""
+    weights = prunable(model)
+    frozen = [f"{name} {shape(w)}" for name, w in weights.items() if not w.requires_grad]
+    if 0 < len(frozen) < len(weights):
+        warnings.warn(
+            f"frozen (requires_grad=False): {', '.join(frozen)}. Pruned like the others, but fine-tuning cannot "
+            "repair them; to leave them alone use a granularity such as partial(granularity.weights, exclude=[...])",
+            stacklevel=3,
+        )

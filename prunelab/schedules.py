@@ -1,0 +1,45 @@
+"""How sparsity grows while training: progress in [0, 1] -> share of the final sparsity, from 0 to 1."""
+
+from __future__ import annotations
+
+import math
+
+from .core import PruneError, Schedule
+
+
+def one_shot(progress: float) -> float:
+    """Everything at once, at the first step."""
+    return 1.0 if progress > 0 else 0.0
+
+
+def linear(progress: float) -> float:
+    """The same share at every step."""
+    return progress
+
+
+def cubic(progress: float) -> float:
+    """1 - (1 - t)^3: much while much is redundant, little near the end. Zhu and Gupta 2017, arXiv 1710.01878."""
+    return 1 - (1 - progress) ** 3
+
+
+def cosine(progress: float) -> float:
+    """(1 - cos(pi t)) / 2: slow at the start and at the end."""
+    return (1 - math.cos(math.pi * progress)) / 2
+
+
+SCHEDULES: dict[str, Schedule] = {"one_shot": one_shot, "linear": linear, "cubic": cubic, "cosine": cosine}
+
+
+def by_name(schedule: str | Schedule) -> Schedule:
+    """The schedule of a name, or the given function once it is seen to start at 0 and end at 1."""
+    if not callable(schedule):
+        if schedule not in SCHEDULES:
+            raise PruneError(f"no schedule is called {schedule!r}; there is {', '.join(sorted(SCHEDULES))}")
+        return SCHEDULES[schedule]
+    start, end = schedule(0.0), schedule(1.0)
+    if abs(start) > 1e-9 or abs(end - 1) > 1e-9:
+        raise PruneError(
+            f"the schedule goes from {start:g} to {end:g} of the final sparsity: it must go from 0 (nothing "
+            "removed at the start) to 1 (all of it at the end)"
+        )
+    return schedule

@@ -1,0 +1,174 @@
+"""Trained networks in `data/`: safetensors, which can't execute anything, each with a card and a hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from .data import ZooError
+from .networks import ARCHITECTURES
+
+REMAKE = "python -m prunelab.lab checkpoints"
+CARDS = "checkpoints.json"
+
+
+def data_dir() -> Path:
+    """Where the checkpoints lie: `data/` beside the package in a checkout, inside it once installed."""
+    package = Path(__file__).resolve().parents[1]
+    # Not just any `data` beside the package: in site-packages that would be some other project's.
+    checkout = (package.parent / "pyproject.toml").is_file()
+    return (package.parent if checkout else package) / "data"
+
+
+def cards(folder: Path | None = None) -> dict[str, dict[str, Any]]:
+    """What is known of each checkpoint, by name: hash, architecture, data, licence, training, accuracy.
+
+    Raises ZooError if the card file is missing or damaged.
+    """
+    path = (folder or data_dir()) / CARDS
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ZooError(f"{path} can't be read ({error.strerror}). To make it again: {REMAKE}") from error
+    except ValueError as error:
+        raise ZooError(f"{path} is not valid JSON ({error}). Delete it and run: {REMAKE}") from error
+    every = {"architecture", "parameters", "bytes", "sha256"}
+    if not isinstance(found, dict) or not all(isinstance(c, dict) and every <= c.keys() for c in found.values()):
+        raise ZooError(f"{path} lacks {', '.join(sorted(every))} for some name. Delete it and run: {REMAKE}")
+    return found
+
+
+def checkpoints(folder: Path | None = None) -> tuple[str, ...]:
+    """The names of the trained networks."""
+    return tuple(cards(folder))
+
+
+def checkpoint(name: str, *, folder: Path | None = None) -> nn.Module:
+    """A trained network by name, on the CPU and in eval mode; a fresh one every time.
+
+    Raises ZooError for an unknown name, and for a file that is missing or not the one on the card.
+    """
+    folder = folder or data_dir()
+    known = cards(folder)
+    if not isinstance(name, str) or name not in known:
+        raise ZooError(f"there is no checkpoint {name!r} in {folder}: the names are {', '.join(known)}")
+    return _build(name, known[name], _content(folder / f"{name}.safetensors", known[name])).eval()
+
+
+def save_checkpoint(
+    name: str, model: nn.Module, card: Mapping[str, Any], *, folder: Path | None = None
+) -> dict[str, Any]:
+    """Write a network and its card, and give the card as written, with hash, size and torch's version added.
+
+    `card` must say "architecture" (a name in ARCHITECTURES) and "arguments", from which `checkpoint` rebuilds
+    the network. Each file is replaced whole: at no moment is one half written. The table in the folder's
+    README.md follows. Raises ZooError, before anything is written, if the card doesn't describe the model.
+    """
+    folder = folder or data_dir()
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+        raise ZooError(f"{name!r} can't name a checkpoint: use small letters, digits and single hyphens")
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    content = safetensors.torch.save(state)
+    full = {
+        **card,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "torch": torch.__version__,
+    }
+    _build(name, full, content)
+    # A damaged card file is not overwritten: it may be a learner's only copy of the other cards.
+    everything = {**(cards(folder) if (folder / CARDS).exists() else {}), name: full}
+    readme = folder / "README.md"
+    # Weights first: interrupted here, the old card's hash shows that they are not the ones it describes.
+    writes = {folder / f"{name}.safetensors": content, folder / CARDS: _json(everything).encode()}
+    if readme.exists():
+        writes[readme] = with_table(readme.read_text(encoding="utf-8"), everything).encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, new in writes.items():
+        _replace(path, new)
+    return full
+
+
+def _json(everything: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(everything, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ZooError(
+            f"the card can't be written as JSON ({error}): use text, finite numbers, lists, dicts"
+        ) from error
+
+
+def with_table(readme: str, everything: Mapping[str, Mapping[str, Any]]) -> str:
+    """A README with what stands between its two `checkpoints` comments replaced by a table of the cards."""
+    rows = [
+        "| name | parameters | bytes | validation | test | SHA-256 |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| `{name}` | {card['parameters']:,} | {card['bytes']:,} | {_percent(card, 'valid')} "
+            f"| {_percent(card, 'test')} | `{card['sha256'][:16]}…` |"
+            for name, card in everything.items()
+        ),
+    ]
+    between = re.compile(r"(<!-- checkpoints -->\n).*?(<!-- /checkpoints -->)", re.DOTALL)
+    return between.sub(lambda found: found[1] + "\n".join(rows) + "\n" + found[2], readme)
+
+
+def _percent(card: Mapping[str, Any], split: str) -> str:
+    result = card.get("accuracy", {}).get(split)
+    return f"{result['value']:.1%} ± {result['error']:.1%}" if result else ""
+
+
+def _content(path: Path, card: Mapping[str, Any]) -> bytes:
+    """The bytes of a checkpoint, hashed before anybody looks at what they say."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ZooError(f"{path} can't be read ({error.strerror}). To make it again: {REMAKE}") from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != card.get("sha256"):
+        raise ZooError(
+            f"{path} is damaged or another file: its {len(content)} bytes have the SHA-256 {found}, the card in "
+            f"{CARDS} says {card.get('bytes')} bytes and {card.get('sha256')}. To make it again: {REMAKE}"
+        )
+    return content
+
+
+def _build(name: str, card: Mapping[str, Any], content: bytes) -> nn.Module:
+    architecture, arguments = str(card.get("architecture")), card.get("arguments", {})
+    if architecture not in ARCHITECTURES:
+        raise ZooError(
+            f"the card of {name!r} has the architecture {architecture!r}: known are {', '.join(ARCHITECTURES)}"
+        )
+    try:
+        model = ARCHITECTURES[architecture](**arguments)
+        model.load_state_dict(safetensors.torch.load(content))
+    except (TypeError, RuntimeError, safetensors.SafetensorError) as error:
+        raise ZooError(
+            f"the weights of {name!r} do not fit the network its card describes, {architecture} with "
+            f"{arguments}: {error}"
+        ) from error
+    return model
+
+
+def _replace(path: Path, content: bytes) -> None:
+    handle, aside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with open(handle, "wb") as out:
+            out.write(content)
+        os.chmod(aside, 0o644)  # mkstemp makes files that only their owner can read
+        os.replace(aside, path)
+    except BaseException:
+        os.unlink(aside)
+        raise

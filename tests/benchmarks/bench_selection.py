@@ -1,0 +1,161 @@
+"""Global magnitude at 50 % on ViT-B/16: ours against torch.nn.utils.prune and a full stable sort, in one run.
+
+    python tests/benchmarks/bench_selection.py [--threads 1] [--rounds 3]
+
+Prints times and their ratios, whether the selection is that of the sort, and the extra memory `allocate` takes:
+the peak resident size of a fresh process above what it held before the call plus the masks it returns, sampled
+every millisecond. The process is told to return freed memory at once, so that garbage can't hide in free lists.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import torch
+from torch import nn
+from torch.nn.utils import prune as torch_prune
+
+import prunelab as pl
+from prunelab.core import lookup
+
+SPARSITY = 0.5
+
+
+def vit() -> nn.Module:
+    """ViT-B/16 with seeded random weights; its classifier, which torchvision starts at zero, gets some too."""
+    from torchvision.models import vit_b_16
+
+    torch.manual_seed(0)
+    model = vit_b_16(weights=None).eval()
+    nn.init.normal_(model.heads.head.weight, std=0.02)
+    return model
+
+
+def ours(model: nn.Module) -> pl.Masks:
+    """Score, allocate, expand."""
+    groups = pl.granularity.weights(model)
+    keep = pl.allocate(pl.criteria.magnitude(model), groups, SPARSITY, "global")
+    return pl.expand(model, groups, keep)
+
+
+def theirs(model: nn.Module) -> pl.Masks:
+    """What torch.nn.utils.prune takes for the same weights; the masks are removed again outside the clock."""
+    where = {name: lookup(model, name)[0] for name in pl.prunable(model)}
+    pairs = [(p.module, p.attribute) for p in where.values()]
+    torch_prune.global_unstructured(pairs, pruning_method=torch_prune.L1Unstructured, amount=SPARSITY)
+    return {name: getattr(p.module, f"{p.attribute}_mask").bool() for name, p in where.items()}
+
+
+def full_sort(model: nn.Module) -> pl.Masks:
+    """The definition: a stable sort of all scores, the first half of it removed."""
+    weights = pl.prunable(model)
+    scores = torch.cat([w.detach().abs().reshape(-1) for w in weights.values()])
+    keep = torch.ones_like(scores, dtype=torch.bool)
+    keep[scores.sort(stable=True).indices[: round(SPARSITY * len(scores))]] = False
+    parts = keep.split([w.numel() for w in weights.values()])
+    return {name: part.view(w.shape) for (name, w), part in zip(weights.items(), parts, strict=True)}
+
+
+def timed(function, model: nn.Module) -> tuple[float, pl.Masks]:
+    """Seconds of one call, and its result."""
+    gc.collect()
+    start = time.perf_counter()
+    result = function(model)
+    return time.perf_counter() - start, result
+
+
+def race(rounds: int) -> None:
+    """Time the three, interleaved, each on a fresh copy; print the table."""
+    seconds: dict[str, list[float]] = {"prunelab": [], "full stable sort": [], "torch.nn.utils.prune": []}
+    equal = counted = True
+    for _ in range(rounds):
+        t, masks = timed(ours, vit())
+        seconds["prunelab"].append(t)
+        t, expected = timed(full_sort, vit())
+        seconds["full stable sort"].append(t)
+        equal &= all(torch.equal(masks[n], expected[n]) for n in expected) and masks.keys() == expected.keys()
+        t, torchs = timed(theirs, vit())
+        seconds["torch.nn.utils.prune"].append(t)
+        counted &= sum(int(m.sum()) for m in masks.values()) == sum(int(m.sum()) for m in torchs.values())
+    print(f"{'':<24}{'median':>10}{'best':>10}{'ratio of medians':>20}")
+    base = sorted(seconds["prunelab"])[rounds // 2]
+    for name, times in seconds.items():
+        middle = sorted(times)[rounds // 2]
+        print(f"{name:<24}{middle:>8.3f} s{min(times):>8.3f} s{middle / base:>19.1f}x")
+    slowest = min(seconds["torch.nn.utils.prune"]) / max(seconds["prunelab"])
+    print(f"worst case over the rounds (their fastest / our slowest): {slowest:.1f}x  (need: at least 20)")
+    print(f"the same weights as the full sort: {equal}; as many as torch.nn.utils.prune: {counted}")
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory now."""
+    with open("/proc/self/statm") as f:
+        return int(f.read().split()[1]) * 4096
+
+
+def memory() -> dict[str, float]:
+    """Run in a process of its own: the peak of `allocate` beyond weights, scores and masks, in bytes."""
+    libc = ctypes.CDLL("libc.so.6")
+    libc.mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD: anything over 64 KiB goes back when freed
+    model = vit()
+    groups = pl.granularity.weights(model)
+    tiny = nn.Linear(2048, 2048)  # warm up: libraries and thread pools are not the algorithm's memory
+    ours(tiny)
+    scores = pl.criteria.magnitude(model)
+    gc.collect()
+    libc.malloc_trim(0)
+    peak, done = 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.is_set():
+            peak = max(peak, resident())
+            time.sleep(0.001)
+
+    before = resident()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    keep = pl.allocate(scores, groups, SPARSITY, "global")
+    after = resident()
+    done.set()
+    watcher.join()
+    masks = sum(k.numel() for k in keep.values())
+    weights = sum(w.numel() * w.itemsize for w in pl.prunable(model).values())
+    return {"weights": weights, "masks": masks, "peak": peak - before - masks, "after": after - before - masks}
+
+
+def main() -> None:
+    """Print it all."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--threads", type=int, default=1)
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument(
+        "--memory-only", action="store_true", help="print the memory figures as JSON; used by the rest"
+    )
+    given = options.parse_args()
+    torch.set_num_threads(given.threads)
+    if given.memory_only:
+        print(json.dumps(memory()))
+        return
+    weights = sum(w.numel() for w in pl.prunable(vit()).values())
+    print(
+        f"ViT-B/16, {weights:,} prunable weights, {SPARSITY:.0%}, {given.threads} thread(s), torch {torch.__version__}"
+    )
+    race(given.rounds)
+    command = [sys.executable, __file__, "--memory-only", "--threads", str(given.threads)]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    print(
+        f"peak extra memory of allocate beyond weights, scores and masks: {found['peak'] / 2**20:.1f} MiB = "
+        f"{found['peak'] / found['weights']:.1%} of the weights' {found['weights'] / 2**20:.0f} MiB  (need: under 15 %)"
+    )
+
+
+if __name__ == "__main__":
+    main()
