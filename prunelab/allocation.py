@@ -3,52 +3,147 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .core import Group, Keep, Masks, Member, PruneError, Scores, lookup, shape
+from . import units
+from .core import Group, Keep, Member, PruneError, Scores, shape
 from .selection import lowest
+from .units import contract, expand, kept_of
+
+__all__ = ["NM", "Fared", "Report", "Scope", "allocate", "check_scope", "contract", "expand", "report"]
 
 SCOPES = ("global", "layer", "row")
+REDUCTIONS = ("relative", "mean", "sum")
+
+
+@dataclass(frozen=True)
+class NM:
+    """A scope for single weights: of each m consecutive inputs of an output, the n best stay. NM(2, 4) is "2:4".
+
+    Consecutive along the input channels: for a convolution (out, in, kh, kw) that is dimension 1, at every
+    kernel position on its own, because sparse tensor cores skip along the dimension they sum over, and their
+    kernels lay it out channels-last (so does NVIDIA's ASP). Mishra et al. 2021, arXiv 2104.08378.
+    """
+
+    n: int
+    m: int
+
+    def __post_init__(self) -> None:
+        whole = all(isinstance(v, int) and not isinstance(v, bool) for v in (self.n, self.m))
+        if not whole or not 1 <= self.n <= self.m:
+            raise PruneError(f"NM({self.n!r}, {self.m!r}): keep n of each m, whole numbers with 1 <= n <= m")
+
+    @property
+    def sparsity(self) -> float:
+        """The share that goes: 1 - n/m, neither more nor less."""
+        return 1 - self.n / self.m
+
+    def after(self, progress: float) -> NM:
+        """The pattern at a share of the way from dense: NM(2, 4) half-way is NM(3, 4)."""
+        return NM(self.m - round((self.m - self.n) * progress), self.m)
+
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m}"
+
+
+Scope: TypeAlias = str | NM
 
 
 def allocate(
     scores: Scores,
     groups: Sequence[Group],
-    sparsity: float,
-    scope: str = "global",
+    sparsity: float | None,
+    scope: Scope = "global",
     *,
     within: Keep | None = None,
+    reduce: str | None = None,
+    floor: int | None = None,
+    round_to: int = 1,
 ) -> Keep:
     """Remove exactly round(sparsity * n) units, the lowest-scored of each comparison group of n; ties by index.
 
     scope: what a unit is compared with. "global": all units of the model; "layer": those of its own group;
-    "row": single weights, those that feed the same output. A structure's score is the sum of its weights'.
+    "row": single weights, those that feed the same output; NM(n, m): single weights, n of m stay (the sparsity
+    is then implied: give None, or the same).
     within: an earlier result; what it removed stays removed and counts, so that masks stay nested.
+    reduce: what becomes of the scores of all a unit's entries that have one (a filter's own weights and the next
+    layers' columns that read it): their "sum"; their "mean", which does not favour units of many weights; or
+    "relative", that mean over the group's average, so that a unit is judged against its own layer's usual one.
+    Within a group all three rank alike. By default "relative" for structures: under a global scope sums empty
+    the narrow early layers and means the wide late ones, whose weights are small by design. Blocks: the mean.
+    floor: units that every group keeps, whatever they score. By default 1 for structures, whose last unit would
+    cut the network in two, and 0 for single weights and blocks. The exact count moves on to other groups; where
+    there are none (or the scope is "layer") the nearest reachable sparsity is taken, with a warning.
+    round_to: structures keep a multiple of so many channels, the best-scored of those that would go filling up
+    (a group that is no multiple of it may stay whole). It is done here, not in `shrink`, because who comes
+    back is a matter of scores, and because masks and the shrunk model must agree.
 
     Raises PruneError for a sparsity outside [0, 1), an unknown scope, NaN or missing scores.
     """
-    share = check_sparsity(sparsity)
-    check_scope(scope)
-    values = {g.name: _unit_scores(scores, g) for g in groups}
+    share = check_target(sparsity, scope)
+    check_counts(floor, round_to)
+    if reduce is not None and reduce not in REDUCTIONS:
+        raise PruneError(f"reduce is {reduce!r}: give one of {', '.join(REDUCTIONS)}")
+    values = {g.name: _unit_scores(scores, g, reduce) for g in groups}
+    if len(values) < len(groups):
+        raise PruneError("two groups have the same name: give every group its own")
     if within is not None:
         values = {g.name: _lowest_where_gone(values[g.name], within, g) for g in groups}
-    rows = {g.name: _row_length(scores, g) for g in groups} if scope == "row" else {}
-    removed = _select(values, share, scope, rows)
+    if isinstance(scope, NM):
+        removed = _lowest_of_each_m(scores, groups, values, scope)
+    elif scope == "row":
+        rows = {g.name: _row_length(scores, g) for g in groups}
+        removed = {name: _lowest_in_rows(v, rows[name], share) for name, v in values.items()}
+    else:
+        least = {g.name: min(_floor(g) if floor is None else floor, g.units) for g in groups}
+        removed = _select(values, share, scope, least)
+        if round_to > 1:
+            removed = {g.name: _rounded(removed[g.name], values[g.name], g, round_to) for g in groups}
     if within is not None:
         _check_nested(removed, within, share)
     return {name: gone.logical_not_() for name, gone in removed.items()}  # in place: no second copy of a mask
 
 
+def is_structure(group: Group) -> bool:
+    """Whether the group's units are whole slices of tensors, which `shrink` can remove; single weights are not."""
+    return any(m.dim is not None for m in group.members)
+
+
+def _floor(group: Group) -> int:
+    return 1 if is_structure(group) else 0
+
+
+def check_counts(floor: int | None, round_to: int) -> None:
+    """PruneError unless both are counts."""
+    for what, value, least in (("floor", floor, 0), ("round_to", round_to, 1)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            raise PruneError(f"{what}={value!r}: give a whole number of at least {least}")
+
+
 def check_scope(scope: Any) -> None:
     """PruneError for anything but a known scope."""
-    if scope not in SCOPES:
-        raise PruneError(f"no scope is called {scope!r}; there is {', '.join(SCOPES)}")
+    if not isinstance(scope, NM) and scope not in SCOPES:
+        raise PruneError(f"no scope is called {scope!r}; there is {', '.join(SCOPES)}, and NM(n, m)")
+
+
+def check_target(sparsity: Any, scope: Any) -> float:
+    """The sparsity as a checked float: the given one, or the one that an N:M scope implies."""
+    check_scope(scope)
+    if not isinstance(scope, NM):
+        return check_sparsity(sparsity)
+    if sparsity is not None and abs(check_sparsity(sparsity) - scope.sparsity) > 1e-9:
+        raise PruneError(
+            f"sparsity is {sparsity:g}, but {scope} removes exactly {scope.sparsity:g}: leave the sparsity out "
+            "(None), or choose another n and m"
+        )
+    return scope.sparsity
 
 
 def check_sparsity(sparsity: Any) -> float:
@@ -67,13 +162,74 @@ def check_sparsity(sparsity: Any) -> float:
     return sparsity
 
 
-def _select(values: dict[str, Tensor], share: float, scope: str, rows: dict[str, int]) -> dict[str, Tensor]:
-    if scope == "global":
-        total = sum(v.numel() for v in values.values())
-        return dict(zip(values, lowest(list(values.values()), round(share * total)), strict=True))
+def _select(values: dict[str, Tensor], share: float, scope: str, least: dict[str, int]) -> dict[str, Tensor]:
     if scope == "layer":
-        return {name: lowest([v], round(share * v.numel()))[0] for name, v in values.items()}
-    return {name: _lowest_in_rows(v, rows[name], share) for name, v in values.items()}
+        wanted = {name: round(share * len(v)) for name, v in values.items()}
+        counts = {name: min(k, len(values[name]) - least[name]) for name, k in wanted.items()}
+        _say_if_short(sum(wanted.values()), sum(counts.values()), least)
+        return {name: lowest([v], counts[name])[0] for name, v in values.items()}
+    k = round(share * sum(len(v) for v in values.values()))
+    if not any(least.values()):
+        return dict(zip(values, lowest(list(values.values()), k), strict=True))
+    free = {name: _all_but_best(v, least[name]) for name, v in values.items()}
+    candidates = [v[free[name]] for name, v in values.items()]
+    _say_if_short(k, min(k, sum(map(len, candidates))), least)
+    removed = {name: torch.zeros_like(f) for name, f in free.items()}
+    for (name, gone), chosen in zip(removed.items(), lowest(candidates, k), strict=True):
+        gone[free[name]] = chosen
+    return removed
+
+
+def _all_but_best(values: Tensor, best: int) -> Tensor:
+    """True at every unit but the `best` highest, of which the last of ties stay, as everywhere."""
+    free = torch.ones_like(values, dtype=torch.bool)
+    free[values.sort(stable=True).indices[len(values) - best :]] = False
+    return free
+
+
+def _say_if_short(wanted: int, possible: int, least: dict[str, int]) -> None:
+    if possible < wanted:
+        warnings.warn(
+            f"{wanted:,} units were to go, but only {possible:,} can: every group keeps at least "
+            f"{max(least.values())}. The sparsity reached is the nearest possible; pass floor= for another floor",
+            stacklevel=4,
+        )
+
+
+def _rounded(gone: Tensor, values: Tensor, group: Group, round_to: int) -> Tensor:
+    """Bring back the best of what went, until the channels kept are a multiple of round_to, or all of them."""
+    if not is_structure(group):
+        raise PruneError(f"round_to={round_to} rounds counts of channels, but {group.name} holds single weights")
+    step = round_to // math.gcd(round_to, group.members[0].block)
+    kept = len(gone) - int(gone.sum())
+    goal = min(-(-kept // step) * step, len(gone))
+    return lowest([values], len(gone) - goal)[0]  # what went was the lowest of its group, so the best of it returns
+
+
+def _lowest_of_each_m(scores: Scores, groups: Sequence[Group], values: dict[str, Tensor], scope: NM) -> Keep:
+    _check_windows(scores, groups, scope)
+    removed = {}
+    for g in groups:
+        table = values[g.name].view(scores[g.members[0].tensor].shape).movedim(1, -1)  # (out, ..., in)
+        gone = _lowest_in_rows(table.reshape(-1), scope.m, scope.sparsity)
+        removed[g.name] = gone.view(table.shape).movedim(-1, 1).reshape(-1)
+    return removed
+
+
+def _check_windows(scores: Scores, groups: Sequence[Group], scope: NM) -> None:
+    unfit = []
+    for g in groups:
+        member, score = g.members[0], scores[g.members[0].tensor]
+        if member.dim is not None or member.tile != (1, 1):
+            raise PruneError(f'scope {scope} compares single weights, but {g.name} holds structures: use "layer"')
+        if score.dim() < 2 or score.shape[1] % scope.m:
+            unfit.append(f"{member.tensor} {shape(score)}")
+    if unfit:
+        names = [u.split()[0] for u in unfit]
+        raise PruneError(
+            f"{scope} needs inputs (dimension 1) in multiples of {scope.m}; not so: {', '.join(unfit)}. Leave them "
+            f"dense with functools.partial(granularity.weights, exclude={names})"
+        )
 
 
 def _lowest_in_rows(values: Tensor, length: int, share: float) -> Tensor:
@@ -88,14 +244,14 @@ def _lowest_in_rows(values: Tensor, length: int, share: float) -> Tensor:
 
 def _row_length(scores: Scores, group: Group) -> int:
     member = group.members[0]
-    if member.dim is not None:
+    if member.dim is not None or member.tile != (1, 1):
         raise PruneError(f'scope "row" compares single weights, but {group.name} holds structures: use "layer"')
     tensor = scores[member.tensor]
     return tensor.numel() // max(tensor.shape[0], 1)
 
 
-def _unit_scores(scores: Scores, group: Group) -> Tensor:
-    """(units,): the sum of the scores of each unit's entries over all its members that have scores."""
+def _unit_scores(scores: Scores, group: Group, reduce: str | None) -> Tensor:
+    """(units,): one score for each unit, of all its entries over all its members that have scores."""
     scored = [(m, scores[m.tensor]) for m in group.members if m.tensor in scores]
     if not scored:
         have = ", ".join(list(scores)[:6])
@@ -105,17 +261,26 @@ def _unit_scores(scores: Scores, group: Group) -> Tensor:
     if torch.isnan(total.sum()) and torch.isnan(total).any():  # the sum alone is NaN for inf - inf too
         bad = int(torch.isnan(total).sum())
         raise PruneError(f"{bad} of the {total.numel()} scores of {group.name} are NaN: they cannot be compared")
+    return _reduced(total, sum(units.size(m, s) for m, s in scored), reduce or _reduction(group))
+
+
+def _reduction(group: Group) -> str:
+    return "relative" if is_structure(group) else "mean"
+
+
+def _reduced(total: Tensor, each: int, reduce: str) -> Tensor:
+    """Sums over `each` entries a unit, as they are or scaled; a scale of 1 makes no copy."""
+    if reduce == "mean" and each > 1:
+        return total / each
+    if reduce == "relative":
+        usual = float(total[torch.isfinite(total)].abs().mean())
+        return total / usual if usual > 0 else total
     return total
 
 
 def _member_scores(member: Member, score: Tensor, group: Group) -> Tensor:
-    if member.dim is None:
-        if score.numel() != group.units:
-            raise PruneError(f"the scores of {member.tensor} have shape {shape(score)}: expected {group.units} entries")
-        return score.reshape(-1)
-    span = group.units * member.block
-    rows = score.movedim(member.dim, 0).narrow(0, member.offset, span)
-    return rows.reshape(group.units, -1).sum(1)
+    owned = units.entries(member, score, group.units)
+    return owned[:, 0] if owned.shape[1] == 1 else owned.sum(1)
 
 
 def _lowest_where_gone(values: Tensor, within: Keep, group: Group) -> Tensor:
@@ -138,61 +303,6 @@ def _check_nested(removed: dict[str, Tensor], within: Keep, share: float) -> Non
             )
 
 
-def expand(model: nn.Module, groups: Sequence[Group], keep: Keep) -> Masks:
-    """Masks for every tensor that loses a unit's entries: (units,) bools laid out in the tensors' own shapes.
-
-    A tensor in several groups keeps an entry only if all of them do. Raises PruneError if keep and groups differ.
-    """
-    masks: Masks = {}
-    for group in groups:
-        kept = _kept(keep, group)
-        for member in group.members:
-            tensor = lookup(model, member.tensor)[0].tensor
-            mask = _member_mask(member, kept, tensor)
-            masks[member.tensor] = masks[member.tensor] & mask if member.tensor in masks else mask
-    return masks
-
-
-def _kept(keep: Mapping[str, Tensor], group: Group) -> Tensor:
-    kept = keep.get(group.name)
-    if kept is None or kept.shape != (group.units,):
-        given = "nothing" if kept is None else f"shape {shape(kept)}"
-        raise PruneError(f"keep has {given} for {group.name}: expected {group.units} bools")
-    return kept
-
-
-def _member_mask(member: Member, kept: Tensor, tensor: Tensor) -> Tensor:
-    if member.dim is None:
-        if kept.numel() != tensor.numel():
-            raise PruneError(
-                f"{member.tensor} has shape {shape(tensor)}, but its group {kept.numel()} units: the groups are of "
-                "another model"
-            )
-        return kept.view(tensor.shape)
-    line = torch.ones(tensor.shape[member.dim], dtype=torch.bool, device=kept.device)
-    line.narrow(0, member.offset, kept.numel() * member.block).copy_(kept.repeat_interleave(member.block))
-    view = [1] * tensor.dim()
-    view[member.dim] = -1
-    return line.view(view).expand(tensor.shape)
-
-
-def contract(groups: Sequence[Group], masks: Mapping[str, Tensor]) -> Keep:
-    """The inverse of `expand`: a unit is kept if any of its entries is. Tensors without a mask keep everything."""
-    return {g.name: _kept_units(g, masks) for g in groups}
-
-
-def _kept_units(group: Group, masks: Mapping[str, Tensor]) -> Tensor:
-    parts = []
-    for member in group.members:
-        if member.tensor not in masks:
-            return torch.ones(group.units, dtype=torch.bool)
-        mask = masks[member.tensor]
-        if member.dim is not None:
-            mask = mask.movedim(member.dim, 0).narrow(0, member.offset, group.units * member.block)
-        parts.append(mask.reshape(group.units, -1).any(1))
-    return torch.stack(parts).any(0)
-
-
 @dataclass(frozen=True)
 class Fared:
     """How one group fared."""
@@ -200,6 +310,8 @@ class Fared:
     name: str
     units: int
     kept: int
+    floored: bool = False  # down to the last unit, which a structure keeps
+    exact: bool = True  # masked and removed compute the same
 
     @property
     def sparsity(self) -> float:
@@ -228,15 +340,33 @@ class Report:
         """The groups that lost every unit: nothing passes through such a layer any more."""
         return tuple(r.name for r in self.layers if r.kept == 0 and r.units)
 
+    @property
+    def floored(self) -> tuple[str, ...]:
+        """The structures down to their last unit: `allocate` keeps that one, whatever it scores."""
+        return tuple(r.name for r in self.layers if r.floored)
+
+    @property
+    def inexact(self) -> tuple[str, ...]:
+        """The structures that lost units and of which a masked model computes something else than a shrunk one."""
+        return tuple(r.name for r in self.layers if not r.exact and r.kept < r.units)
+
     def __str__(self) -> str:
         wide = max(len(r.name) for r in (*self.layers, self.total))
         lines = [
             f"{r.name:<{wide}}  {r.kept:>10,} of {r.units:>10,} kept  {r.sparsity:7.2%} removed"
             for r in (*self.layers, self.total)
         ]
+        if self.floored:
+            lines.append(f"at the floor, one unit left: {', '.join(self.floored)}")
+        if self.inexact:
+            lines.append(f"not exact, masked and removed differ: {', '.join(self.inexact)}")
         return "\n".join(lines)
 
 
 def report(groups: Sequence[Group], keep: Keep) -> Report:
     """Count what a result of `allocate` keeps, group by group."""
-    return Report(tuple(Fared(g.name, g.units, int(_kept(keep, g).sum())) for g in groups))
+    return Report(tuple(_fared(g, int(kept_of(g, keep).sum())) for g in groups))
+
+
+def _fared(group: Group, kept: int) -> Fared:
+    return Fared(group.name, group.units, kept, is_structure(group) and kept == 1 < group.units, group.exact)

@@ -158,12 +158,21 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def lookup(model: nn.Module, name: str) -> list[Place]:
     """All places that share the tensor called `name` (several if it is tied). Unknown names raise PruneError."""
+    return lookup_all(model, (name,))[name]
+
+
+def lookup_all(model: nn.Module, names: Iterable[str]) -> dict[str, list[Place]]:
+    """`lookup` of many names in a single pass: a large network has a thousand, each a walk through all of them."""
     everywhere = places(model)
-    first = next((p for p in everywhere if p.name == name), None)
-    if first is None:
-        known = ", ".join(list(dict.fromkeys(p.name for p in everywhere))[:8])
-        raise PruneError(f"{type(model).__name__} has no tensor named {name!r}; it has {known}, ...")
-    return [p for p in everywhere if p.tensor is first.tensor]
+    first = {p.name: id(p.tensor) for p in reversed(everywhere)}
+    sharing: dict[int, list[Place]] = {}
+    for place in everywhere:
+        sharing.setdefault(id(place.tensor), []).append(place)
+    for name in names:
+        if name not in first:
+            known = ", ".join(list(first)[:-9:-1])
+            raise PruneError(f"{type(model).__name__} has no tensor named {name!r}; it has {known}, ...")
+    return {name: sharing[first[name]] for name in names}
 
 
 def device_of(model: nn.Module) -> torch.device:

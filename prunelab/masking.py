@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .core import Mask, Masks, Place, PruneError, in_order, join, lookup, mask_of, masks_on, places, shape
+from .core import Mask, Masks, Place, PruneError, in_order, join, lookup_all, mask_of, masks_on, places, shape
 
 
 def apply(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
@@ -21,7 +21,9 @@ def apply(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
 
     Raises PruneError, before anything is changed, for an unknown name, a wrong shape, or a mask not of bools.
     """
-    checked = [(_check(model, name, mask), mask) for name, mask in masks.items()]
+    _refuse_foreign(model, masks)
+    everywhere = lookup_all(model, masks)
+    checked = [(_check(name, mask, everywhere[name]), mask) for name, mask in masks.items()]
     for sharing, mask in checked:
         for place in sharing:
             _put(place, mask.to(place.tensor.device, copy=True))
@@ -72,9 +74,7 @@ def _mask(place: Place) -> Mask:
     return found
 
 
-def _check(model: nn.Module, name: str, mask: Tensor) -> list[Place]:
-    _refuse_foreign(model, name)
-    sharing = lookup(model, name)
+def _check(name: str, mask: Tensor, sharing: list[Place]) -> list[Place]:
     weight = sharing[0].tensor
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         given = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
@@ -86,10 +86,11 @@ def _check(model: nn.Module, name: str, mask: Tensor) -> list[Place]:
     return sharing
 
 
-def _refuse_foreign(model: nn.Module, name: str) -> None:
+def _refuse_foreign(model: nn.Module, names: Collection[str]) -> None:
     for path, module in model.named_modules():
         foreign = getattr(module, "parametrizations", {}).keys() - masks_on(module).keys()
-        if any(join(path, attribute) == name for attribute in foreign):
+        name = next((n for n in (join(path, attribute) for attribute in foreign) if n in names), None)
+        if name is not None:
             raise PruneError(
                 f"{name} already has a parametrization that is not a mask: take it off first, with "
                 "torch.nn.utils.parametrize.remove_parametrizations"

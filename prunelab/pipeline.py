@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from . import criteria, granularity, schedules
-from .allocation import Report, allocate, check_scope, check_sparsity, contract, expand, report
+from .allocation import NM, Report, Scope, allocate, check_target, contract, expand, report
 from .calibration import Calibration
 from .core import Group, Keep, Masks, PruneError, Schedule, prunable, shape
 from .criteria import Criterion
@@ -25,19 +25,20 @@ class Recipe:
     """What to prune and how, as plain values that can be printed, compared and shared.
 
     criterion, granularity and schedule are registered names or functions of one's own; sparsity is the final
-    share of units removed; `rounds` is in how many steps the schedule gets there.
+    share of units removed, by default half of them or what an N:M scope implies; `rounds` is in how many steps
+    the schedule gets there.
     """
 
     criterion: str | Criterion = "magnitude"
     granularity: str | Granularity = "weights"
-    sparsity: float = 0.5
-    scope: str = "global"
+    sparsity: float | None = None
+    scope: Scope = "global"
     schedule: str | Schedule = "one_shot"
     rounds: int = 1
 
     def __post_init__(self) -> None:
-        check_sparsity(self.sparsity)
-        check_scope(self.scope)
+        asked = 0.5 if self.sparsity is None and not isinstance(self.scope, NM) else self.sparsity
+        object.__setattr__(self, "sparsity", check_target(asked, self.scope))  # so that a printed recipe says it
         criteria.by_name(self.criterion)
         granularity.by_name(self.granularity)
         schedules.by_name(self.schedule)
@@ -68,25 +69,36 @@ def prune(
 ) -> Pruned:
     """Mask a model in place as the recipe says; `bake` or `shrink` it afterwards.
 
+    example: inputs to trace the model with, where structures are removed; by default the calibration's first batch.
     recover: called with the model after every round's masks are on, e.g. `lambda m: finetune(m, data)`.
     A model that wears masks already keeps them: what is gone stays gone and counts towards the sparsity,
     and a sparsity below what is gone raises PruneError. If anything fails, the model is as it was.
     """
     score = criteria.by_name(recipe.criterion)
     schedule = schedules.by_name(recipe.schedule)
+    if example is None and calib is not None:
+        example = calib.batches[0][0]
     groups = granularity.by_name(recipe.granularity)(model, example)
     _warn_of_frozen(model)
     worn = current_masks(model)
     keep = contract(groups, worn) if worn else None
     with _undone_on_failure(model, worn, trained=recover is not None):
         for done in range(1, recipe.rounds + 1):
-            share = recipe.sparsity * schedule(done / recipe.rounds)
-            keep = allocate(score(model, calib), groups, share, recipe.scope, within=keep)
+            share, scope = _target(recipe, schedule(done / recipe.rounds))
+            keep = allocate(score(model, calib), groups, share, scope, within=keep)
             apply(model, expand(model, groups, keep))
             if recover:
                 recover(model)
     assert keep is not None
     return Pruned(tuple(groups), keep, expand(model, groups, keep), report(groups, keep))
+
+
+def _target(recipe: Recipe, progress: float) -> tuple[float | None, Scope]:
+    """What to ask of `allocate` at a share of the way: N:M grows in its own steps, 2:4 by way of 3:4."""
+    if isinstance(recipe.scope, NM):
+        return None, recipe.scope.after(progress)
+    assert recipe.sparsity is not None  # Recipe resolved it
+    return recipe.sparsity * progress, recipe.scope
 
 
 @contextmanager
@@ -98,13 +110,13 @@ def _undone_on_failure(model: nn.Module, worn: Masks, *, trained: bool) -> Itera
     try:
         yield
     except BaseException:
+        for module, training in modes:
+            module.training = training
         restore(model, worn)
         if trained:
             model.load_state_dict(saved)
         for parameter, grad in grads:
             parameter.grad = grad
-        for module, training in modes:
-            module.training = training
         raise
 
 

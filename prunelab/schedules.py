@@ -37,7 +37,7 @@ def by_name(schedule: str | Schedule) -> Schedule:
             raise PruneError(f"no schedule is called {schedule!r}; there is {', '.join(sorted(SCHEDULES))}")
         return SCHEDULES[schedule]
     start, end = schedule(0.0), schedule(1.0)
-    if abs(start) > 1e-9 or abs(end - 1) > 1e-9:
+    if not (abs(start) <= 1e-9 and abs(end - 1) <= 1e-9):  # so put, NaN fails too
         raise PruneError(
             f"the schedule goes from {start:g} to {end:g} of the final sparsity: it must go from 0 (nothing "
             "removed at the start) to 1 (all of it at the end)"

@@ -27,6 +27,7 @@ def lowest(values: Sequence[Tensor], k: int) -> list[Tensor]:
         return [torch.zeros_like(v, dtype=torch.bool) for v in values]
     if k >= sum(v.numel() for v in values):
         return [torch.ones_like(v, dtype=torch.bool) for v in values]
+    values = [v.detach() for v in values]
     if len({v.dtype for v in values}) > 1:  # a threshold of one type is not exact in another
         common = reduce(torch.promote_types, [v.dtype for v in values])
         values = [v.to(common) for v in values]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .core import Member, PruneError, shape
+from .core import Group, Keep, Masks, Member, PruneError, lookup, places, shape
 
 
 def check(member: Member, tensor: Tensor, units: int) -> None:
@@ -22,7 +22,7 @@ def check(member: Member, tensor: Tensor, units: int) -> None:
         fits = -tensor.dim() <= member.dim < tensor.dim() and 0 <= member.offset < end <= tensor.shape[member.dim]
         wanted = f"{units} units, entries {member.offset} to {end} along dimension {member.dim}"
     if not fits:
-        raise PruneError(f"{member.tensor} {shape(tensor)} does not hold {wanted}: these groups are of another model")
+        raise PruneError(f"{member.tensor} {shape(tensor)} does not hold {wanted}: the groups are of another model")
 
 
 def matrix(tensor: Tensor) -> tuple[int, int]:
@@ -44,17 +44,24 @@ def entries(member: Member, tensor: Tensor, units: int) -> Tensor:
     return tiles.reshape(units, r * c)
 
 
-def mask(member: Member, kept: Tensor, size: Sequence[int]) -> Tensor:
+def size(member: Member, tensor: Tensor) -> int:
+    """How many entries of a tensor each unit owns."""
+    if member.dim is None:
+        return member.tile[0] * member.tile[1]
+    return tensor.numel() // tensor.shape[member.dim] * member.block
+
+
+def mask(member: Member, kept: Tensor, into: Sequence[int]) -> Tensor:
     """The units kept, (units,) bools, laid out in a tensor of the given shape; what no unit owns is kept."""
     if member.dim is not None:
-        view = [1] * len(size)
+        view = [1] * len(into)
         view[member.dim] = -1
-        return line(member, kept, size[member.dim]).view(view).expand(*size)
+        return line(member, kept, into[member.dim]).view(view).expand(*into)
     if member.tile == (1, 1):
-        return kept.view(*size)
-    (r, c), height = member.tile, size[0]
+        return kept.view(*into)
+    (r, c), height = member.tile, into[0]
     tiles = kept.view(height // r, 1, -1, 1)  # (tile rows, 1, tile columns, 1)
-    return tiles.expand(-1, r, -1, c).reshape(*size)
+    return tiles.expand(-1, r, -1, c).reshape(*into)
 
 
 def line(member: Member, kept: Tensor, size: int) -> Tensor:
@@ -62,3 +69,55 @@ def line(member: Member, kept: Tensor, size: int) -> Tensor:
     whole = torch.ones(size, dtype=torch.bool, device=kept.device)
     whole.narrow(0, member.offset, len(kept) * member.block).copy_(kept.repeat_interleave(member.block))
     return whole
+
+
+def expand(model: nn.Module, groups: Sequence[Group], keep: Keep) -> Masks:
+    """Masks for every tensor that loses a unit's entries: (units,) bools laid out in the tensors' own shapes.
+
+    A tensor in several groups keeps an entry only if all of them do. Raises PruneError if keep and groups differ.
+    """
+    tensors = named(model)
+    masks: Masks = {}
+    for group in groups:
+        kept = kept_of(group, keep)
+        for member in group.members:
+            if not member.learned:
+                continue
+            tensor = find(model, tensors, member.tensor)
+            check(member, tensor, group.units)
+            laid = mask(member, kept, tensor.shape)
+            masks[member.tensor] = masks[member.tensor] & laid if member.tensor in masks else laid
+    return masks
+
+
+def contract(groups: Sequence[Group], masks: Mapping[str, Tensor]) -> Keep:
+    """The inverse of `expand`: a unit is kept if any of its entries is. Tensors without a mask keep everything."""
+    return {g.name: _kept_units(g, masks) for g in groups}
+
+
+def _kept_units(group: Group, masks: Mapping[str, Tensor]) -> Tensor:
+    members = [m for m in group.members if m.learned]
+    if any(m.tensor not in masks for m in members):
+        return torch.ones(group.units, dtype=torch.bool)
+    return torch.stack([entries(m, masks[m.tensor], group.units).any(1) for m in members]).any(0)
+
+
+def named(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer under the name it had before any mask."""
+    return {p.name: p.tensor for p in places(model)}
+
+
+def find(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """A tensor of `named(model)`; PruneError says what there is if it isn't there."""
+    if name not in tensors:
+        lookup(model, name)  # raises, and names what there is
+    return tensors[name]
+
+
+def kept_of(group: Group, keep: Keep) -> Tensor:
+    """The group's part of a keep, checked: (units,) bools."""
+    kept = keep.get(group.name)
+    if kept is None or kept.shape != (group.units,) or kept.dtype != torch.bool:
+        given = "nothing" if kept is None else f"{kept.dtype} of shape {shape(kept)}"
+        raise PruneError(f"keep has {given} for {group.name}: expected {group.units} bools")
+    return kept

@@ -11,7 +11,8 @@ from torch import nn
 from prunelab.core import PruneError
 from prunelab.masking import apply, bake
 from prunelab.measurement import compare, latency
-from prunelab.measurement.timing import _affordable, _rotated, median_interval
+from prunelab.measurement.rounds import _affordable, _rotated
+from prunelab.measurement.timing import median_interval
 
 X = torch.randn(16, 32)
 

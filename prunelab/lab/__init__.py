@@ -1,12 +1,13 @@
 """What only a notebook needs: `from prunelab import lab`. Nothing else in prunelab imports it."""
 
-from . import scoreboard
+from . import plots, scoreboard
 from .claims import ClaimError, claim
 from .exercises import check, exercise, hint, solution
 from .explorers import explorer
 from .figures import figure, table
 from .measuring import NO_CUDA, measured
 from .predictions import predict, reveal
+from .readings import reading, sweep
 from .session import start
 from .store import progress, reset
 
@@ -20,12 +21,15 @@ __all__ = [
     "figure",
     "hint",
     "measured",
+    "plots",
     "predict",
     "progress",
+    "reading",
     "reset",
     "reveal",
     "scoreboard",
     "solution",
     "start",
+    "sweep",
     "table",
 ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import nbformat
+
 from . import checkpoints, publish, rules
 
 
@@ -26,7 +28,10 @@ def main() -> None:
         if given.command == "publish":
             publish.publish(path)
         else:
-            print("\n".join(f"{path}: {problem}" for problem in rules.problems(rules.read(path))) or f"{path}: fine")
+            print(
+                "\n".join(f"{path}: {problem}" for problem in rules.problems(nbformat.read(path, as_version=4)))
+                or f"{path}: fine"
+            )
 
 
 if __name__ == "__main__":

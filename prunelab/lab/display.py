@@ -24,7 +24,7 @@ INK = "var(--jp-ui-font-color1, inherit)"
 GOOD = "var(--jp-success-color1, #2e7d32)"
 WARN = "var(--jp-warn-color1, #b26a00)"
 LINE = "var(--jp-border-color1, #9e9e9e)"
-WIDTH = "46em"  # no line of prose longer than a reader likes
+WIDTH = "54em"  # no line of prose longer than a reader likes
 
 
 def emit(data: dict[str, Any], metadata: dict[str, Any]) -> None:
@@ -92,11 +92,11 @@ def prose(text: str) -> str:
 
 
 def code_block(source: str) -> str:
-    """Source code as HTML."""
-    return (
-        f'<pre style="padding: 0.6em 0.8em; margin: 0.3em 0; border: 1px solid {LINE}; overflow-x: auto; '
-        f'line-height: 1.35; white-space: pre"><code style="white-space: pre">{escape(source.strip(), quote=False)}</code></pre>'
-    )
+    """Source code as HTML: lines as they are, scrolled where they are long."""
+    pad = f"padding: 0.6em 0.8em; margin: 0.3em 0; border: 1px solid {LINE}"
+    style = f"{pad}; overflow-x: auto; line-height: 1.35; white-space: pre"
+    code = escape(source.strip(), quote=False)
+    return f'<pre style="{style}"><code style="white-space: pre">{code}</code></pre>'
 
 
 def image(png: bytes, alt: str, size: tuple[int, int] | None = None) -> str:

@@ -1,4 +1,4 @@
-"""The exercises of notebook 01: magnitude, and what it costs to store what is left."""
+"""The exercises of notebook 01: magnitude, local and global, and ties."""
 
 from __future__ import annotations
 
@@ -151,41 +151,6 @@ def _tied(sparsity: float, removed: int, gone: int, weight: Tensor) -> str:
     if removed > gone:
         return f"{what} A threshold with `<=` removes *every* weight that ties with it. Take places, not a threshold."
     return f"{what} A threshold with `<` spares *every* weight that ties with it. Take places, not a threshold."
-
-
-STORED = {"csr": 804_004, "bitmask": 525_000}
-
-
-def check_bytes(answer: Any) -> str | None:
-    """Values and indices of a million weights at 90 %."""
-    if not isinstance(answer, dict) or set(answer) != set(STORED):
-        return 'give a dict with the two keys "csr" and "bitmask".'
-    given = {name: plain(value) for name, value in answer.items()}
-    if any(v is None or v is Ellipsis for v in given.values()):
-        return "one of the two is still open."
-    known = {
-        (
-            "csr",
-            400_000,
-        ): "CSR: you paid for the values only. Each also needs its column, and each row its start.",
-        ("csr", 800_000): "CSR: you left out the row pointers, one a row and one more: 1,001 of 4 bytes.",
-        ("csr", 804_000): "CSR: one row pointer is missing: 1,000 rows have 1,001 boundaries.",
-        (
-            "csr",
-            1_200_000,
-        ): "CSR: you stored a row number with each value; that is COO. CSR has one pointer a row.",
-        ("bitmask", 400_000): "bitmask: you paid for the values only. The mask itself costs a bit for *every* weight.",
-        ("bitmask", 1_400_000): "bitmask: you paid a byte for each place. A bit is an eighth of a byte.",
-        (
-            "bitmask",
-            412_500,
-        ): "bitmask: you paid a bit for each *kept* weight. It has a bit for every place, zeros too.",
-        ("bitmask", 125_000): "bitmask: that is the mask alone. The kept values must be stored too.",
-    }
-    for name, want in STORED.items():
-        if given[name] != want:
-            return known.get((name, given[name]), f"{name}: {given[name]:,} is not it. Add up its parts one by one.")
-    return None
 
 
 EXERCISES = (
@@ -364,36 +329,5 @@ EXERCISES = (
             ),
         ),
         praise="Exact under ties: a constant layer loses its share, and not everything.",
-    ),
-    Exercise(
-        id="01-4",
-        title="What the zeros still cost",
-        kind="read",
-        difficulty=2,
-        minutes=5,
-        task=(
-            "A weight of 1,000 × 1,000 float32 values (4 bytes each) is pruned to a sparsity of 90 %. CSR stores each "
-            "kept value, its column as an int32 (4 bytes), and row pointers as int32, one a row and one more. A "
-            "bitmask stores one bit for each place, and the kept values.\n\n"
-            "How many bytes does each take? Dense, it was 4,000,000."
-        ),
-        answer="stored",
-        stub='stored = ...  # {"csr": bytes, "bitmask": bytes}',
-        hints=(
-            "100,000 values are kept; by themselves they take 400,000 bytes in both formats.",
-            "CSR adds 4 bytes of column for each kept value, and 1,001 row pointers of 4 bytes.",
-            "The bitmask adds a million bits, whatever the sparsity. Eight bits are a byte.",
-        ),
-        solution=('kept = 100_000\nstored = {"csr": kept * (4 + 4) + 1001 * 4, "bitmask": kept * 4 + 1_000_000 // 8}'),
-        check=check_bytes,
-        wrong=(
-            WrongAnswer('stored = {"csr": 400_000, "bitmask": 525_000}', "the values only"),
-            WrongAnswer('stored = {"csr": 800_000, "bitmask": 525_000}', "row pointers"),
-            WrongAnswer('stored = {"csr": 804_004, "bitmask": 1_400_000}', "an eighth of a byte"),
-            WrongAnswer('stored = {"csr": 804_004, "bitmask": 412_500}', "every place, zeros too"),
-            WrongAnswer('stored = {"csr": 804_004, "bitmask": 125_000}', "the mask alone"),
-            WrongAnswer('stored = {"csr": 100_000, "bitmask": 525_000}', "one by one"),
-        ),
-        praise="At 90 % the indices of CSR cost as much as the values; a tenfold sparsity is not a tenfold saving.",
     ),
 )

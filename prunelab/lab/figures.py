@@ -143,7 +143,8 @@ def render_table(
         + "</tr>"
         for first, *rest in cells
     )
-    title = f'<caption style="text-align: left; padding: 0.3em 0.8em; font-weight: bold">{escape(caption)}</caption>'
+    style = "text-align: left; padding: 0.3em 0.8em; font-weight: bold; white-space: nowrap"
+    title = f'<caption style="{style}">{escape(caption)}</caption>'
     return text, f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 

@@ -10,7 +10,7 @@ import math
 
 NO_CUDA = "no CUDA device here"  # stands where a GPU's value would; the same rule matches both
 
-_NUMBER = r"[-+]?(?:\d[\d,]*(?:\.\d+)?|nan|inf)"
+_NUMBER = r"[-+]?(?:\d+(?:,\d{3})*(?:\.\d+)?|nan|inf)"
 _UNIT = r"(?: ?(?:%|×|points?|[nµm]?s|[kMG]?B|[kMG]?MACs|CUDA devices?)(?!\w))?"
 _QUANTITY = _NUMBER + _UNIT
 PATTERN = rf"≈ {_QUANTITY}(?: ± {_QUANTITY})?(?: \[{_QUANTITY}, {_QUANTITY}\])?|{NO_CUDA}"

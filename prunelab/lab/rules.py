@@ -6,7 +6,8 @@ What may be a number in Markdown without a claim behind it (`numbers`), and noth
 code in backticks and formulas in dollars; link targets; arXiv ids and years (1900 to 2099); section numbers after §,
 sec., ch., fig., eq. or table; notebook numbers (two digits that begin with 0, and whatever follows "notebook");
 exercise ids (01-2); the numbers of an ordered list; names that hold a digit behind a letter (L1, CIFAR-10,
-float32) or shapes like 3×3 and patterns like 2:4; the strip under the title.
+float32) or shapes like 3×3 and patterns like 2:4; a table cell that is a question (the map of the course
+quotes titles); the strip under the title.
 """
 
 from __future__ import annotations
@@ -417,8 +418,9 @@ _EXEMPT = (
     r"(?:§+|\b[Ss]ec(?:tion|\.)|\b[Cc]h(?:apter|\.)|\b[Ff]ig(?:ure|\.)|\b[Ee]q\.|\b[Tt]able)\s*\d+(?:\.\d+)*[a-z]?",
     r"\b(?:19|20)\d\d\b",
     r"\b\d\d-\d\b",
-    r"\b[Nn]otebooks?\s+\d\d\b|(?<![\d.,])0\d(?![\d.,])",
+    r"\b[Nn]otebooks?\s+\d\d\b|(?<![\d.,])0\d(?!\d|[.,]\d)",
     r"^\s*\d+\.\s",
+    r"(?<=\|)[^|\n]*\?\s*(?=\|)",
     r"\b\d+\s?[×x]\s?\d+(?:\s?[×x]\s?\d+)*\b",
     r"\b\d+:\d+\b",
     r"[A-Za-z][\w-]*\d[\w-]*",
@@ -449,7 +451,7 @@ def described(nb: Notebook, place: int) -> list[str]:
 
 def opening(alt: str) -> str:
     """The first words of an alt."""
-    return " ".join(alt.split()[:ALT_WORDS]).casefold()
+    return " ".join(alt.split()[:ALT_WORDS]).rstrip(".,:;!?").casefold()
 
 
 class _Alts(HTMLParser):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .. import measurement
+from ..measurement import Measurement
 from . import display, store
 from .figures import render_table
 from .measuring import NO_CUDA, measured
@@ -46,6 +48,30 @@ def add(
     }
     _here.setdefault(notebook, {})[name] = row
     store.current().record("scoreboard", f"{notebook} {name}", row)
+
+
+def add_measured(
+    notebook: str, name: str, measured: Measurement, latency: measurement.Latency | None = None, **more: Any
+) -> None:
+    """`add` the row of a `pl.measure` result: its bytes are those of the smallest format that counts its indices.
+
+    `latency`: that of a `compare`, timed in turns with the others; else the measurement's own. `more`: spread, seeds.
+    """
+    times = {"cpu": latency or measured.latency.get("cpu"), "cuda": measured.latency.get("cuda")}
+    cpu, cuda = (None if t is None else (t.p50, t.p10, t.p90) for t in times.values())
+    if measured.accuracy is None:
+        raise ValueError(f"{name!r} was measured without data: the scoreboard needs its accuracy")
+    smallest = min(measured.bytes[f] for f in ("dense", "csr", "bitmask") if f in measured.bytes)
+    add(
+        notebook,
+        name,
+        accuracy=measured.accuracy,
+        bytes=smallest,
+        macs=measured.macs,
+        latency=cpu,
+        latency_cuda=cuda,
+        **more,
+    )
 
 
 def show(notebook: str) -> None:

@@ -27,6 +27,7 @@ class Store:
     def __init__(self, folder: Path):
         self.path = folder / "progress.json"
         self.memory: dict[str, Any] | None = None  # holds the content once the file can't
+        self.seen = _empty()  # as the file last said
 
     def read(self) -> dict[str, Any]:
         """Everything recorded so far; empty sections where nothing is."""
@@ -53,7 +54,7 @@ class Store:
 
     def reset(self) -> Path | None:
         """Move the file to a backup beside it; its new place, or None if there was nothing."""
-        self.memory = None
+        self.memory, self.seen = None, _empty()
         try:
             return self._move("backup") if self.path.exists() else None
         except OSError as error:
@@ -89,11 +90,12 @@ class Store:
             return self._fall_back(f"a newer prunelab wrote it (schema {version}); update this one to use it")
         if version != SCHEMA or not all(isinstance(content.get(s, {}), dict) for s in SECTIONS):
             raise ValueError("it is not a progress file of this course")
-        return _empty() | content
+        self.seen = _empty() | content
+        return copy.deepcopy(self.seen)
 
     def _fall_back(self, why: object) -> dict[str, Any]:
         if self.memory is None:
-            self.memory = _empty()
+            self.memory = self.seen
             display.notice(
                 f"Your progress can't be kept in {self.path}: {why}. The course works as always, but forgets your "
                 "answers when the kernel stops. To keep them, set the environment variable PRUNELAB_HOME to a folder "

@@ -1,26 +1,46 @@
 """What a model is worth and what it costs: accuracy, stored bytes, MACs, memory and latency, with intervals."""
 
+from . import pitfalls
 from .accuracy import Evaluation, evaluate, wilson
+from .kernels import Crossover, Product, Products, crossover, products
+from .machines import Floor, Machine, floor, machine
 from .memory import peak_memory
 from .operations import macs
 from .report import Measurement, measure
+from .roofline import Layer, Roofline, roofline
 from .storage import FORMATS, count, stored_bytes
 from .timing import Comparison, Latency, Speedup, compare, latency
+from .verdicts import Verdict, verdict
 
 __all__ = [
     "FORMATS",
     "Comparison",
+    "Crossover",
     "Evaluation",
+    "Floor",
     "Latency",
+    "Layer",
+    "Machine",
     "Measurement",
+    "Product",
+    "Products",
+    "Roofline",
     "Speedup",
+    "Verdict",
     "compare",
     "count",
+    "crossover",
     "evaluate",
+    "floor",
     "latency",
+    "machine",
     "macs",
     "measure",
     "peak_memory",
+    "pitfalls",
+    "products",
+    "roofline",
     "stored_bytes",
+    "verdict",
     "wilson",
 ]

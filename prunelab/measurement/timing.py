@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..batches import call, to
 from ..core import PruneError, device_of
-from .conditions import attempt, check_count, check_plain, cut, first_inputs, rows, undisturbed
+from .conditions import attempt, check_plain, cut, first_inputs, rows, undisturbed
+from .rounds import Blocks, Task, interleaved, resolved, waited_for
 from .text import html, plural, ranged, table
 
-if TYPE_CHECKING:
-    from torch.utils.benchmark import Timer
-
 BATCH = 64  # samples a forward, where only data was given
-BLOCK = 0.01  # seconds: shorter blocks drown in what else the machine does
-BUDGET = 2.0  # seconds a model for all rounds together, beyond which there are fewer of them
-ROUNDS = (7, 15)  # seven is the least for which the median has an interval of 95 %
-
-Blocks: TypeAlias = dict[str, list[float]]  # name -> seconds a forward, one value a round
 
 
 @dataclass(frozen=True, repr=False)
 class Latency:
-    """Seconds one forward of `batch` samples takes: the rounds' median, 10th and 90th percentile."""
+    """Seconds one forward of `batch` samples takes: the rounds' median, 10th and 90th percentile.
+
+    `clock`: "wall", or "processor" for the time that this process alone was computing.
+    """
 
     p50: float
     p10: float
@@ -39,6 +34,7 @@ class Latency:
     threads: int
     device: str
     rounds: int
+    clock: str = "wall"
 
     def __str__(self) -> str:
         return ranged(self.p50, self.p10, self.p90)
@@ -50,7 +46,9 @@ class Latency:
     def conditions(self) -> str:
         """What the number is worth nothing without: batch 64, 1 thread, cpu."""
         threads = plural(self.threads, "thread")
-        return ", ".join([f"batch {self.batch}", *([threads] if self.device == "cpu" else []), self.device])
+        on_cpu = [threads] if self.device == "cpu" else []
+        clock = [] if self.clock == "wall" else [f"{self.clock} time"]
+        return ", ".join([f"batch {self.batch}", *on_cpu, self.device, *clock])
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,16 +98,20 @@ def latency(
     batch_size: int | None = None,
     threads: int = 1,
     rounds: int | None = None,
+    clock: str = "wall",
 ) -> Latency:
     """Time forward passes of a model where it lies, in eval and inference mode.
 
     One value a round: the mean over a block of at least 10 ms, after two forwards to warm up. `batch_size`
     cuts the example (1 and a large one tell different stories). `rounds`: 15, fewer (down to 7) if that
-    would take over 2 s. On a GPU each forward is waited for. Raises PruneError for a model with masks on.
+    would take over 2 s. On a GPU each forward is waited for. `clock` as in `compare`. Raises PruneError for a
+    model with masks on.
     """
     check_plain(model)
     inputs = cut(example, batch_size)
-    return _summaries({"": model}, _blocks({"": model}, inputs, threads, rounds), rows(inputs), threads)[""]
+    clock = resolved(clock, threads, device_of(model).type)
+    times = _blocks({"": model}, inputs, threads, rounds, clock)
+    return _summaries({"": model}, times, rows(inputs), threads, clock)[""]
 
 
 def compare(
@@ -119,6 +121,7 @@ def compare(
     batch_size: int | None = None,
     threads: int = 1,
     rounds: int | None = None,
+    clock: str = "wall",
 ) -> Comparison:
     """Time several models in turns on the same inputs: speedup = median over rounds of time(first) / time(model).
 
@@ -126,6 +129,8 @@ def compare(
     slows all of them. The interval holds the median ratio with at least 95 % certainty (the sign test's order
     statistics; it assumes no distribution). An example is a tensor, or a dict of inputs by keyword, taken
     whole unless `batch_size` cuts it; of anything else, data, the first 64 test samples are taken.
+    clock="processor" leaves out what other programs take on a busy machine, for one thread on a CPU;
+    "steady" is that where it can be had, and else "wall".
     Raises PruneError if a model wears masks, they lie on different devices, or rounds is below 7.
     """
     _check_candidates(models)
@@ -133,13 +138,16 @@ def compare(
         inputs = cut(example_or_data, batch_size)
     else:
         inputs = first_inputs(example_or_data, "test", BATCH if batch_size is None else batch_size)
-    times = _blocks(models, inputs, threads, rounds)
-    first = times[next(iter(models))]
+    clock = resolved(clock, threads, device_of(next(iter(models.values()))).type)
+    times = _blocks(models, inputs, threads, rounds, clock)
+    return Comparison(_summaries(models, times, rows(inputs), threads, clock), speedups(times))
+
+
+def speedups(times: Blocks) -> dict[str, Speedup]:
+    """How many times faster than the first each one is, from the ratios within each round."""
+    first = next(iter(times.values()))
     ratios = {name: [a / b for a, b in zip(first, own, strict=True)] for name, own in times.items()}
-    return Comparison(
-        _summaries(models, times, rows(inputs), threads),
-        {name: Speedup(*median_interval(values)) for name, values in ratios.items()},
-    )
+    return {name: Speedup(*median_interval(values)) for name, values in ratios.items()}
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -170,68 +178,38 @@ def _check_candidates(models: Mapping[str, nn.Module]) -> None:
         raise PruneError(f"models lie on different devices, {where}: move all to one with model.to(device)")
 
 
-def _blocks(models: Mapping[str, nn.Module], inputs: Any, threads: int, rounds: int | None) -> Blocks:
+def _blocks(
+    models: Mapping[str, nn.Module], inputs: Any, threads: int, rounds: int | None, clock: str = "wall"
+) -> Blocks:
     """Seconds a forward, for each model in each round."""
-    check_count("threads", threads)
-    if rounds is not None:
-        check_count("rounds", rounds, ROUNDS[0])
-    times: Blocks = {name: [] for name in models}
     with ExitStack() as stack:
         for model in models.values():
             stack.enter_context(undisturbed(model))
         stack.enter_context(torch.inference_mode())
-        timers = {name: _timer(model, inputs, threads) for name, model in models.items()}
-        once = {name: timer.timeit(1).median for name, timer in timers.items()}
-        inner = {name: math.ceil(BLOCK / t) for name, t in once.items()}
-        round_takes = sum((inner[name] + 2) * t for name, t in once.items())  # timeit warms up with two
-        for turn in range(rounds or _affordable(round_takes / len(models))):
-            for name in _rotated(list(models), turn):
-                times[name].append(timers[name].timeit(inner[name]).median)
-    return times
+        tasks = {name: forward(model, inputs) for name, model in models.items()}
+        on = device_of(next(iter(models.values()))).type
+        return interleaved(tasks, threads=threads, rounds=rounds, clock=clock, device=on)
 
 
-def _timer_type() -> type[Timer]:
-    """The Timer of torch, imported without the warning that logs where a CUDA toolkit but no GPU is installed."""
-    logger = logging.getLogger("torch.utils.cpp_extension")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        from torch.utils.benchmark import Timer
-    finally:
-        logger.setLevel(before)
-    return Timer
-
-
-def _timer(model: nn.Module, inputs: Any, threads: int) -> Timer:
+def forward(model: nn.Module, inputs: Any) -> Task:
+    """One forward pass as a task, tried once; on a GPU it is waited for, or only the launch would be timed."""
     device = device_of(model)
     placed = to(inputs, device)
     attempt(model, placed)
-
-    def forward_on_gpu() -> None:
-        call(model, placed)
-        torch.cuda.synchronize(device)  # without it, only the launch is timed
-
-    forward: Callable[[], Any] = forward_on_gpu if device.type == "cuda" else lambda: call(model, placed)
-    return _timer_type()("forward()", globals={"forward": forward}, num_threads=threads)
+    return waited_for(lambda: call(model, placed), device)
 
 
-def _affordable(seconds: float) -> int:
-    """How many rounds to make if one takes so many seconds a model."""
-    fewest, most = ROUNDS
-    return min(most, max(fewest, int(BUDGET / seconds)))
+def _summaries(
+    models: Mapping[str, nn.Module], times: Blocks, batch: int, threads: int, clock: str
+) -> dict[str, Latency]:
+    on = {name: device_of(model).type for name, model in models.items()}
+    return {name: summary(times[name], batch, threads, on[name], clock) for name in models}
 
 
-def _rotated(names: list[str], turn: int) -> list[str]:
-    start = turn % len(names)
-    return names[start:] + names[:start]
-
-
-def _summaries(models: Mapping[str, nn.Module], times: Blocks, batch: int, threads: int) -> dict[str, Latency]:
-    found = {}
-    for name, model in models.items():
-        middle, low, high = (_quantile(times[name], q) for q in (0.5, 0.1, 0.9))
-        found[name] = Latency(middle, low, high, batch, threads, device_of(model).type, len(times[name]))
-    return found
+def summary(values: Sequence[float], batch: int, threads: int, device: str, clock: str) -> Latency:
+    """The rounds' median, 10th and 90th percentile."""
+    middle, low, high = (_quantile(values, q) for q in (0.5, 0.1, 0.9))
+    return Latency(middle, low, high, batch, threads, device, len(values), clock)
 
 
 def _quantile(values: Sequence[float], q: float) -> float:

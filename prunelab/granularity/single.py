@@ -1,0 +1,66 @@
+"""Single weights, and blocks of them: what can be zeroed, but leaves no hole that could be closed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from .. import units
+from ..core import Group, Member, PruneError, prunable, shape
+
+
+def weights(model: nn.Module, example: Any = None, *, exclude: Collection[str] = ()) -> list[Group]:
+    """Every weight on its own: one group a prunable tensor, one unit an entry. `exclude` leaves tensors alone."""
+    return [Group(n, p.numel(), (Member(n),)) for n, p in _chosen(model, exclude).items()]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of r rows by c columns of every weight matrix: the pattern that block-sparse (BSR) kernels can skip.
+
+    A row is all that feeds one output; a convolution's row is laid out (in, kh, kw), as in memory and in
+    `weight.flatten(1)`, so that c = kh*kw takes whole kernels. `exclude` leaves tensors alone.
+    """
+
+    r: int
+    c: int
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for what, value in (("r", self.r), ("c", self.c)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise PruneError(f"blocks of {what}={value!r}: give whole numbers of at least 1, such as blocks(4, 4)")
+
+    def __call__(self, model: nn.Module, example: Any = None) -> list[Group]:
+        """One group a prunable tensor, one unit a block; PruneError names the tensors that are no multiple."""
+        chosen = _chosen(model, self.exclude)
+        sizes = {name: units.matrix(p) for name, p in chosen.items()}
+        unfit = [name for name, (rows, columns) in sizes.items() if rows % self.r or columns % self.c]
+        if unfit:
+            seen = ", ".join(f"{n} {shape(chosen[n])}, a matrix of {sizes[n][0]} x {sizes[n][1]}" for n in unfit)
+            raise PruneError(
+                f"blocks of {self.r} x {self.c} do not divide {seen}. Leave them dense: "
+                f"blocks({self.r}, {self.c}, exclude={[*self.exclude, *unfit]})"
+            )
+        tile = (self.r, self.c)
+        return [Group(n, p.numel() // (self.r * self.c), (Member(n, tile=tile),)) for n, p in chosen.items()]
+
+
+def blocks(r: int, c: int, *, exclude: Collection[str] = ()) -> Blocks:
+    """A granularity: r x c blocks of every weight matrix, as in `Recipe(granularity=blocks(4, 4))`."""
+    return Blocks(r, c, tuple(exclude))
+
+
+def _chosen(model: nn.Module, exclude: Collection[str]) -> dict[str, Tensor]:
+    """The prunable tensors but the excluded ones; PruneError if one isn't there, or none is left."""
+    found = prunable(model)
+    unknown = [n for n in exclude if n not in found]
+    if unknown:
+        raise PruneError(f"cannot exclude {unknown[0]!r}: not among the prunable tensors {', '.join(found)}")
+    left: dict[str, Tensor] = {n: p for n, p in found.items() if n not in exclude}
+    if not left:
+        raise PruneError(f"nothing is left to prune: all of {', '.join(found)} are excluded")
+    return left

@@ -1,0 +1,58 @@
+"""What a pruned network reads, without changing the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..allocation import allocate, expand
+from ..batches import batches, call
+from ..calibration import Calibration
+from ..core import mode
+from ..criteria import by_name as criterion_named
+from ..granularity import by_name as granularity_named
+from ..masking import masked
+from ..pipeline import Recipe
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The class read for each picture, and the share that is right."""
+
+    labels: list[int]
+    accuracy: float
+
+
+def reading(model: nn.Module, recipe: Recipe, pictures: Any, calib: Calibration | None = None) -> Reading:
+    """What the model would read of some pictures if it were pruned as the recipe says, in one shot."""
+    groups = granularity_named(recipe.granularity)(model)
+    keep = allocate(criterion_named(recipe.criterion)(model, calib), groups, recipe.sparsity, recipe.scope)
+    with masked(model, expand(model, groups, keep)), mode(model, training=False), torch.inference_mode():
+        found = [(call(model, x).argmax(1), y) for x, y in batches(pictures)]
+    read, truth = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return Reading(read.tolist(), float((read == truth).double().mean()))
+
+
+def sweep(
+    models: Sequence[nn.Module], recipes: Mapping[str, Recipe], sparsities: Sequence[float], pictures: Any
+) -> dict[str, list[list[float]]]:
+    """Accuracy without retraining: for each recipe a table (networks, sparsities). A bar shows how far it is."""
+    bar = tqdm(total=len(models) * len(recipes) * len(sparsities), desc="pruning", leave=False)
+    with bar:
+        return {
+            name: [_accuracies(model, recipe, sparsities, pictures, bar) for model in models]
+            for name, recipe in recipes.items()
+        }
+
+
+def _accuracies(model: nn.Module, recipe: Recipe, sparsities: Sequence[float], pictures: Any, bar: tqdm) -> list[float]:
+    found = []
+    for sparsity in sparsities:
+        found.append(reading(model, replace(recipe, sparsity=sparsity), pictures).accuracy)
+        bar.update()
+    return found

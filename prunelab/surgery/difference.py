@@ -1,0 +1,54 @@
+"""Does removing compute the same as zeroing? Measured, not assumed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import units
+from ..batches import call, to
+from ..core import Group, Keep, device_of, mode
+from ..masking import apply, bake
+from .shrinking import shrink
+
+
+def difference(model: nn.Module, groups: Sequence[Group], keep: Keep, example: Any) -> float:
+    """The largest difference of outputs between the masked and the shrunk model, relative to the largest output.
+
+    In eval mode, on `example`. Near 1e-6 in float32 where all groups are exact. The model is left as it is.
+    """
+    masked = bake(apply(bake(copy.deepcopy(model)), units.expand(model, groups, keep)))
+    return apart(masked, shrink(model, groups, keep), example)
+
+
+def apart(one: nn.Module, other: nn.Module, example: Any) -> float:
+    """The largest difference of two models' outputs on the same inputs, relative to the first's largest output."""
+    inputs = to(example, device_of(one))
+    worst = 0.0
+    for a, b in zip(outputs(one, inputs), outputs(other, inputs), strict=True):
+        largest = float(a.abs().max()) if a.numel() else 0.0
+        gap = float((a - b).abs().max()) if a.numel() else 0.0
+        worst = max(worst, gap / largest if largest > 0 else gap) if gap == gap else float("nan")
+        if worst != worst:
+            return worst
+    return worst
+
+
+def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
+    """The floating-point tensors a model gives in eval mode, in order."""
+    with mode(model, training=False), torch.no_grad():
+        return list(tensors(call(model, inputs)))
+
+
+def tensors(nest: Any) -> Iterator[Tensor]:
+    """The floating-point tensors in any nest of tuples, lists and dicts."""
+    if isinstance(nest, Tensor):
+        if nest.is_floating_point():
+            yield nest
+    elif isinstance(nest, (Mapping, tuple, list)):
+        for value in nest.values() if isinstance(nest, Mapping) else nest:
+            yield from tensors(value)

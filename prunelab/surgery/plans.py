@@ -1,0 +1,190 @@
+"""A shrunk model in files: which units stayed (JSON), and its weights (safetensors). Nothing that can execute code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from .. import units
+from ..core import Group, Keep, Member, PruneError, mask_of, places, shape
+from .shrinking import shrink
+
+FORMAT = "prunelab plan 1"
+PLAN = "plan.json"
+
+
+def save_plan(path: str | os.PathLike[str], groups: Sequence[Group], keep: Keep, model: nn.Module) -> Path:
+    """Save a shrunk model as a folder: `plan.json`, the units that stayed, beside its weights in safetensors.
+
+    `groups` and `keep` as given to `shrink`, `model` what it returned (trained further, perhaps). Files are
+    written whole or not at all: a folder saved before stays valid until the new plan is complete. Returns the
+    folder. Raises PruneError if the model is not what these groups and keep leave, or still wears masks.
+    """
+    folder = Path(path)
+    _check_shrunk(groups, keep, model)
+    data = save_tensors(_state(model))
+    digest = hashlib.sha256(data).hexdigest()
+    weights = f"weights-{digest[:12]}.safetensors"  # named by content: the old plan keeps its own until replaced
+    plan = {"format": FORMAT, "model": type(model).__name__, "weights": weights, "sha256": digest}
+    lines = ",\n  ".join(json.dumps(_described(g, keep)) for g in groups)
+    text = json.dumps(plan, indent=1)[:-2] + f',\n "groups": [\n  {lines}\n ]\n}}\n'
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / weights, data)
+    _write(folder / PLAN, text.encode())
+    for old in folder.glob("weights-*.safetensors"):
+        if old.name != weights:
+            old.unlink(missing_ok=True)
+    return folder
+
+
+def load_plan(path: str | os.PathLike[str], fresh_model: nn.Module) -> nn.Module:
+    """Rebuild a saved model: a shrunk copy of `fresh_model` (the architecture as it was) with the saved weights.
+
+    The fresh model is left as it is. Raises PruneError for missing or damaged files, and for a plan of another
+    model, naming the first tensor that differs.
+    """
+    folder = Path(path)
+    plan = _read_plan(folder / PLAN)
+    saved = _read_weights(folder / plan["weights"], plan["sha256"])
+    groups, keep = plan["groups"], plan["keep"]
+    try:
+        small = shrink(fresh_model, groups, keep)
+    except PruneError as error:
+        raise PruneError(f"{folder} is not a plan of this {type(fresh_model).__name__}: {error}") from error
+    own = _state(small)
+    _check_same(saved, own, f"{folder} (a {plan['model']})", type(fresh_model).__name__)
+    with torch.no_grad():
+        for name, tensor in _tensors(small).items():
+            tensor.copy_(saved[name])
+    return small
+
+
+def _described(group: Group, keep: Keep) -> dict[str, Any]:
+    kept = units.kept_of(group, keep).nonzero().squeeze(1).tolist()
+    return {"name": group.name, "units": group.units, "exact": group.exact, "kept": kept, "members": _members(group)}
+
+
+def _members(group: Group) -> list[dict[str, Any]]:
+    defaults = {f.name: f.default for f in fields(Member)}
+    return [{k: v for k, v in asdict(m).items() if defaults[k] != v} for m in group.members]
+
+
+def _check_shrunk(groups: Sequence[Group], keep: Keep, model: nn.Module) -> None:
+    masked = [p.name for p in places(model) if mask_of(p.module, p.attribute) is not None]
+    if masked:
+        raise PruneError(f"the model wears masks, on {masked[0]} and perhaps others: bake(model) first")
+    tensors = units.named(model)
+    for group in groups:
+        kept = units.kept_of(group, keep)
+        for member in group.members:
+            tensor = units.find(model, tensors, member.tensor)
+            if member.dim is None:
+                raise PruneError(f"{group.name} holds single weights: a plan is of structures, such as filters")
+            least = int(kept.sum()) * member.block
+            alone = sum(m.tensor == member.tensor and m.dim == member.dim for g in groups for m in g.members) == 1
+            size = tensor.shape[member.dim]
+            if size < least or (alone and member.offset == 0 and size >= group.units * member.block and not kept.all()):
+                raise PruneError(
+                    f"{member.tensor} {shape(tensor)} is not what these groups and keep leave of it, {least} of "
+                    f"{group.units * member.block} along dimension {member.dim}: give the model that shrink returned"
+                )
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What a state dict holds, tied tensors once."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):
+            raise PruneError(f"{name} of {type(model).__name__} is a {type(tensor).__name__}: only tensors are saved")
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[name] = tensor
+    return found
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: t.detach().cpu().contiguous() for name, t in _tensors(model).items()}
+
+
+def _write(path: Path, data: bytes) -> None:
+    """All of it or nothing: written beside, then renamed onto the name."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with draft.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _read_plan(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_bytes())
+        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+            given = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
+            raise PruneError(f"{path} is no plan this version can read: its format is {given!r}, not {FORMAT!r}")
+        groups = tuple(_group_of(g) for g in raw["groups"])
+        keep = {g["name"]: _keep_of(g) for g in raw["groups"]}
+        weights = str(raw["weights"])
+        if Path(weights).name != weights:
+            raise ValueError(f"the weights are said to lie at {weights}")
+        return {"model": raw["model"], "weights": weights, "sha256": raw["sha256"], "groups": groups, "keep": keep}
+    except PruneError:
+        raise
+    except FileNotFoundError as error:
+        raise PruneError(f"there is no {path}: give the folder that save_plan returned") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise PruneError(f"{path} is damaged or incomplete ({why}): save the plan again, or copy it anew") from error
+
+
+def _group_of(raw: dict[str, Any]) -> Group:
+    members = [Member(**{**m, "tile": tuple(m.get("tile", (1, 1)))}) for m in raw["members"]]
+    numbers = [raw["units"], *(n for m in members for n in (m.dim, m.block, m.offset))]
+    if not all(type(n) is int for n in numbers):
+        raise ValueError(f"a number of group {raw['name']} is none")
+    return Group(str(raw["name"]), raw["units"], tuple(members), bool(raw["exact"]))
+
+
+def _keep_of(raw: dict[str, Any]) -> Tensor:
+    kept = torch.zeros(raw["units"], dtype=torch.bool)
+    indices = raw["kept"]
+    if not all(type(i) is int and 0 <= i < raw["units"] for i in indices) or len(set(indices)) != len(indices):
+        raise ValueError(f"the kept units of {raw['name']} are not among its {raw['units']}")
+    kept[indices] = True
+    return kept
+
+
+def _read_weights(path: Path, digest: str) -> dict[str, Tensor]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise PruneError(f"the weights of the plan, {path}, cannot be read: {error}. Copy the whole folder") from error
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise PruneError(f"{path} ({len(data):,} bytes) is damaged or cut short: its checksum is not the plan's")
+    try:
+        return load_tensors(data)
+    except SafetensorError as error:
+        raise PruneError(f"{path} holds no safetensors: {error}") from error
+
+
+def _check_same(saved: dict[str, Tensor], own: dict[str, Tensor], ours: str, theirs: str) -> None:
+    """PruneError naming the first tensor in which a plan and a model differ."""
+    for name in (*own, *(n for n in saved if n not in own)):
+        said, got = (f"{t[name].dtype} {shape(t[name])}" if name in t else "nothing" for t in (saved, own))
+        if said != got:
+            raise PruneError(f"{ours} is not a plan of this {theirs}: {name} is {said} in the plan, {got} in the model")

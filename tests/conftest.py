@@ -1,0 +1,173 @@
+"""What all tests share: small seeded models, data for them, `snapshot`, one thread, and no way out to the network."""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+
+class Residual(nn.Module):
+    """x + f(x) twice, with BatchNorm: channels are coupled through the sums."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU()) for _ in range(2)
+        )
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x.mean((2, 3)))
+
+
+class TiedLinears(nn.Module):
+    """Two linear layers that share one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(self.first(x).relu()).relu())
+
+
+class TiedEmbedding(nn.Module):
+    """A language model in small: the embedding is the output layer's weight too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.inner, self.out = nn.Embedding(7, 4), nn.Linear(4, 4), nn.Linear(4, 7, bias=False)
+        self.out.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.out(self.inner(self.embed(tokens)).relu())
+
+
+class Attention(nn.Module):
+    """One MultiheadAttention: packed, or (`kdim`) with separate projections."""
+
+    def __init__(self, kdim: int | None = None) -> None:
+        super().__init__()
+        self.attend, self.head = nn.MultiheadAttention(4, 2, kdim=kdim, vdim=kdim, batch_first=True), nn.Linear(4, 3)
+        self.widen = nn.Identity() if kdim is None else nn.Linear(4, kdim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.view(len(x), -1, 4)
+        wide = self.widen(tokens)
+        return self.head(self.attend(tokens, wide, wide, need_weights=False)[0].mean(1))
+
+
+def _cnn() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 6, 3, bias=False),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 3),
+    )
+
+
+def _mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+BUILDERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "cnn": (_cnn, (1, 6, 6)),
+    "mlp": (_mlp, (6,)),
+    "residual": (Residual, (1, 6, 6)),
+    "tied": (TiedLinears, (6,)),
+    "attention": (Attention, (8,)),
+    "attention_kdim": (lambda: Attention(6), (8,)),
+}
+
+
+@pytest.fixture
+def build() -> Callable[[str], nn.Module]:
+    """A function from a name, any in BUILDERS or "tied_embedding", to that model: the same weights every time."""
+
+    def make(name: str) -> nn.Module:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            return TiedEmbedding() if name == "tied_embedding" else BUILDERS[name][0]()
+
+    return make
+
+
+@pytest.fixture
+def data_for() -> Callable[[str], tuple[Tensor, Tensor]]:
+    """A function from a name in BUILDERS to (inputs, targets) that fit: 24 of them, 3 classes."""
+
+    def make(name: str) -> tuple[Tensor, Tensor]:
+        dice = torch.Generator().manual_seed(1)
+        return torch.randn(24, *BUILDERS[name][1], generator=dice), torch.arange(24) % 3
+
+    return make
+
+
+def _bytes(tensor: Tensor | None) -> Any:
+    if tensor is None:
+        return None
+    plain = tensor.detach().cpu().contiguous()
+    return tuple(tensor.shape), tensor.dtype, plain.reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _of_module(module: nn.Module) -> tuple[Any, ...]:
+    hooks = [len(v) for k, v in vars(module).items() if k.endswith("hooks")]
+    return type(module).__name__, module.training, hooks, list(getattr(module, "parametrizations", {}))
+
+
+@pytest.fixture
+def snapshot() -> Callable[[nn.Module], dict[str, Any]]:
+    """A function from a model to all that must not change, to the bit, as something to compare with ==.
+
+    Weights, buffers, gradients, what is frozen, the identity and order of the parameters, modes, hooks,
+    classes, parametrizations, and the state of every random generator.
+    """
+
+    def take(model: nn.Module) -> dict[str, Any]:
+        return {
+            "state": {k: _bytes(v) for k, v in model.state_dict().items()},
+            "buffers": {k: _bytes(v) for k, v in model.named_buffers()},
+            "parameters": [(k, id(p), p.requires_grad, _bytes(p.grad)) for k, p in model.named_parameters()],
+            "modules": {k: _of_module(m) for k, m in model.named_modules()},
+            "random": (_bytes(torch.get_rng_state()), random.getstate(), np.random.get_state()[1].tobytes()),
+        }
+
+    return take
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Small networks are fastest on one thread, and results don't depend on the machine."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def offline() -> Iterator[None]:
+    """Tests can reach this machine and no other."""
+    connect = socket.socket.connect
+
+    def refuse(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("localhost", "127.0.0.1", "::1"):
+            raise OSError(f"a test wanted to connect to {address[0]}: tests are offline")
+        connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", refuse)
+        yield

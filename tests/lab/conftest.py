@@ -1,0 +1,22 @@
+"""A progress file of its own for every test, and what the lab would have shown."""
+
+import pytest
+
+from prunelab.lab import display, exercises, scoreboard, store
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """An empty folder for the progress file, and no memory of other tests."""
+    monkeypatch.setenv("PRUNELAB_HOME", str(tmp_path / "home"))
+    for memory in (store._stores, scoreboard._here, exercises._levels):
+        memory.clear()
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """Every bundle that was displayed: a list of (data, metadata)."""
+    bundles = []
+    monkeypatch.setattr(display, "emit", lambda data, metadata: bundles.append((data, metadata)))
+    return bundles

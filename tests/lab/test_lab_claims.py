@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+import torch
+
+from prunelab import lab
+from prunelab.lab import claims
+
+HOLDS = [
+    (5, {"equals": 5}),
+    (torch.tensor(5), {"equals": 5}),
+    ([1, 2], {"equals": [1, 2]}),
+    (np.array([1, 2]), {"equals": [1, 2]}),
+    (True, {"equals": True}),
+    ("csr", {"equals": "csr"}),
+    (0.5, {"between": (0.5, 0.6)}),
+    (np.float32(2.0), {"at_least": 2}),
+    (torch.tensor(0.25), {"at_most": 0.25}),
+]
+FAILS = [
+    (6, {"equals": 5}),
+    (1, {"equals": True}),
+    (True, {"equals": 1}),
+    ([1, 3], {"equals": [1, 2]}),
+    ([1], {"equals": [1, 2]}),
+    (None, {"equals": 5}),
+    (0.61, {"between": (0.5, 0.6)}),
+    (0.49, {"between": (0.5, 0.6)}),
+    (1.99, {"at_least": 2}),
+    (0.26, {"at_most": 0.25}),
+    ("many", {"at_least": 2}),
+    (True, {"at_least": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("value", "kind"), HOLDS)
+def test_a_claim_that_holds_shows_its_text(value, kind, capsys):
+    assert lab.claim("It is so.", value, **kind) is None
+    assert capsys.readouterr().out.startswith("✓ It is so.")
+
+
+@pytest.mark.parametrize(("value", "kind"), FAILS)
+def test_a_claim_that_does_not_hold_says_what_was_claimed_and_measured(value, kind):
+    with pytest.raises(lab.ClaimError) as caught:
+        lab.claim("It is so.", value, **kind)
+    assert "It is so." in str(caught.value)
+    assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [{"equals": 1.0}, {"between": (0, 1)}, {"at_least": -1e9}, {"at_most": 1e9}])
+@pytest.mark.parametrize("nan", [float("nan"), torch.tensor(float("nan")), np.float64("nan")])
+def test_nan_never_holds(nan, kind):
+    with pytest.raises(AssertionError):
+        lab.claim("Not a number.", nan, **kind)
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        {},
+        {"at_least": 1, "at_most": 2},
+        {"equals": 1, "between": (0, 2)},
+        {"near": 1},
+        {"at_least": float("-inf")},
+        {"at_most": float("inf")},
+        {"at_most": float("nan")},
+        {"equals": float("nan")},
+        {"between": (float("-inf"), float("inf"))},
+        {"between": (2, 1)},
+        {"between": (1, 1)},
+        {"between": (1,)},
+        {"at_least": None},
+        {"at_least": "1"},
+    ],
+)
+def test_a_claim_that_could_not_fail_or_has_no_single_bound_is_refused(kinds):
+    with pytest.raises(ValueError, match=r"claim|bound|between"):
+        lab.claim("Vacuous.", 1.0, **kinds)
+
+
+def test_a_claim_within_bounds_shows_the_value_in_the_measured_form(capsys):
+    lab.claim("The network is right.", 0.94321, between=(0.9, 0.97))
+    assert capsys.readouterr().out == "✓ The network is right. (≈ 0.943; claimed: between 0.9 and 0.97)\n"
+
+
+def test_bounds_read_as_words():
+    assert [str(claims.Bound(k, 2)) for k in ("equals", "at_least", "at_most")] == [
+        "equals 2",
+        "at least 2",
+        "at most 2",
+    ]

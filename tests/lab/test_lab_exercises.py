@@ -1,0 +1,141 @@
+import pytest
+import torch
+
+from prunelab import lab
+from prunelab.lab import exercises, store
+
+EVERY = exercises.registry()
+
+
+def answer_of(exercise, source):
+    names = {"torch": torch}
+    exec(compile(source, f"<{exercise.id}>", "exec"), names)
+    return names[exercise.answer]
+
+
+@pytest.mark.parametrize("exercise", EVERY.values(), ids=EVERY)
+class TestContract:
+    def test_the_solution_passes(self, exercise):
+        assert exercises.judge(exercise, answer_of(exercise, exercise.solution)) == (
+            "right",
+            f"right. {exercise.praise}",
+        )
+
+    def test_the_stub_is_not_attempted(self, exercise):
+        verdict, message = exercises.judge(exercise, answer_of(exercise, exercise.stub))
+        assert verdict == "unattempted"
+        assert "not attempted yet" in message
+
+    def test_at_least_three_wrong_answers_are_rejected_each_with_its_own_message(self, exercise):
+        verdicts = [exercises.judge(exercise, answer_of(exercise, wrong.source)) for wrong in exercise.wrong]
+        assert len(verdicts) >= 3
+        assert {verdict for verdict, _ in verdicts} == {"wrong"}
+        for (_, message), wrong in zip(verdicts, exercise.wrong, strict=True):
+            assert wrong.says in message
+        assert len({message for _, message in verdicts}) == len(verdicts)
+
+    def test_it_is_complete(self, exercise):
+        assert exercise.kind in exercises.KINDS
+        assert exercise.difficulty in (1, 2, 3)
+        assert exercise.minutes > 0
+        assert len(exercise.hints) >= 2
+        assert len(exercise.stub.splitlines()) <= 8, "with a blank line and the check, the cell must stay under 12"
+        assert exercise.answer in exercise.task or exercise.answer in exercise.stub
+        for text in (exercise.title, exercise.task, exercise.praise, *exercise.hints):
+            assert text.strip()
+
+    def test_nonsense_gets_a_calm_message(self, exercise):
+        for nonsense in (object(), "", [], {}, -1, float("nan"), lambda: 1, lambda *a: a, torch.rand(2, 3)):
+            verdict, message = exercises.judge(exercise, nonsense)
+            assert verdict == "wrong"
+            assert message
+
+    def test_checking_is_the_same_twice(self, exercise):
+        for source in (exercise.solution, exercise.stub, exercise.wrong[0].source):
+            assert len({exercises.judge(exercise, answer_of(exercise, source)) for _ in range(2)}) == 1
+
+
+def test_an_id_belongs_to_its_file():
+    import importlib
+
+    for id in EVERY:
+        module = importlib.import_module(f"prunelab.lab.exercises_{id[:2]}")
+        assert EVERY[id] in module.EXERCISES
+
+
+def test_an_unknown_id_names_those_there_are():
+    with pytest.raises(KeyError, match="01-1"):
+        lab.check("77-1", 3)
+
+
+def test_an_error_in_the_learners_function_is_told_with_its_line():
+    source = "def magnitude_mask(weight, sparsity):\n    k = 1\n    return weight / nothing\n"
+    verdict, message = exercises.judge(EVERY["01-3"], answer_of(EVERY["01-3"], source))
+    assert verdict == "wrong"
+    assert "NameError" in message
+    assert "line 3" in message
+    assert "Traceback" not in message
+    verdict, message = exercises.judge(EVERY["01-3"], torch.numel)
+    assert "your function stopped with TypeError" in message
+
+
+def test_not_implemented_is_not_attempted():
+    def magnitude_mask(weight, sparsity):
+        raise NotImplementedError
+
+    assert exercises.judge(EVERY["01-3"], magnitude_mask)[0] == "unattempted"
+
+
+def test_check_shows_a_line_and_keeps_the_result(capsys):
+    lab.check("01-1", ...)
+    assert store.current().read()["exercises"] == {}
+    lab.check("01-1", [0.9, -1.2])
+    assert store.current().read()["exercises"] == {"01-1": {"solved": False, "tries": 1}}
+    lab.check("01-1", [0.9, -1.2, 0.4, -0.7])
+    lab.check("01-1", [0.9])
+    assert store.current().read()["exercises"] == {"01-1": {"solved": True, "tries": 3}}, "solved stays solved"
+    marks = [line[0] for line in capsys.readouterr().out.splitlines()]
+    assert marks == ["○", "✗", "✓", "✗"]
+
+
+def test_hints_come_one_by_one(capsys):
+    texts = EVERY["01-1"].hints
+    for n in (1, 2, 3, 3):
+        lab.hint("01-1")
+        out = capsys.readouterr().out
+        assert out.count("Hint") == n
+        assert texts[n - 1] in out
+    assert "lab.solution" in out
+    lab.hint("01-1", level=1)
+    assert capsys.readouterr().out.count("Hint") == 1
+    with pytest.raises(ValueError, match="1 to 3"):
+        lab.hint("01-1", level=0)
+
+
+def test_the_solution_is_shown_on_demand(capsys):
+    lab.solution("01-3")
+    assert EVERY["01-3"].solution in capsys.readouterr().out
+
+
+def test_the_card_tells_difficulty_minutes_and_task(shown):
+    lab.exercise("01-3")
+    ((data, _),) = shown
+    assert "★★☆" in data["text/plain"]
+    assert "10 min" in data["text/plain"]
+    assert 'aria-label="difficulty 2 of 3"' in data["text/html"]
+    assert "application/vnd.jupyter.widget-view+json" in data
+
+
+def test_the_cards_buttons_show_hints_and_the_solution(monkeypatch):
+    views = []
+    monkeypatch.setattr(exercises.display, "show", lambda *a, widget, **k: views.append(widget))
+    lab.exercise("01-1")
+    _card, row, area = views[0].children
+    hint, solve = row.children
+    for n in (1, 2, 3):
+        assert hint.description == f"Hint {n} of 3"
+        hint.click()
+        assert area.value.count("Hint ") == n
+    assert hint.disabled
+    solve.click()
+    assert "survivors" in area.value

@@ -1,0 +1,101 @@
+import time
+
+import numpy as np
+import pytest
+
+from prunelab import lab
+from prunelab.lab import display, explorers, rules
+
+CONTROLS = {"sparsity": [0.0, 0.5, 0.9], "bins": [5, 10]}
+
+
+def paint(ax, sparsity, bins):
+    ax.hist(np.linspace(0, 1, 50), bins=bins)
+    ax.axvline(sparsity)
+
+
+def describe(sparsity, bins):
+    return f"The threshold stands at {sparsity}, over {bins} bins."
+
+
+def make(**options):
+    return lab.explorer(paint, CONTROLS, alt=describe, formats={"sparsity": "{:.0%}"}, figsize=(2, 1.5), **options)
+
+
+def test_the_output_holds_a_live_view_a_picture_and_a_line(shown):
+    make(start={"sparsity": 0.5})
+    ((data, metadata),) = shown
+    text = "The threshold stands at 0.5, over 5 bins."
+    assert data["text/plain"] == text
+    assert rules.alts_of(data["text/html"]) == [text]
+    assert metadata["image/png"]["alt"] == text
+    assert {"image/png", display.WIDGET_VIEW} < set(data)
+
+
+def test_a_move_shows_the_picture_of_its_state():
+    panel = make()
+    seen = set()
+    for sparsity in CONTROLS["sparsity"]:
+        for bins in CONTROLS["bins"]:
+            panel["sparsity"].value, panel["bins"].value = sparsity, bins
+            assert panel.state == {"sparsity": sparsity, "bins": bins}
+            assert panel.alt == describe(sparsity, bins)
+            assert rules.alts_of(panel.picture.value) == [panel.alt]
+            seen.add(panel.png)
+    assert len(seen) == 6, "each state has a picture of its own"
+    assert repr(panel) == "Explorer(sparsity, bins)"
+
+
+def test_a_move_answers_within_a_tenth_of_a_second(record_property):
+    panel = make()
+    times = []
+    for n in range(200):
+        began = time.perf_counter()
+        panel["sparsity"].value = CONTROLS["sparsity"][n % 3]
+        panel["bins"].value = CONTROLS["bins"][n % 2]
+        times.append((time.perf_counter() - began) / 2)
+    p95 = float(np.percentile(times, 95))
+    record_property("slider_move_p95_ms", 1000 * p95)
+    print(f"a slider move answers in {1000 * np.median(times):.2f} ms (p95 {1000 * p95:.2f} ms) in the kernel")
+    assert p95 < 0.1
+
+
+def test_sliders_are_labelled():
+    panel = make(labels={"sparsity": "share removed"})
+    assert [s.description for s in panel.sliders.values()] == ["share removed", "bins"]
+    assert [label for label, _ in panel["sparsity"].options] == ["0%", "50%", "90%"]
+    with pytest.raises(KeyError, match="sparsity, bins"):
+        panel["scope"]
+
+
+def test_the_bar_shows_only_when_drawing_takes_long(monkeypatch):
+    bars = []
+    monkeypatch.setattr(explorers, "PATIENCE", -1.0)
+    monkeypatch.setattr(display, "show", lambda *a, widget, **k: bars.append(widget.children[-2]))
+    displays = []
+    original = explorers.Explorer.add
+
+    def add(self, *args):
+        if bars:
+            displays.append(bars[0].layout.display)
+        original(self, *args)
+
+    monkeypatch.setattr(explorers.Explorer, "add", add)
+    make()
+    assert displays == [""] * 5
+    assert bars[0].layout.display == "none", "and is gone once all is drawn"
+
+
+@pytest.mark.parametrize(
+    ("controls", "start", "words"),
+    [
+        ({}, None, "at least one control"),
+        ({"a": []}, None, "at least one value"),
+        ({"a": range(30), "b": range(30)}, None, "900 pictures"),
+        ({"a": [1, 2]}, {"a": 3}, "not on the grid"),
+        ({"a": [1, 2]}, {"b": 1}, "not on the grid"),
+    ],
+)
+def test_bad_grids_are_refused(controls, start, words):
+    with pytest.raises(ValueError, match=words):
+        lab.explorer(paint, controls, alt="Nothing to be seen.", start=start)

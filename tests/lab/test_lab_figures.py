@@ -1,0 +1,90 @@
+import base64
+import io
+
+import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from prunelab import lab
+from prunelab.lab import display, figures, rules
+
+ALT = "Accuracy falls slowly, then all at once."
+
+
+def test_a_figure_is_an_opaque_picture_with_its_alt_in_every_form(shown):
+    with lab.figure(alt=ALT, figsize=(3, 2)) as (_fig, ax):
+        ax.plot([0, 1], [1, 0])
+    ((data, metadata),) = shown
+    assert data["text/plain"] == ALT
+    assert rules.alts_of(data["text/html"]) == [ALT]
+    assert metadata == {"image/png": {"alt": ALT}}
+    picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
+    assert picture.size == (330, 220)
+    assert picture.convert("RGBA").getextrema()[3] == (255, 255), "opaque, for dark themes"
+    assert picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("alt", ["", "  ", "curve", None, "a b"])
+def test_a_figure_without_words_is_refused(alt):
+    with pytest.raises(ValueError, match="alt"), lab.figure(alt=alt):
+        pass
+
+
+def test_alt_is_mandatory():
+    with pytest.raises(TypeError):
+        lab.figure()
+
+
+def test_a_figure_whose_block_fails_is_not_shown(shown):
+    with pytest.raises(ZeroDivisionError), lab.figure(alt=ALT):
+        1 / 0  # noqa: B018
+    assert shown == []
+
+
+def test_an_alt_is_escaped_and_on_one_line(shown):
+    with lab.figure(alt='A "quote" <b>\n and more'):
+        pass
+    assert rules.alts_of(shown[0][0]["text/html"]) == ['A "quote" <b> and more']
+
+
+def test_the_cycle_tells_lines_apart_without_colour():
+    entries = list(figures.STYLE["axes.prop_cycle"])
+    for key in ("color", "marker", "linestyle"):
+        assert len({entry[key] for entry in entries}) == len(entries)
+    for entry in entries:
+        red, green, blue = to_rgb(entry["color"])
+        assert 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.75, f"{entry['color']} is too faint on white"
+
+
+def test_subplots_pass_through():
+    with lab.figure(alt=ALT, ncols=2, sharey=True, figsize=(4, 2)) as (fig, axes):
+        assert len(axes) == 2
+    assert fig.get_size_inches().tolist() == [4, 2]
+
+
+def test_a_table_is_accessible_and_its_text_unpadded(shown):
+    lab.table("What is left", {"sparsity": None, "accuracy": "%", "on cuda": "s", "bytes": None},
+              [["50 %", 0.93, None, 1234], ["90 %", 0.4, 0.001, "many"]])  # fmt: skip
+    data = shown[0][0]
+    assert data["text/plain"].splitlines() == [
+        "What is left",
+        "sparsity | accuracy | on cuda | bytes",
+        "50 % | ≈ 93.0 % | no CUDA device here | 1,234",
+        "90 % | ≈ 40.0 % | ≈ 1.00 ms | many",
+    ]
+    assert data["text/html"].count('scope="col"') == 4
+    assert data["text/html"].count('scope="row"') == 2
+    assert "<caption" in data["text/html"]
+
+
+def test_a_table_takes_plain_column_names_and_refuses_ragged_rows(capsys):
+    lab.table("Counts", ["layer", "weights"], [["<conv>", 0.5]])
+    assert capsys.readouterr().out == "Counts\nlayer | weights\n<conv> | 0.5\n"
+    with pytest.raises(ValueError, match="3 cells"):
+        lab.table("Counts", ["layer", "weights"], [["conv", 1, 2]])
+
+
+def test_prose_is_escaped_and_marked_up():
+    assert display.prose("a < b, `x * y`, 3 * 4 * 5 and *this*") == (
+        '<p style="margin: 0.3em 0">a &lt; b, <code>x * y</code>, 3 * 4 * 5 and <em>this</em></p>'
+    )

@@ -1,0 +1,130 @@
+import re
+
+import pytest
+
+from prunelab import lab
+from prunelab.lab import display, store
+
+OPTIONS = ["ten times as fast", "twice as fast", "just as fast"]
+WHY = {"ten times as fast": "Zeros look free.", "twice as fast": "A compromise feels safe."}
+
+
+def ask(**kind):
+    return lab.predict("01-test", "How much faster?", **(kind or {"options": OPTIONS}))
+
+
+def texts(shown):
+    """What nbval compares: all but the widget and the pixels."""
+    clean = []
+    for data, _ in shown:
+        html = re.sub(r"data:image/png;base64,[^\"]+", "", data.get("text/html", ""))
+        clean.append((data.get("text/plain"), html, sorted(data)))
+    return clean
+
+
+def test_untouched_gives_a_seeded_default_that_run_all_can_use():
+    assert ask().value == ask().value
+    assert ask().value in OPTIONS
+    assert not ask().locked
+    guess = ask(slider=(0, 1, 0.05, "%"))
+    assert 0 <= guess.value <= 1
+    assert round(guess.value / 0.05) == pytest.approx(guess.value / 0.05)
+    assert ask(slider=(0, 1, 0.05, "%"), default=0.3).value == 0.3
+
+
+def test_a_locked_guess_is_stored_and_taken_up_again():
+    guess = ask()
+    guess.control.value = "twice as fast"
+    assert guess.value != "twice as fast" or not guess.locked
+    guess.button.click()
+    assert (guess.value, guess.locked, guess.control.disabled) == ("twice as fast", True, True)
+    assert store.current().read()["predictions"]["01-test"]["guess"] == "twice as fast"
+    again = ask()
+    assert (again.value, again.locked, again.button.disabled) == ("twice as fast", True, True)
+    again.lock()
+    assert again.value == "twice as fast"
+
+
+def test_locking_without_a_choice_asks_for_one():
+    guess = ask()
+    guess.button.click()
+    assert not guess.locked
+    assert "Choose first" in guess.status.value
+
+
+@pytest.mark.parametrize("stored", [{"guess": "an old option"}, {"guess": 7}, {}, "nonsense", None, {"guess": [1]}])
+def test_a_stored_guess_that_no_longer_fits_is_left_out(stored):
+    store.current().record("predictions", "01-test", stored)
+    assert not ask().locked
+    assert not ask(slider=(0, 1, 0.1, "%")).locked
+
+
+def test_slider_guesses_lock_too():
+    guess = ask(slider=(0, 1, 0.05, "%"))
+    guess.control.value = 0.7
+    guess.button.click()
+    assert ask(slider=(0, 1, 0.05, "%")).value == 0.7
+    assert "70 %" in guess.status.value
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"options": ["only one"]},
+        {"options": ["a", "a"]},
+        {"options": OPTIONS, "slider": (0, 1, 0.1, "")},
+        {"slider": (1, 0, 0.1, "")},
+        {"slider": (0, 1, 0, "")},
+        {"slider": (0, 1, 2, "")},
+        {"slider": (0, 100, 5, "%")},
+        {"options": OPTIONS, "default": "never"},
+        {"slider": (0, 1, 0.1, ""), "default": 2},
+        {"options": []},
+    ],
+)
+def test_bad_questions_are_refused(kind):
+    with pytest.raises(ValueError, match=r"options|slider|default"):
+        ask(**kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mine", "answer", "why"),
+    [
+        ({"options": OPTIONS}, "ten times as fast", "just as fast", WHY),
+        ({"slider": (0, 1, 0.05, "%")}, 0.95, 0.5, "Redundancy is easy to underestimate."),
+    ],
+)
+def test_nothing_that_is_compared_depends_on_the_learners_answer(shown, kind, mine, answer, why):
+    lab.reveal(ask(**kind), answer, why)
+    untouched = texts(shown)
+    shown.clear()
+    guess = ask(**kind)
+    guess.control.value = mine
+    guess.button.click()
+    shown.clear()
+    lab.reveal(ask(**kind), answer, why)
+    assert texts(shown) == untouched
+    assert shown[-1][0]["image/png"]
+    assert shown[-1][1]["image/png"]["alt"].startswith("The guess beside the result for: How much faster?")
+
+
+def test_the_live_view_names_the_guess_and_why_it_attracts(monkeypatch):
+    live = []
+    monkeypatch.setattr(display, "show", lambda *a, widget, **k: live.append(widget))
+    guess = ask()
+    lab.reveal(guess, "just as fast", WHY)
+    assert "placeholder" in live[-1].value
+    guess.control.value = "twice as fast"
+    guess.button.click()
+    lab.reveal(guess, "just as fast", WHY)
+    assert "You guessed <strong>twice as fast</strong>" in live[-1].value
+    assert live[-1].value.count("A compromise feels safe.") == 2
+    assert 'alt="The guess beside the result' in live[-1].value
+    guess.value = "just as fast"
+    lab.reveal(guess, "just as fast", WHY)
+    assert "so it is" in live[-1].value
+
+
+def test_an_impossible_answer_is_refused():
+    with pytest.raises(ValueError, match="not a possible answer"):
+        lab.reveal(ask(), "never", WHY)

@@ -1,0 +1,60 @@
+import pytest
+
+from prunelab import lab
+from prunelab.lab import display, scoreboard, store
+
+ROW = {"accuracy": 0.944, "bytes": 328_000, "macs": 1_200_000, "latency": (0.001, 0.0009, 0.0012)}
+
+
+def test_the_compared_forms_hold_this_notebooks_rows_only(shown):
+    lab.scoreboard.add("00", "dense", **ROW)
+    lab.scoreboard.add("01", "sparse", **ROW, spread=0.004, seeds=3)
+    lab.scoreboard.show("01")
+    data = shown[-1][0]
+    assert data["text/plain"].splitlines()[1:] == [
+        "network | accuracy ± spread (seeds) | stored bytes, indices included | MACs"
+        " | latency on cpu, p50 [p10, p90] | latency on cuda, p50 [p10, p90]",
+        "sparse | ≈ 94.4 % ± 0.40 % (3 seeds) | 328,000 | 1,200,000"
+        " | ≈ 1.00 ms [0.900 ms, 1.20 ms] | no CUDA device here",
+    ]
+    assert "dense" not in data["text/html"]
+
+
+def test_the_live_view_accumulates_over_notebooks_and_kernels(monkeypatch):
+    lab.scoreboard.add("00", "dense", **ROW)
+    scoreboard._here.clear()  # another kernel
+    lab.scoreboard.add("01", "sparse", **ROW)
+    live = []
+    monkeypatch.setattr(display, "show", lambda *a, widget, **k: live.append(widget.value))
+    lab.scoreboard.show("01")
+    assert live[0].index("00 dense") < live[0].index("01 sparse")
+
+
+def test_the_same_name_replaces_its_row():
+    lab.scoreboard.add("01", "sparse", **ROW)
+    lab.scoreboard.add("01", "sparse", **ROW | {"accuracy": 0.5})
+    assert scoreboard.rows("01")["sparse"]["accuracy"] == 0.5
+    assert len(store.current().read()["scoreboard"]) == 1
+
+
+def test_odd_rows_in_the_file_are_left_out(shown):
+    store.current().record("scoreboard", "00 old", {"accuracy": 1})
+    store.current().record("scoreboard", "00 odd", "text")
+    lab.scoreboard.show("01")
+    assert shown
+
+
+@pytest.mark.parametrize(
+    "change", [{"accuracy": 94.4}, {"accuracy": float("nan")}, {"latency": (1, 2, 3)}, {"latency": (0, 0, 0)}]
+)
+def test_bad_rows_are_refused(change):
+    with pytest.raises(ValueError, match=r"accuracy|latency"):
+        lab.scoreboard.add("01", "x", **ROW | change)
+
+
+def test_bytes_that_depend_on_the_run_can_be_measured_and_latency_left_out(capsys):
+    lab.scoreboard.add(
+        "01", "gzip", accuracy=0.9, bytes=lab.measured(71_234, "B"), macs=5, latency_cuda=(0.1, 0.1, 0.1)
+    )
+    lab.scoreboard.show("01")
+    assert "gzip | ≈ 90.0 % (1 seed) | ≈ 71.2 kB | 5 | not timed | ≈ 100 ms [100 ms, 100 ms]" in capsys.readouterr().out

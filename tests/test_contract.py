@@ -1,0 +1,184 @@
+"""What every registered criterion, on every scope and granularity that fits the model, must keep to."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune as torch_prune
+
+import prunelab as pl
+from prunelab.allocation import SCOPES
+from prunelab.core import lookup
+from prunelab.criteria import CRITERIA
+from prunelab.granularity import GRANULARITIES
+from prunelab.masking import current_masks
+
+MODELS = ["cnn", "mlp", "residual"]
+
+
+LACKING = {("mlp", "filters"), ("cnn", "neurons"), ("residual", "neurons")}  # models without such structures
+
+
+def fits(name, scope, granularity):
+    """A row compares single weights; and a model must have the structures."""
+    return (granularity == "weights" or scope != "row") and (name, granularity) not in LACKING
+
+
+CASES = [c for c in itertools.product(MODELS, CRITERIA, SCOPES, GRANULARITIES) if fits(c[0], c[2], c[3])]
+every_case = pytest.mark.parametrize(("name", "criterion", "scope", "granularity"), CASES, indirect=["name"])
+
+
+@pytest.fixture(params=MODELS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def model(build, data_for, name):
+    """With gradients from some earlier training, a mode of its own, and one frozen bias."""
+    model, (x, y) = build(name), data_for(name)
+    nn.functional.cross_entropy(model(x), y).backward()
+    next(b for n, b in model.named_parameters() if n.endswith("bias")).requires_grad_(False)
+    return model.eval()
+
+
+@pytest.fixture
+def calib(data_for, name):
+    return pl.Calibration.of(data_for(name), batch_size=8)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("worn", [False, True], ids=["plain", "worn"])
+def test_scores(model, calib, snapshot, criterion, worn):
+    if worn:
+        pl.prune(model, pl.Recipe(sparsity=0.3))
+    before = snapshot(model)
+    scores, again = (CRITERIA[criterion](model, calib) for _ in range(2))
+    assert snapshot(model) == before
+    assert list(scores) == list(pl.prunable(model))
+    for name, w in pl.prunable(model).items():
+        assert scores[name].shape == w.shape
+        assert torch.isfinite(scores[name]).all()
+        assert not scores[name].requires_grad
+        assert torch.equal(scores[name], again[name])
+
+
+def test_criteria_with_different_names_give_different_scores(model, calib):
+    scores = {n: torch.cat([s.flatten().double() for s in c(model, calib).values()]) for n, c in CRITERIA.items()}
+    for a, b in itertools.combinations(scores, 2):
+        assert not torch.allclose(scores[a], scores[b]), (a, b)
+
+
+@every_case
+def test_prune_train_bake(build, data_for, name, calib, snapshot, criterion, scope, granularity):
+    model, (x, y) = build(name), data_for(name)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.3)  # made before the masks
+    fresh = snapshot(model)
+    pruned = pl.prune(model, pl.Recipe(criterion, granularity, 0.4, scope), calib, example=x)
+    expected = [(~m).sum() for m in pruned.masks.values()]
+    later = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.3)  # made after them
+    for step in (optimizer, later, optimizer):
+        step.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        step.step()
+    model.eval()
+    with torch.no_grad():
+        masked = model(x)
+        pl.bake(model)
+        assert torch.equal(model(x), masked)
+    model.train()
+    baked = snapshot(model)
+    assert baked["modules"] == fresh["modules"]
+    assert [p[:2] for p in baked["parameters"]] == [p[:2] for p in fresh["parameters"]]
+    for (tensor, mask), gone in zip(pruned.masks.items(), expected, strict=True):
+        assert not model.get_parameter(tensor)[~mask].any()
+        assert int((~mask).sum()) == gone
+    assert baked["state"] != fresh["state"]
+
+
+@every_case
+def test_the_report_says_what_was_achieved(model, calib, data_for, name, criterion, scope, granularity):
+    pruned = pl.prune(model, pl.Recipe(criterion, granularity, 0.37, scope), calib, example=data_for(name)[0])
+    kept = {g.name: int(pruned.keep[g.name].sum()) for g in pruned.groups}
+    assert {r.name: r.kept for r in pruned.report.layers} == kept
+    assert pruned.report.sparsity == pytest.approx(1 - sum(kept.values()) / sum(g.units for g in pruned.groups))
+    if granularity == "weights":
+        zeros = sum(int((~m).sum()) for m in current_masks(model).values())
+        assert pruned.report.total.units - pruned.report.total.kept == zeros
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("kind", ["constant", "three values"])
+def test_exact_counts_under_ties(model, scope, kind):
+    with torch.no_grad():
+        for w in pl.prunable(model).values():
+            w.copy_(w.sign() if kind == "constant" else (w * 1e9).round() % 3 - 1)
+    masks = pl.prune(model, pl.Recipe(sparsity=0.3, scope=scope)).masks
+    if scope == "global":
+        total = sum(m.numel() for m in masks.values())
+        assert sum(int((~m).sum()) for m in masks.values()) == round(0.3 * total)
+    elif scope == "layer":
+        assert all(int((~m).sum()) == round(0.3 * m.numel()) for m in masks.values())
+    else:
+        rows = [m.flatten(1) for m in masks.values()]
+        assert all(((~r).sum(1) == round(0.3 * r.shape[1])).all() for r in rows)
+
+
+@every_case
+def test_masked_is_undone_to_the_bit(model, calib, data_for, name, snapshot, criterion, scope, granularity):
+    before = snapshot(model)
+    groups = GRANULARITIES[granularity](model, data_for(name)[0])
+    keep = pl.allocate(CRITERIA[criterion](model, calib), groups, 0.5, scope)
+    with pl.masked(model, pl.expand(model, groups, keep)):
+        pass
+    assert snapshot(model) == before
+
+
+# Equality with torch.nn.utils.prune, on weights without ties
+
+
+def pairs(model):
+    places = [lookup(model, n)[0] for n in pl.prunable(model)]
+    return [(p.module, p.attribute) for p in places]
+
+
+def untied(model):
+    """No two of these have the same absolute value, so that the order is a matter of fact."""
+    everything = torch.cat([w.detach().abs().flatten() for w in pl.prunable(model).values()])
+    assert len(everything.unique()) == len(everything)
+    return model
+
+
+def same(mine, where, theirs):
+    for name, (module, attribute) in where.items():
+        assert torch.equal(mine[name], getattr(module, f"{attribute}_mask").bool())
+        assert torch.equal(theirs[name] * mine[name], getattr(module, attribute))
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.83])
+def test_as_torch_l1_unstructured(build, name, sparsity):
+    mine, theirs = untied(build(name)), build(name)
+    weights = {n: w.detach().clone() for n, w in pl.prunable(theirs).items()}
+    where = dict(zip(weights, pairs(theirs), strict=True))
+    masks = pl.prune(mine, pl.Recipe(sparsity=sparsity, scope="layer")).masks
+    for module, attribute in where.values():
+        torch_prune.l1_unstructured(module, attribute, amount=sparsity)
+    same(masks, where, weights)
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.83])
+@pytest.mark.parametrize("criterion", ["magnitude", "random"])
+def test_as_torch_global_unstructured(build, name, sparsity, criterion):
+    mine, theirs = untied(build(name)), build(name)
+    weights = {n: w.detach().clone() for n, w in pl.prunable(theirs).items()}
+    where = dict(zip(weights, pairs(theirs), strict=True))
+    masks = pl.prune(mine, pl.Recipe(criterion, sparsity=sparsity)).masks
+    given = CRITERIA[criterion](theirs) if criterion == "random" else {}
+    torch_prune.global_unstructured(
+        list(where.values()),
+        pruning_method=torch_prune.L1Unstructured,
+        importance_scores={where[n]: s for n, s in given.items()} or None,
+        amount=sparsity,
+    )
+    same(masks, where, weights)

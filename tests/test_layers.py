@@ -1,0 +1,124 @@
+"""The house: each floor imports only the floors below it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import prunelab
+
+ROOT = Path(prunelab.__file__).parent
+FLOORS = [
+    "core", "batches", "masking", "measurement", "calibration", "criteria", "selection", "units", "surgery",
+    "granularity", "allocation", "schedules", "recovery", "pipeline",
+]  # fmt: skip
+
+
+def floor_of(path: Path) -> str:
+    """prunelab/zoo/data.py -> zoo; prunelab/core.py -> core; prunelab/__init__.py -> __init__."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported(source: str, path: Path) -> set[str]:
+    """The floors a module at `path` imports anywhere in it, functions and TYPE_CHECKING included."""
+    package = ("prunelab", *path.relative_to(ROOT).parent.parts)
+    floors = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            targets = [tuple(alias.name.split(".")) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            base = (*base, *(node.module.split(".") if node.module else ()))
+            targets = [(*base, alias.name) for alias in node.names]
+        else:
+            continue
+        floors |= {t[1] if len(t) > 1 else "__init__" for t in targets if t[0] == "prunelab"}
+    return floors
+
+
+def allowed(floor: str) -> set[str] | None:
+    """What a floor may import; None: anything."""
+    if floor in ("lab", "__init__"):
+        return None
+    return {"zoo"} if floor == "zoo" else set(FLOORS[: FLOORS.index(floor) + 1])
+
+
+def complaints(source: str, path: Path) -> list[str]:
+    """One line a forbidden import."""
+    floor = floor_of(path)
+    if floor not in (*FLOORS, "zoo", "lab", "__init__"):
+        return [f"{floor} is on no floor of tests/test_layers.py: add it where it belongs"]
+    may = allowed(floor)
+    return [] if may is None else [f"{floor} imports {x}" for x in sorted(imported(source, path) - may)]
+
+
+def statements(source: str) -> list[str]:
+    """What an `__init__` holds besides its docstring, imports and dunder assignments."""
+    other = []
+    for node in ast.parse(source).body:
+        named = isinstance(node, ast.Assign) and all(isinstance(t, ast.Name) and t.id[:2] == "__" for t in node.targets)
+        text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if not (named or text or isinstance(node, (ast.Import, ast.ImportFrom))):
+            other.append(ast.unparse(node))
+    return other
+
+
+MODULES = sorted(ROOT.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down(path):
+    assert complaints(path.read_text(encoding="utf-8"), path) == []
+
+
+@pytest.mark.parametrize("package", ["", "measurement", "surgery", "zoo"])
+def test_init_only_reexports(package):
+    path = ROOT / package / "__init__.py"
+    assert statements(path.read_text(encoding="utf-8")) == []
+
+
+def test_the_floors_exist():
+    assert {floor_of(p) for p in MODULES} >= {*FLOORS, "zoo", "__init__"}
+
+
+@pytest.mark.parametrize(
+    ("where", "source", "complaint"),
+    [
+        ("core.py", "from .masking import apply", "core imports masking"),
+        ("core.py", "from . import zoo", "core imports zoo"),
+        ("core.py", "def f():\n    import prunelab.lab.claims", "core imports lab"),
+        ("batches.py", "from prunelab import lab", "batches imports lab"),
+        ("batches.py", "import prunelab as pl", "batches imports __init__"),
+        ("measurement/timing.py", "from ..pipeline import prune", "measurement imports pipeline"),
+        ("measurement/__init__.py", "from .. import zoo", "measurement imports zoo"),
+        ("zoo/data.py", "from ..core import PruneError", "zoo imports core"),
+        ("zoo/__init__.py", "from prunelab.measurement import measure", "zoo imports measurement"),
+        ("new.py", "", "new is on no floor of tests/test_layers.py: add it where it belongs"),
+    ],
+)
+def test_it_can_fail(where, source, complaint):
+    assert complaints(source, ROOT / where) == [complaint]
+
+
+@pytest.mark.parametrize(
+    ("where", "source"),
+    [
+        ("pipeline.py", "from . import criteria, schedules\nfrom .core import Group\nimport torch.nn"),
+        ("measurement/timing.py", "from .text import table\nfrom ..core import PruneError\nfrom . import text"),
+        ("lab/start.py", "from .. import pipeline, zoo"),
+        ("zoo/__init__.py", "from .data import Data\nfrom . import digits"),
+    ],
+)
+def test_it_can_pass(where, source):
+    assert complaints(source, ROOT / where) == []
+
+
+def test_logic_in_an_init_is_found():
+    assert statements('"""Doc."""\nfrom . import core\n__version__ = "1"') == []
+    assert statements("X = 1\ndef f():\n    pass\nif X:\n    pass") == [
+        "X = 1",
+        "def f():\n    pass",
+        "if X:\n    pass",
+    ]

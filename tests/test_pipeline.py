@@ -1,0 +1,237 @@
+"""`prune`: the whole process, pruning twice, and nothing changed when anything fails."""
+
+import copy
+import dataclasses
+import itertools
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+import prunelab as pl
+from prunelab import PruneError, Recipe, prune
+from prunelab.masking import current_masks
+
+
+def zeros(model):
+    return sum(int((~m).sum()) for m in current_masks(model).values())
+
+
+def test_it_is_the_same_as_the_steps(build):
+    one, other = build("cnn"), build("cnn")
+    pruned = prune(one, Recipe("magnitude", "weights", 0.4, "layer"))
+    groups = pl.granularity.weights(other)
+    keep = pl.allocate(pl.criteria.magnitude(other), groups, 0.4, "layer")
+    masks = pl.expand(other, groups, keep)
+    pl.apply(other, masks)
+    assert pruned.groups == tuple(groups)
+    assert pruned.report == pl.report(groups, keep)
+    for mine, theirs in ((pruned.keep, keep), (pruned.masks, masks), (one.state_dict(), other.state_dict())):
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[k], theirs[k]) for k in mine)
+    assert repr(pruned) == str(pruned.report)
+
+
+def test_recipes_are_values():
+    assert Recipe(sparsity=0.7) == Recipe("magnitude", "weights", 0.7, "global", "one_shot", 1)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Recipe().sparsity = 0.1
+    assert dataclasses.replace(Recipe(), sparsity=0.2).sparsity == 0.2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"criterion": "size"}, "no criterion is called 'size'"),
+        ({"criterion": 5}, "no criterion is called 5"),
+        ({"granularity": "grains"}, "no granularity is called 'grains'"),
+        ({"granularity": None}, "no granularity is called None"),
+        ({"scope": "local"}, "no scope is called 'local'"),
+        ({"schedule": "soon"}, "no schedule is called 'soon'"),
+        ({"schedule": lambda t: 0.5}, "must go from 0"),
+        ({"sparsity": 50}, "did you mean 0.5"),
+        ({"sparsity": True}, "a bool"),
+        ({"rounds": 0}, "rounds=0"),
+        ({"rounds": 2.5}, "rounds=2.5"),
+        ({"rounds": "3"}, "rounds='3'"),
+    ],
+    ids=str,
+)
+def test_bad_recipes(wrong, message):
+    with pytest.raises(PruneError, match=message):
+        Recipe(**wrong)
+
+
+@pytest.mark.parametrize(("schedule", "shares"), [("linear", [50, 100, 150]), ("cubic", [106, 144, 150])])
+def test_rounds_follow_the_schedule_and_are_nested(build, schedule, shares):
+    model, seen = build("cnn"), []
+
+    def recover(m):
+        seen.append(current_masks(m))
+        with torch.no_grad():
+            for w in pl.prunable(m).values():
+                w.copy_(w.flip(0))  # other weights are small now
+
+    total = sum(w.numel() for w in pl.prunable(model).values())
+    prune(model, Recipe(sparsity=150 / total, schedule=schedule, rounds=3), recover=recover)
+    assert [sum(int((~m).sum()) for m in masks.values()) for masks in seen] == shares
+    for before, after in itertools.pairwise(seen):
+        assert not any((after[n] & ~before[n]).any() for n in before)
+
+
+def test_pruning_twice_is_nested_and_counts(build):
+    model = build("mlp")
+    first = prune(model, Recipe(sparsity=0.25)).masks
+    second = prune(model, Recipe("random", sparsity=0.5))
+    assert second.report.sparsity == 0.5
+    assert zeros(model) == 36
+    assert not any((second.masks[n] & ~first[n]).any() for n in first)
+    assert prune(model, Recipe("random", sparsity=0.5)).report.sparsity == 0.5  # the same again is allowed
+
+
+@pytest.mark.parametrize("recover", [None, lambda m: None], ids=["alone", "recover"])
+def test_pruning_less_than_before_raises_and_changes_nothing(build, snapshot, recover):
+    model = build("residual")
+    prune(model, Recipe(sparsity=0.5))
+    before = snapshot(model)
+    with pytest.raises(PruneError, match=r"sparsity 0\.3 would bring"):
+        prune(model, Recipe(sparsity=0.3), recover=recover)
+    assert snapshot(model) == before
+
+
+def test_masks_on_other_tensors_are_kept(build):
+    model = build("mlp")
+    pl.apply(model, {"0.bias": torch.arange(8) > 3})
+    prune(model, Recipe(granularity=partial(pl.granularity.weights, exclude=["2.weight"])))
+    assert current_masks(model).keys() == {"0.bias", "0.weight"}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_modes_are_kept(build, snapshot, training):
+    model = build("cnn").train(training)
+    model[1].train(not training)
+    before = snapshot(model)["modules"]
+    prune(model, Recipe(rounds=2, schedule="linear"))
+    pl.bake(model)
+    assert snapshot(model)["modules"] == before
+
+
+def spoil(model):
+    """A recovery that changes all it can reach, and then fails."""
+    model.eval()
+    with torch.no_grad():
+        for w in (*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())):
+            w.add_(1)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p) if p.grad is None else p.grad.add_(1)
+    raise RuntimeError("the power went")
+
+
+def spoil_baked(model):
+    spoil(pl.bake(model))
+
+
+@pytest.mark.parametrize("name", ["cnn", "residual", "tied", "attention", "attention_kdim"])
+@pytest.mark.parametrize("worn", [False, True], ids=["plain", "worn"])
+@pytest.mark.parametrize("failing", [spoil, spoil_baked])
+def test_a_recovery_that_fails_midway_is_undone_to_the_bit(build, data_for, snapshot, name, worn, failing):
+    model, (x, y) = build(name), data_for(name)
+    nn.functional.cross_entropy(model(x), y).backward()
+    if worn:
+        prune(model, Recipe(sparsity=0.2))
+    before, rounds = snapshot(model), []
+    with pytest.raises(RuntimeError, match="the power went"):
+        prune(
+            model,
+            Recipe(sparsity=0.6, schedule="linear", rounds=3),
+            recover=lambda m: failing(m) if len(rounds) else rounds.append(1),
+        )
+    assert snapshot(model) == before
+
+
+def test_a_criterion_that_fails_midway_is_undone(build, snapshot):
+    model, calls = build("cnn"), []
+
+    def criterion(m, calib=None):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return pl.criteria.magnitude(m)
+
+    before = snapshot(model)
+    with pytest.raises(KeyboardInterrupt):
+        prune(model, Recipe(criterion, sparsity=0.6, schedule="linear", rounds=3))
+    assert snapshot(model) == before
+
+
+def test_scores_with_nan_change_nothing(build, snapshot):
+    model = build("cnn")
+    before = snapshot(model)
+    with pytest.raises(PruneError, match=r"9? ?.*scores of 0\.weight are NaN"):
+        prune(model, Recipe(lambda m, calib=None: {n: w * torch.nan for n, w in pl.prunable(m).items()}))
+    assert snapshot(model) == before
+
+
+@pytest.mark.parametrize("model", [nn.ReLU(), nn.Embedding(3, 2)])
+def test_nothing_prunable(model, snapshot):
+    before = snapshot(model)
+    with pytest.raises(PruneError, match="nothing to prune"):
+        prune(model, Recipe())
+    assert snapshot(model) == before
+
+
+def test_weights_with_nan_change_nothing(build, snapshot):
+    model = build("mlp")
+    with torch.no_grad():
+        model[2].weight[1, 1] = torch.nan
+    before = snapshot(model)
+    with pytest.raises(PruneError, match=r"2\.weight \(3, 8\) holds 1 NaN"):
+        prune(model, Recipe())
+    assert snapshot(model) == before
+
+
+def test_some_frozen_weights_warn_and_are_pruned(build):
+    model = build("mlp")
+    model[0].requires_grad_(False)
+    with pytest.warns(UserWarning, match=r"frozen .*0\.weight \(8, 6\)\. Pruned like the others.*exclude") as caught:
+        prune(model, Recipe(scope="layer"))
+    assert caught[0].filename == __file__
+    assert int((model[0].weight == 0).sum()) == 24
+    pl.bake(model)
+    assert not model[0].weight.requires_grad
+
+
+def test_all_frozen_is_meant_and_says_nothing(build):
+    model = build("mlp").requires_grad_(False)
+    prune(model, Recipe())
+    assert zeros(model) == 36
+
+
+def test_tied_weights_are_pruned_once(build):
+    model = build("tied")
+    report = prune(model, Recipe(scope="layer")).report
+    assert [(r.name, r.kept) for r in report.layers] == [("first.weight", 18), ("head.weight", 9)]
+    pl.bake(model)
+    assert model.first.weight is model.second.weight
+    assert int(model.second.weight.count_nonzero()) == 18
+
+
+def test_a_tied_embedding_is_left_whole(build):
+    model = build("tied_embedding")
+    prune(model, Recipe(sparsity=0.9))
+    assert bool(model.embed.weight.all())
+    assert model.out.weight is model.embed.weight
+
+
+def test_with_real_recovery(build, data_for):
+    model, data = build("cnn"), data_for("cnn")
+    pruned = prune(
+        model,
+        Recipe(sparsity=0.7, schedule="cubic", rounds=3),
+        recover=lambda m: pl.recovery.finetune(m, data, epochs=1, progress=False),
+    )
+    twin = pl.bake(copy.deepcopy(model))
+    for name, mask in pruned.masks.items():
+        assert torch.equal(twin.get_parameter(name) != 0, mask)
+    assert pruned.report.sparsity == pytest.approx(0.7, abs=0.01)

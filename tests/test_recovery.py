@@ -1,0 +1,194 @@
+"""Training learns, holds the masks, repeats itself, and undoes what diverges."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import prunelab as pl
+from prunelab import PruneError
+from prunelab.masking import current_masks
+from prunelab.recovery import History, finetune, train
+
+
+@pytest.fixture
+def lesson():
+    """Three classes that a line separates, with splits."""
+    dice = torch.Generator().manual_seed(0)
+    y = torch.arange(60) % 3
+    x = F.one_hot(y, 6).float() * 3 + torch.randn(60, 6, generator=dice) * 0.3
+    return SimpleNamespace(train=(x[:48], y[:48]), valid=(x[48:], y[48:]))
+
+
+def quietly(model, data, **options):
+    return train(model, data, **{"progress": False, "epochs": 2, "batch_size": 16, **options})
+
+
+def test_it_learns_and_reports(build, lesson):
+    model = build("mlp")
+    history = quietly(model, lesson, epochs=8, lr=0.05)
+    assert history.steps == 24
+    assert len(history.valid) == 8
+    assert history.valid[-1].accuracy == 1
+    assert history.losses[-1] < history.losses[0] / 2
+    assert history.seconds > 0
+    assert repr(history).startswith("History(24 steps in ")
+    assert repr(history).endswith("validation accuracy 100.0%)")
+    assert repr(History()) == "History(no steps)"
+
+
+def test_the_same_seed_gives_the_same_weights(build, lesson):
+    runs = []
+    for seed in (0, 0, 1):
+        model = build("cnn")
+        torch.manual_seed(len(runs))  # the caller's dice must not matter
+        quietly(model, (lesson.train[0].repeat(1, 6).view(48, 1, 6, 6), lesson.train[1]), seed=seed)
+        runs.append(model.state_dict())
+    assert all(torch.equal(runs[0][k], runs[1][k]) for k in runs[0])
+    assert not all(torch.equal(runs[0][k], runs[2][k]) for k in runs[0])
+
+
+def test_dice_modes_and_hooks_of_others_are_left_alone(build, snapshot, lesson):
+    model = build("mlp").eval()
+    model[1].train()
+    before = snapshot(model)
+    quietly(model, lesson)
+    after = snapshot(model)
+    assert after["random"] == before["random"]
+    assert after["modules"] == before["modules"]
+    assert [p[:2] for p in after["parameters"]] == [p[:2] for p in before["parameters"]]
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_masks_hold_through_training(build, lesson):
+    model = build("mlp")
+    masks = pl.prune(model, pl.Recipe(sparsity=0.6)).masks
+    before = model[0].weight.detach().clone()
+    finetune(model, lesson, epochs=2, batch_size=16, weight_decay=0.5, progress=False)
+    assert not torch.equal(model[0].weight, before)
+    assert all(torch.equal(current_masks(model)[n], m) for n, m in masks.items())
+    pl.bake(model)
+    for name, mask in masks.items():
+        assert torch.equal(dict(model.named_parameters())[name] != 0, mask)
+
+
+def test_frozen_parts_stay(build, lesson):
+    model = build("mlp")
+    model[0].requires_grad_(False)
+    before = model[0].weight.clone()
+    quietly(model, lesson)
+    assert torch.equal(model[0].weight, before)
+
+
+def test_all_frozen(build, snapshot, lesson):
+    model = build("mlp").requires_grad_(False)
+    before = snapshot(model)
+    with pytest.raises(PruneError, match=r"all 4 parameters of this Sequential are frozen.*requires_grad_\(True\)"):
+        finetune(model, lesson)
+    assert snapshot(model) == before
+
+
+class Empty:
+    def __iter__(self):
+        return iter(())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "epochs=0"),
+        ({"epochs": 1.5}, "epochs=1.5"),
+        ({"epochs": "3"}, "epochs='3'"),
+        ({"lr": 0.0}, "lr=0"),
+        ({"lr": -1.0}, "lr=-1"),
+        ({"lr": float("nan")}, "lr=nan"),
+        ({"lr": "fast"}, "lr='fast'"),
+        ({"batch_size": 0}, "batch size of 0"),
+        ({"data": []}, "train data is empty"),
+        ({"data": Empty()}, "train data is empty"),
+        ({"data": None}, "data is a NoneType"),
+        ({"data": (b for b in ())}, "only once"),
+        ({"data": (torch.zeros(3, 6), torch.zeros(2))}, "3 inputs but 2 targets"),
+        ({"data": SimpleNamespace(valid=())}, "no split 'train'"),
+    ],
+    ids=str,
+)
+def test_bad_settings_and_data_change_nothing(build, snapshot, lesson, settings, message):
+    model = build("mlp")
+    before = snapshot(model)
+    with pytest.raises(PruneError, match=message):
+        quietly(model, **{"data": lesson, **settings})
+    assert snapshot(model) == before
+
+
+def after_epochs(good, bad):
+    """A loss that is as usual for so many steps and then what `bad` makes of it."""
+    seen = []
+
+    def loss(outputs, targets):
+        seen.append(1)
+        value = F.cross_entropy(outputs, targets)
+        return value if len(seen) <= good else bad(value, outputs)
+
+    return loss
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+@pytest.mark.parametrize(
+    ("bad", "what"),
+    [
+        (lambda value, outputs: value * torch.nan, "the loss became nan at step 2"),
+        (lambda value, outputs: value + torch.inf, "the loss became inf at step 2"),
+        # the square root's slope at zero is infinite: a finite loss with NaN gradients, at the very last step
+        (lambda value, outputs: value + (outputs * 0).sum().abs().sqrt(), "a weight became NaN or infinite at step"),
+    ],
+    ids=["nan", "inf", "gradient"],
+)
+def test_diverging_gives_the_weights_back(build, data_for, snapshot, bad, what, masked):
+    model = build("cnn")
+    if masked:
+        pl.prune(model, pl.Recipe(sparsity=0.3))
+    before = snapshot(model)
+    with pytest.raises(PruneError, match=what + r".*try lr=0\.001"):
+        quietly(model, data_for("cnn"), loss=after_epochs(1, bad), epochs=1)
+    assert snapshot(model) == before
+
+
+def test_diverging_in_the_second_epoch_keeps_the_first(build, lesson):
+    one, two = build("mlp"), build("mlp")
+    seen = []
+    quietly(one, lesson, epochs=2, loss=lambda o, t: seen.append(0) or F.cross_entropy(o, t))
+    steps = 3
+    states = []
+    two.register_forward_pre_hook(lambda m, _: states.append({k: v.clone() for k, v in m.state_dict().items()}))
+    with pytest.raises(PruneError, match=f"at step {steps + 1}"):
+        quietly(two, lesson.train, epochs=2, loss=after_epochs(steps, lambda value, outputs: value * torch.nan))
+    assert all(torch.equal(v, states[steps][k]) for k, v in two.state_dict().items())
+
+
+def test_an_infinity_under_a_mask_is_no_divergence(build, lesson):
+    model = build("mlp")
+    with torch.no_grad():
+        model[0].weight[0, 0] = torch.inf
+    mask = torch.ones(8, 6, dtype=torch.bool)
+    mask[0, 0] = False
+    pl.apply(model, {"0.weight": mask})
+    assert quietly(model, lesson, epochs=1).steps == 3
+
+
+def test_it_trains_from_batches_and_loaders(build, lesson):
+    x, y = lesson.train
+    states = []
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), 16)
+    for data in (loader, [(x[:16], y[:16]), (x[16:32], y[16:32]), (x[32:], y[32:])]):
+        model = build("mlp")
+        assert quietly(model, data).steps == 6
+        states.append(model.state_dict())
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+def test_one_step_is_enough(build, lesson):
+    model = nn.Linear(6, 3)
+    assert quietly(model, lesson, epochs=1, batch_size=1000).steps == 1
