@@ -1,13 +1,7 @@
 """What is removed as one: (model, example) -> groups of coupled structures."""
 
-from __future__ import annotations
-
-from typing import Any, Protocol
-
-from torch import nn
-
-from ..core import Group, PruneError
 from .channels import coupled, filters, neurons
+from .registry import GRANULARITIES, Granularity, by_name
 from .single import Blocks, blocks, weights
 
 __all__ = [
@@ -21,26 +15,3 @@ __all__ = [
     "neurons",
     "weights",
 ]
-
-
-class Granularity(Protocol):
-    """Finds the structures of a model; `example` is one input (or batch), for those that trace the model."""
-
-    def __call__(self, model: nn.Module, example: Any = None, /) -> list[Group]: ...
-
-
-GRANULARITIES: dict[str, Granularity] = {
-    "weights": weights,
-    "filters": filters,
-    "neurons": neurons,
-    "coupled": coupled,
-}
-
-
-def by_name(granularity: str | Granularity) -> Granularity:
-    """The granularity registered under a name; a function is given back as it is."""
-    if callable(granularity):
-        return granularity
-    if granularity not in GRANULARITIES:
-        raise PruneError(f"no granularity is called {granularity!r}; there is {', '.join(sorted(GRANULARITIES))}")
-    return GRANULARITIES[granularity]

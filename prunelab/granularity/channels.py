@@ -24,8 +24,9 @@ def filters(model: nn.Module, example: Any = None) -> list[Group]:
     grouped convolution or under a GroupNorm it is a whole group of channels. What the model outputs stays.
 
     `exact` of each group is found by trying: a copy with half of the units zeroed is compared with one without
-    them. LayerNorm over the channels, for one, is not exact, because it averages over the zeros. Fang et al.
-    2023, arXiv 2301.12900, whose Torch-Pruning traces the model (a copy; yours is left as it is).
+    them. LayerNorm over the channels, for one, is not exact, because it averages over the zeros. Groups without
+    which the model fails are left out, and of unexplained differences there is a warning. Fang et al. 2023, arXiv
+    2301.12900, whose Torch-Pruning traces the model (a copy; yours is left as it is).
 
     Raises PruneError without an example, for one that does not fit, and for a model that cannot be traced.
     """
@@ -48,7 +49,8 @@ def coupled(model: nn.Module, example: Any = None) -> list[Group]:
 
 def _found(model: nn.Module, example: Any) -> list[tuple[Group, bool]]:
     """Every coupled group, and whether a convolution makes its channels."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()):
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.inference_mode(False), torch.random.fork_rng(devices=gpus):
         twin = plain_copy(model)
         inputs = on(model, example)
         found = list(_groups(trace(twin, inputs).sets()))

@@ -15,7 +15,6 @@ from ..core import Group, Keep
 from ..surgery.difference import difference
 
 TOLERANCE = 1e-4  # float32 rounding stays below 1e-5, what is not exact is above 1e-3
-WHY = "without some of their channels the model no longer runs (a size fixed in its forward, or an order of channels"
 
 
 def proven(twin: nn.Module, groups: Sequence[Group], example: Any) -> list[Group]:
@@ -24,21 +23,34 @@ def proven(twin: nn.Module, groups: Sequence[Group], example: Any) -> list[Group
         return []
     shaken = _shaken(twin)
     keep = _half(groups)
-    plain = [g for g in groups if not _under_layer_norm(shaken, g)]
-    if _runs(shaken, groups, keep, example) is not None and _agree(_runs(shaken, plain, keep, example)):
-        return [replace(g, exact=g in plain) for g in groups]
-    alone = {g.name: _runs(shaken, [g], keep, example) for g in groups}
-    lost = [name for name, gap in alone.items() if gap is None]
-    if lost:
-        warnings.warn(f"left out, {WHY} that could not be followed): {', '.join(lost)}", stacklevel=4)
-    return [replace(g, exact=_agree(alone[g.name])) for g in groups if g.name not in lost]
+    normed = {g.name for g in groups if _under_norm(shaken, g)}  # known beforehand to be inexact
+    plain = [g for g in groups if g.name not in normed]
+    if _gap(shaken, groups, keep, example) is not None and _agree(_gap(shaken, plain, keep, example)):
+        return [replace(g, exact=g.name not in normed) for g in groups]
+    alone = {g.name: _gap(shaken, [g], keep, example) for g in groups}
+    _warn_of(
+        [name for name, gap in alone.items() if gap is None],
+        "left out, because without some of their channels the model fails (a size is fixed in its forward, or they "
+        "meet its inputs)",
+    )
+    _warn_of(
+        [name for name, gap in alone.items() if not (gap is None or _agree(gap) or name in normed)],
+        "not exact, and no norm explains it: either the forward mixes channels (a softmax or mean over them), or a "
+        "reshape changes their order and the trace lost it. Compare the shrunk model's accuracy with the masked one's",
+    )
+    return [replace(g, exact=_agree(alone[g.name])) for g in groups if alone[g.name] is not None]
+
+
+def _warn_of(names: list[str], what: str) -> None:
+    if names:
+        warnings.warn(f"{what}: {', '.join(names)}", stacklevel=5)
 
 
 def _agree(gap: float | None) -> bool:
     return gap is not None and gap <= TOLERANCE
 
 
-def _runs(model: nn.Module, groups: Sequence[Group], keep: Keep, example: Any) -> float | None:
+def _gap(model: nn.Module, groups: Sequence[Group], keep: Keep, example: Any) -> float | None:
     """How far masked and shrunk are apart; None if the shrunk model fails."""
     try:
         return difference(model, groups, keep, example)
@@ -51,9 +63,9 @@ def _half(groups: Sequence[Group]) -> Keep:
     return {g.name: torch.randperm(g.units, generator=dice) < (g.units + 1) // 2 for g in groups}
 
 
-def _under_layer_norm(model: nn.Module, group: Group) -> bool:
-    """Known beforehand to be inexact: not worth a run of its own."""
-    norms = {f"{path}.weight" for path, m in model.named_modules() if isinstance(m, nn.LayerNorm)}
+def _under_norm(model: nn.Module, group: Group) -> bool:
+    """Whether a norm averages over the group's channels."""
+    norms = {f"{path}.weight" for path, m in model.named_modules() if isinstance(m, (nn.LayerNorm, nn.RMSNorm))}
     return any(m.tensor in norms for m in group.members)
 
 

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..batches import call, to
+from ..batches import to
 from ..core import PruneError, device_of, shape
 from ..masking import bake
-from ..surgery.difference import tensors
+from ..surgery.difference import run, tensors
 from .ports import Port, parameter_port, ports
 
 BY_HAND = (
@@ -99,7 +99,7 @@ def trace(twin: nn.Module, example: Any) -> Ties:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    with torch.inference_mode(False), torch.enable_grad(), warnings.catch_warnings(), redirect_stdout(StringIO()):
+    with torch.enable_grad(), warnings.catch_warnings(), redirect_stdout(StringIO()):
         warnings.simplefilter("ignore")
         yield
 
@@ -112,7 +112,7 @@ def _try_out(twin: nn.Module, example: Any) -> None:
         )
     try:
         with torch.no_grad():
-            call(twin, example)
+            run(twin, example)
     except Exception as error:  # a forward of one's own raises what it likes
         given = ", ".join(f"{shape(t)} {t.dtype}" for t in _all_tensors(example)) or type(example).__name__
         raise PruneError(
@@ -133,13 +133,13 @@ def _outputs(model: nn.Module, example: Any) -> list[Tensor]:
     """All outputs, in eval mode; those of training too if that runs more layers (GoogLeNet's auxiliary heads)."""
     reached: set[nn.Module] = set()
     hooks = [m.register_forward_hook(lambda m, *_: reached.add(m)) for m in model.modules()]
-    found = list(tensors(call(model.eval(), example)))
+    found = list(tensors(run(model.eval(), example)))
     seen = set(reached)
     if any(m not in seen for m in model.modules() if m._parameters):
         for module in model.modules():
             module.training = next(module.children(), None) is not None  # norms and dropouts stay as in evaluation
         try:
-            more = list(tensors(call(model, example)))
+            more = list(tensors(run(model, example)))
         except Exception:  # in training it wants something else, such as targets
             more = []
         found += more if reached - seen else []
@@ -175,12 +175,14 @@ def _read(graph: Any, twin: nn.Module) -> Ties:
     _tie_whole_groups(ties, at)
     _tie_shared_tensors(ties)
     met: dict[tuple[Any, ...], int] = {}  # (node, side, channel there) -> a channel it is tied to
-    for module, node in graph.module2node.items():
-        port = at.get((id(module), "out"))
-        if port is not None:
-            start = ties.start[port]
+    for port in ties.ports:
+        start = ties.start[port]
+        node = graph.module2node.get(port.module)
+        if port.side == "out" and node is None:  # never run, or inside a layer unknown here
+            ties.frozen.update(range(start, start + port.size))
+        elif port.side == "out":
             channels = [Index(i, start + i) for i in range(port.size)]
-            work = [(node, graph.get_pruner_of_module(module).prune_out_channels, channels)]
+            work = [(node, graph.get_pruner_of_module(port.module).prune_out_channels, channels)]
             while work:
                 work += _step(*work.pop(), graph, ties, at, met)
     return ties
@@ -263,5 +265,15 @@ def _tie_shared_tensors(ties: Ties) -> None:
 
 
 def on(model: nn.Module, example: Any) -> Any:
-    """The example on the model's device."""
-    return to(example, device_of(model))
+    """The example on the model's device; made anew if inference mode made it, which autograd refuses."""
+    return _plain(to(example, device_of(model)))
+
+
+def _plain(nest: Any) -> Any:
+    if isinstance(nest, Tensor):
+        return nest.clone() if nest.is_inference() else nest.detach()
+    if isinstance(nest, dict):
+        return {k: _plain(v) for k, v in nest.items()}
+    if isinstance(nest, (tuple, list)):
+        return type(nest)(_plain(v) for v in nest)
+    return nest

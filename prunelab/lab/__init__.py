@@ -7,6 +7,7 @@ from .explorers import explorer
 from .figures import figure, table
 from .measuring import NO_CUDA, measured
 from .predictions import predict, reveal
+from .races import race, trials
 from .readings import reading, sweep
 from .session import start
 from .store import progress, reset
@@ -24,6 +25,7 @@ __all__ = [
     "plots",
     "predict",
     "progress",
+    "race",
     "reading",
     "reset",
     "reveal",
@@ -32,4 +34,5 @@ __all__ = [
     "start",
     "sweep",
     "table",
+    "trials",
 ]

@@ -88,7 +88,7 @@ def check_crossover(answer: Any) -> str | None:
         (2, "that is the *position* in the list. Return the sparsity itself."),
         (0.9, "at 90 % CSR has already won by a quarter; that is the first level you measured on its side. The lines "
               "cross *between* 80 and 90 %: draw a straight line between the two points."),
-        (0.8, "at 80 % CSR is still slower, 500 against 400. It is the last level before the crossing, not the crossing."),
+        (0.8, "at 80 % CSR is still slower, 500 against 400: the last level before the crossing, not the crossing."),
         (0.5, "that is where CSR is slowest compared with dense: your comparison is upside down. Less time is better."),
         (0.99, "that is where CSR wins by the most. The question is where it *begins* to win."),
         (100.0, "that is a time. Return the sparsity at which it is reached."),
@@ -131,13 +131,13 @@ def _elsewhere(answer: Any) -> str | None:
 class FakeMachine:
     """Two models on a clock that only they move: the pruned one is twice as fast, and everything else misleads.
 
-    warm: what the first call of each costs, times; drift: by how much each call is slower than the one before;
-    spikes: every so many calls something else takes the processor.
+    warm: what the very first call costs, times; drift: by how much each call is slower than the one before;
+    spikes: during these calls something else takes the processor.
     """
 
     warm: float = 1.0
     drift: float = 0.0
-    spike: int = 0
+    spikes: tuple[int, ...] = ()
     now: float = 0.0
 
     def __post_init__(self) -> None:
@@ -153,9 +153,9 @@ class FakeMachine:
 
         def run() -> None:
             n = next(self.calls)
-            factor = self.warm if name not in self.order else 1.0
+            factor = self.warm if n == 1 else 1.0
             factor *= (1 + self.drift) ** n
-            if self.spike and n % self.spike == 0:
+            if n in self.spikes:
                 factor *= 20
             self.order.append(name)
             self.now += seconds * factor
@@ -179,17 +179,18 @@ def check_benchmark(answer: Any) -> str | None:
         return "you returned the difference of the times. A ratio means the same on a fast and on a slow machine."
     if abs(found - 2) > 0.05:
         return f"on a perfectly calm machine the pruned model is exactly twice as fast, and you find {found:.3g}."
-    if calm.order.count("pruned") < 6:
-        return f"you ran the pruned model {_times(calm.order.count('pruned'))}: one surprise would decide. Take 6 rounds or more."
+    runs = calm.order.count("pruned")
+    if runs < 6:
+        return f"you ran the pruned model {_times(runs)}: one surprise would decide. Take 6 rounds or more."
     return _misled(answer)
 
 
 def _misled(answer: Any) -> str | None:
     trials = (
-        (FakeMachine(warm=100.0), "the first call of each model is 100 times slower here (libraries load, memory is "
-                                  "fetched), and you counted it. Warm up: call each once *before* the clock starts."),
-        (FakeMachine(spike=11), "now and then another program takes the processor, and one such moment pulled your "
-                                "*mean*. Take the median over the rounds."),
+        (FakeMachine(warm=100.0), "the very first call is 100 times slower here (libraries load, memory comes), and "
+                                  "you counted it. Warm up: call each model once *before* the clock starts."),
+        (FakeMachine(spikes=(7, 31, 55)), "now and then another program takes the processor, and one such moment "
+                                "pulled your *mean*. Take the median over the rounds."),
         (FakeMachine(drift=0.02), "this machine slows down as it warms up, and your second model ran when it was hot. "
                                   "Time them in turns, dense, pruned, dense, pruned, and pair each two."),
     )  # fmt: skip
@@ -363,7 +364,7 @@ EXERCISES = (
                 "        for _ in range(10):\n"
                 "            model()\n"
                 "        means.append((clock() - start) / 10)\n"
-                "    return means[0] / means[1] + 0 * len(means)",
+                "    return means[0] / means[1]",
                 "Warm up",
             ),
             WrongAnswer(

@@ -10,6 +10,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from ..measurement import Roofline
 from .figures import COLOURS
 from .readings import Reading
 
@@ -106,3 +107,84 @@ def marked_curve(
     ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
     ax.set(xlabel=xlabel, ylabel="validation accuracy", ylim=(0, 1.08))
     ax.legend(loc="upper right")
+
+
+def crossings(ax: Axes, runs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
+    """How many times faster than dense, against the share of zeros, on logarithmic axes: each further tenth counts."""
+    ax.axhline(1, color="black", lw=1.2, ls="-", marker="")
+    for name, (sparsities, ratios) in runs.items():
+        ax.plot([1 - s for s in sparsities], ratios, label=name)
+    levels = sorted({s for sparsities, _ in runs.values() for s in sparsities})
+    ax.set(xscale="log", yscale="log", xlabel="zeros", ylabel="times faster than dense")
+    ax.invert_xaxis()  # more zeros to the right
+    ax.set_xticks([1 - s for s in levels], [f"{s:.0%}" for s in levels])
+    ax.set_yticks(_POWERS, [f"{v:g}×" for v in _POWERS])
+    ax.minorticks_off()
+    low, high = (pick(r for _, ratios in runs.values() for r in ratios) for pick in (min, max))
+    ax.set_ylim(min(low, 0.9) / 1.3, max(high, 1.1) * 1.3)
+    ax.legend()
+
+
+_POWERS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
+
+
+def roof(ax: Axes, runs: Mapping[str, Roofline]) -> None:
+    """Each layer that computes, under the roof of the machine: MACs a byte against MACs a second."""
+    machine = next(iter(runs.values())).machine
+    x = np.geomspace(0.05, 500, 200)
+    for n, (_, rate) in enumerate(machine.bandwidths):
+        last = n == len(machine.bandwidths) - 1
+        name = "the roof, bytes from memory" if last else "the roof, bytes from a cache" if n == 0 else None
+        style: dict[str, Any] = {"color": "black" if last else "#999999", "ls": "-" if last else ":", "marker": ""}
+        if name:
+            ax.plot(x, np.minimum(machine.peak, x * rate) / 1e9, label=name, lw=2 if last else 1.5, **style)
+    for name, found in runs.items():
+        layers = [layer for layer in found.layers if layer.macs]
+        reached = [layer.macs / layer.measured.p50 / 1e9 for layer in layers]
+        ax.plot([layer.intensity for layer in layers], reached, ls="none", label=name, markersize=7)
+        for layer, height in zip(layers, reached, strict=True):
+            ax.annotate(layer.name, (layer.intensity, height), textcoords="offset points", xytext=(6, -10), fontsize=8)
+    ax.set(xscale="log", yscale="log", xlabel="MACs for each byte moved", ylabel="billion MACs a second")
+    ax.set_xlim(0.1, 200)
+    ax.set_ylim(top=machine.peak / 1e9 * 2)
+    ax.legend(loc="lower right", fontsize=9)
+
+
+def predicted(ax: Axes, found: Roofline) -> None:
+    """Layer by layer, the time the machine should need at best beside the time it took."""
+    places = np.arange(len(found.layers))
+    for shift, (name, times) in enumerate(
+        {"at best": [x.predicted for x in found.layers], "measured": [x.measured.p50 for x in found.layers]}.items()
+    ):
+        hatch = None if shift else "////"
+        where = places + 0.4 * (shift - 0.5)
+        ax.barh(
+            where,
+            [1e3 * t for t in times],
+            0.38,
+            label=name,
+            color=COLOURS[shift],
+            hatch=hatch,
+            edgecolor="white",
+            lw=0,
+        )
+    ax.set_yticks(places, [layer.name for layer in found.layers])
+    ax.invert_yaxis()
+    ax.set(xlabel="milliseconds")
+    ax.legend(loc="lower right")
+
+
+def speed_curve(
+    ax: Axes, batches: Sequence[int], runs: Mapping[str, Sequence[float]], chosen: str, at: int, promise: float
+) -> None:
+    """Times faster than dense against the batch size: one curve in full, the others pale, and what MACs promise."""
+    ax.axhline(promise, color="black", ls=(0, (4, 3)), lw=1.4, marker="", label="what the MACs promise")
+    for name, values in runs.items():
+        ax.plot(batches, values, label=name, alpha=1.0 if name == chosen else 0.25)
+    y = runs[chosen][list(batches).index(at)]
+    ax.plot([at], [y], marker="o", markersize=13, markerfacecolor="none", markeredgecolor="black", linestyle="none")
+    ax.annotate(f"{y:.2f}×", (at, y), textcoords="offset points", xytext=(10, 9), fontweight="bold")
+    ax.set(xscale="log", xlabel="batch size", ylabel="times faster than dense", ylim=(0, None))
+    ax.set_xticks(list(batches), [str(b) for b in batches])
+    ax.minorticks_off()
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)

@@ -2,7 +2,7 @@
 
 from . import pitfalls
 from .accuracy import Evaluation, evaluate, wilson
-from .kernels import Crossover, Product, Products, crossover, products
+from .kernels import Crossover, Product, Products, crossover, products, two_of_four
 from .machines import Floor, Machine, floor, machine
 from .memory import peak_memory
 from .operations import macs
@@ -41,6 +41,7 @@ __all__ = [
     "products",
     "roofline",
     "stored_bytes",
+    "two_of_four",
     "verdict",
     "wilson",
 ]

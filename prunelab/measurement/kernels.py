@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -53,6 +53,15 @@ class Products:
             there = sorted({(r.kernel, r.n, r.batch) for r in self.rows})
             raise PruneError(f"{kernel} was not timed at n={n}, batch={batch}; there is {there}")
         return [r.sparsity for r in found], [r.speedup.ratio for r in found]
+
+    def curves(self) -> dict[str, tuple[list[float], list[float]]]:
+        """Every curve but dense, by a name such as "CSR, 64 columns": sparsities, and times faster than dense."""
+        several = len({r.n for r in self.rows}) > 1
+        found = dict.fromkeys((r.kernel, r.n, r.batch) for r in self.rows if r.kernel != "dense")
+        return {
+            f"{k.upper()}, {f'{n} x {n}, ' if several else ''}{plural(b, 'column')}": self.curve(k, n, b)
+            for k, n, b in found
+        }
 
     def _lines(self) -> tuple[str, list[str], list[list[str]]]:
         lines = [
@@ -135,6 +144,13 @@ def products(
                     clock=clock, seed=seed,
                 )  # fmt: skip
     return Products(tuple(rows))
+
+
+def two_of_four(n: int = 4096, batch: int = 4096, **options: Any) -> float | None:
+    """How many times faster than dense a 2:4 product is on the GPU here; None if there is none that can do it."""
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
+        return None
+    return products(n, batch, [0.5], kernels=["2:4"], device="cuda", **options).rows[-1].speedup.ratio
 
 
 def crossover(
@@ -275,10 +291,13 @@ def _stays(units: int, sparsity: float, source: torch.Generator) -> Tensor:
 
 @contextmanager
 def _beta_silenced() -> Iterator[None]:
-    """Without torch's notice that CSR and BSR tensors are "in beta state": that, and no other warning."""
+    """Without torch's notice that a sparse format is still young: that, and no other warning."""
     with warnings.catch_warnings():
-        about = r"Sparse (CSR|BSR) tensor support is in beta state"
-        warnings.filterwarnings("ignore", message=about, category=UserWarning)
+        for about in (
+            r"Sparse (CSR|BSR) tensor support is in beta state",
+            r"The PyTorch API of SparseSemiStructuredTensor is in prototype stage",
+        ):
+            warnings.filterwarnings("ignore", message=about, category=UserWarning)
         yield
 
 

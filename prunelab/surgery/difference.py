@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import units
-from ..batches import call, to
+from ..batches import to
 from ..core import Group, Keep, device_of, mode
 from ..masking import apply, bake
 from .shrinking import shrink
@@ -41,7 +41,14 @@ def apart(one: nn.Module, other: nn.Module, example: Any) -> float:
 def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
     """The floating-point tensors a model gives in eval mode, in order."""
     with mode(model, training=False), torch.no_grad():
-        return list(tensors(call(model, inputs)))
+        return list(tensors(run(model, inputs)))
+
+
+def run(model: nn.Module, inputs: Any) -> Any:
+    """All that the model returns: `batches.call` picks the logits, but GoogLeNet's other heads count here."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
 
 
 def tensors(nest: Any) -> Iterator[Tensor]:

@@ -66,8 +66,9 @@ def test_the_course_checkpoints_are_what_their_cards_say(name):
         assert accuracy == pytest.approx(card["accuracy"][split]["value"], abs=0.0015)
 
 
-def test_the_course_has_its_two_checkpoints_and_the_readme_their_numbers():
-    assert zoo.checkpoints() == ("digits-cnn", "digits-mlp")
+def test_the_course_has_its_checkpoints_and_the_readme_their_numbers():
+    cnns = ("digits-cnn", *(f"digits-cnn-{seed}" for seed in (1, 2, 3, 4)))
+    assert sorted(zoo.checkpoints()) == [*cnns, "digits-mlp"]
     readme = (zoo.data_dir() / "README.md").read_text(encoding="utf-8")
     assert trained.with_table(readme, zoo.cards()) == readme
     assert "digits-cnn` |" in readme

@@ -1,0 +1,338 @@
+"""Physical removal: sizes, ties, plans on disk; and torchvision's quicker networks whole."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import prunelab as pl
+from prunelab import Group, Member, PruneError, granularity, surgery
+from prunelab.surgery import load_plan, save_plan, shrink
+
+SOURCE = '''
+import torch
+from torch import nn
+
+def network(width=8):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, 6, 3), nn.ReLU(),
+        nn.Flatten(), nn.Linear(96, 10), nn.ReLU(), nn.Linear(10, 3),
+    )
+
+def images():
+    return torch.randn(4, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+'''
+space: dict = {}
+exec(SOURCE, space)
+network, images = space["network"], space["images"]
+
+
+def half(model, x=None):
+    groups = granularity.coupled(model, images() if x is None else x)
+    return groups, pl.allocate(pl.criteria.magnitude(model), groups, 0.5, "layer")
+
+
+def bench():
+    path = Path(__file__).parent / "benchmarks" / "bench_surgery.py"
+    spec = importlib.util.spec_from_file_location("bench_surgery", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "googlenet"])
+def test_torchvision(name):
+    tools = bench()
+    model, x = tools.network(name), torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    groups, keep = half(model, x)
+    assert all(g.exact for g in groups)
+    assert surgery.difference(model, groups, keep, x) < 1e-4
+    assert tools.trains(shrink(model, groups, keep), x)
+
+
+def test_the_old_model_is_untouched_and_the_new_one_its_own(snapshot):
+    model = network()
+    groups, keep = half(model)
+    model[3].weight.requires_grad_(False)
+    model.train()
+    before = snapshot(model)
+    small = shrink(model, groups, keep)
+    assert snapshot(model) == before
+    assert small.training
+    assert [p.requires_grad for p in small.parameters()] == [p.requires_grad for p in model.parameters()]
+    assert [n for n, _ in small.named_parameters()] == [n for n, _ in model.named_parameters()]
+    with torch.no_grad():
+        for tensor in (*small.parameters(), *small.buffers()):
+            tensor.zero_()
+    assert snapshot(model) == before
+
+
+def test_declared_sizes_follow():
+    groups, keep = half(network())
+    small = shrink(network(), groups, keep)
+    assert (small[0].out_channels, small[1].num_features, small[3].in_channels, small[3].out_channels) == (4, 4, 4, 3)
+    assert (small[6].in_features, small[6].out_features, small[8].in_features) == (48, 5, 5)
+    assert [tuple(b.shape) for n, b in small.named_buffers() if "running" in n] == [(4,), (4,)]
+    assert "Conv2d(4, 3, " in repr(small)
+
+
+def test_a_kept_unit_keeps_its_values():
+    model = network()
+    groups, keep = half(model)
+    small = shrink(model, groups, keep)
+    assert torch.equal(small[3].weight, model[3].weight[keep["3"]][:, keep["0"]])
+    assert torch.equal(small[1].running_var, model[1].running_var[keep["0"]])
+
+
+def test_masks_are_baked_into_the_new_model():
+    model, x = network(), images()
+    pruned = pl.prune(model, pl.Recipe(granularity="filters", sparsity=0.5), example=x)
+    pl.apply(model, {"6.weight": torch.rand(10, 96) < 0.5} | {})
+    small = shrink(model, pruned.groups, pruned.keep)
+    assert not any(hasattr(m, "parametrizations") for m in small.modules())
+    assert torch.allclose(small.eval()(x), model.eval()(x), atol=1e-6) or pruned.masks["6.weight"].all()
+    assert hasattr(model[6], "parametrizations")
+
+
+def test_twice_smaller_and_smaller():
+    model, x = network().eval(), images()
+    for _ in range(2):
+        groups, keep = half(model)
+        model = shrink(model, groups, keep)
+    assert (model[0].out_channels, model(x).shape) == (2, (4, 3))
+
+
+def test_channels_last_dtype_and_nothing_removed():
+    model = network().to(memory_format=torch.channels_last).double()
+    groups = granularity.coupled(model, images().double())
+    keep = {g.name: torch.ones(g.units, dtype=torch.bool) for g in groups}
+    same = shrink(model, groups, keep)
+    assert all(torch.equal(a, b) for a, b in zip(same.parameters(), model.parameters(), strict=True))
+    small = shrink(model, *half(model, images().double()))
+    assert small[3].weight.dtype == torch.double
+    assert small[3].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_groups_by_hand():
+    """A multi-layer perceptron's first layer, described without a trace: GLU-like pieces of one tensor."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    group = Group("fc", 3, (Member("0.weight", 0, 2), Member("0.bias", 0, 2), Member("2.weight", -1, 2)))
+    small = shrink(model, [group], {"fc": torch.tensor([True, False, True])})
+    assert torch.equal(small[0].weight, model[0].weight[[0, 1, 4, 5]])
+    assert torch.equal(small[2].weight, model[2].weight[:, [0, 1, 4, 5]])
+
+
+def test_a_tied_weight_stays_tied():
+    model = nn.ModuleDict({"a": nn.Linear(6, 6), "b": nn.Linear(6, 6)})
+    model["b"].weight = model["a"].weight
+    group = Group("g", 6, (Member("b.weight", 0), Member("a.weight", 1), Member("a.bias", 0), Member("b.bias", 0)))
+    small = shrink(model, [group], {"g": torch.arange(6) < 2})
+    assert small["a"].weight is small["b"].weight
+    assert (small["a"].weight.shape, small["b"].out_features, small["a"].in_features) == ((2, 2), 2, 2)
+
+
+def test_bad_groups_and_keeps(snapshot):
+    model = network()
+    groups, keep = half(model)
+    before = snapshot(model)
+    wrong = [
+        ({**keep, "0": torch.zeros(8, dtype=torch.bool)}, groups, "nothing left of 0 .8 units.*at least one unit"),
+        ({**keep, "0": keep["0"][:4]}, groups, r"keep has torch.bool of shape \(4,\) for 0: expected 8 bools"),
+        ({}, groups, "keep has nothing for 0"),
+        (keep, [Group("0", 8, (Member("x.weight", 0),))], "has no tensor named 'x.weight'; it has 0.weight"),
+        (keep, [Group("0", 8, (Member("3.weight", 0),))], r"3\.weight \(6, 8, 3, 3\) does not hold 8 units"),
+        (keep, [Group("0", 8, (Member("0.bias", 1),))], "does not hold 8 units"),
+        (keep, [Group("0", 8, (Member("0.bias"),))], "leaves no hole to close"),
+    ]
+    for kept, of, message in wrong:
+        with pytest.raises(PruneError, match=message):
+            shrink(model, of, kept)
+    assert snapshot(model) == before
+
+
+def test_half_a_group_of_a_grouped_convolution():
+    model = nn.Sequential(nn.Conv2d(4, 8, 3, groups=4))
+    group = Group("0", 8, (Member("0.weight", 0), Member("0.bias", 0)))
+    with pytest.raises(PruneError, match="3 of 8 channels go, which is no whole number of its groups of 2"):
+        shrink(model, [group], {"0": torch.arange(8) < 5})
+
+
+def test_a_layer_of_unknown_sizes():
+    model = nn.Sequential(nn.MultiheadAttention(4, 2))
+    group = Group("0", 4, (Member("0.out_proj.weight", 1), Member("0.in_proj_bias", 0)))
+    with pytest.raises(PruneError, match="cut 0.in_proj_bias, but does not know how MultiheadAttention declares"):
+        shrink(model, [group], {"0": torch.arange(4) < 2})
+
+
+def test_other_parametrizations():
+    model = network()
+    groups, keep = half(model)
+    nn.utils.parametrizations.weight_norm(model[0])
+    with pytest.raises(PruneError, match="has no tensor named '0.weight'"):
+        shrink(model, groups, keep)
+
+
+def test_saved_and_rebuilt_in_a_fresh_process(tmp_path):
+    groups, keep = half(network())
+    small = shrink(network(), groups, keep)
+    optimizer = torch.optim.SGD(small.parameters(), 0.1)
+    small(images()).square().sum().backward()
+    optimizer.step()  # trained further: the weights are no longer the fresh model's
+    folder = save_plan(tmp_path / "plan", groups, keep, small)
+    torch.save(small.eval()(images()), tmp_path / "out.pt")
+    program = (
+        f"{SOURCE}\nfrom prunelab.surgery import load_plan\nsmall = load_plan({str(folder)!r}, network()).eval()\n"
+        f"assert torch.equal(small(images()), torch.load({str(tmp_path / 'out.pt')!r}, weights_only=True))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def saved(tmp_path):
+    groups, keep = half(network())
+    return save_plan(tmp_path / "plan", groups, keep, shrink(network(), groups, keep)), groups, keep
+
+
+def test_what_is_in_the_folder(saved):
+    folder, groups, keep = saved
+    plan = json.loads((folder / "plan.json").read_text())
+    assert sorted(p.name for p in folder.iterdir()) == sorted(["plan.json", plan["weights"]])
+    assert plan["groups"][0]["kept"] == keep["0"].nonzero().flatten().tolist()
+    assert plan["groups"][0]["members"][0] == {"tensor": "0.weight", "dim": 0}
+    assert set(load_file(folder / plan["weights"])) == set(network().state_dict())
+
+
+def test_the_fresh_model_is_untouched_and_its_numbers_do_not_matter(saved, snapshot):
+    folder, groups, keep = saved
+    fresh = network()
+    nn.init.normal_(fresh[0].weight)
+    before = snapshot(fresh)
+    rebuilt = load_plan(folder, fresh)
+    assert snapshot(fresh) == before
+    small = shrink(network(), groups, keep)
+    assert all(torch.equal(a, b) for a, b in zip(rebuilt.state_dict().values(), small.state_dict().values(), strict=True))
+
+
+def test_saving_again_replaces_all(saved):
+    folder, groups, keep = saved
+    other = {name: k.flip(0) for name, k in keep.items()}
+    assert save_plan(str(folder), groups, other, shrink(network(), groups, other)) == folder
+    assert len(list(folder.iterdir())) == 2
+    assert torch.equal(load_plan(folder, network())[8].bias, network()[8].bias)
+
+
+def test_an_interrupted_save_leaves_the_old_plan(saved, monkeypatch):
+    folder, groups, keep = saved
+    other = {name: k.flip(0) for name, k in keep.items()}
+    replace = os.replace
+
+    def fail_at_the_plan(source, target):
+        if str(target).endswith("plan.json"):
+            raise OSError("disk full")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_at_the_plan)
+    with pytest.raises(OSError, match="disk full"):
+        save_plan(folder, groups, other, shrink(network(), groups, other))
+    monkeypatch.undo()
+    assert torch.equal(load_plan(folder, network())[0].weight, network()[0].weight[keep["0"]])
+    assert not list(folder.glob("*.tmp")) + list(folder.glob(".*.tmp"))
+
+
+def test_a_plan_of_another_model(saved, snapshot):
+    folder, *_ = saved
+    with pytest.raises(PruneError, match=r"is not a plan of this Sequential: 0\.weight is .*\(4, 1, 3, 3\) in the plan, "
+                       r"torch.float32 \(5, 1, 3, 3\) in the model"):  # fmt: skip
+        load_plan(folder, network(width=9))
+    with pytest.raises(PruneError, match=r"is not a plan of this Sequential: 0\.weight \(7, 1, 3, 3\) does not hold 8"):
+        load_plan(folder, network(width=7))
+    with pytest.raises(PruneError, match="is not a plan of this Linear: Linear has no tensor named '0.weight'"):
+        load_plan(folder, nn.Linear(2, 2))
+    with pytest.raises(PruneError, match=r"0\.weight is torch.float32 .* in the plan, torch.float64"):
+        load_plan(folder, network().double())
+    with pytest.raises(PruneError, match=r"9\.weight is nothing in the plan"):
+        load_plan(folder, network().append(nn.Linear(3, 3)))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f, w: (f / "plan.json").unlink(), "there is no .*plan.json: give the folder"),
+        (lambda f, w: (f / "plan.json").write_text(""), "plan.json is damaged or incomplete .*save the plan again"),
+        (lambda f, w: (f / "plan.json").write_bytes((f / "plan.json").read_bytes()[:100]), "damaged or incomplete"),
+        (lambda f, w: (f / "plan.json").write_text("[1]"), "no plan this version can read: its format is 'list'"),
+        (lambda f, w: (f / "plan.json").write_text('{"format": "x 2"}'), "its format is 'x 2', not 'prunelab plan 1'"),
+        (lambda f, w: (f / "plan.json").write_text('{"format": "prunelab plan 1"}'), r"damaged or incomplete \(KeyError"),
+        (lambda f, w: edit(f, "weights", "../x"), "the weights are said to lie at ../x"),
+        (lambda f, w: edit(f, "weights", "x"), "the weights of the plan, .*x, cannot be read"),
+        (lambda f, w: edit_group(f, "kept", [1, 99]), "the kept units of 0 are not among its 8"),
+        (lambda f, w: edit_group(f, "kept", ["1"]), "the kept units of 0 are not among its 8"),
+        (lambda f, w: edit_group(f, "kept", []), "keep has nothing left of 0"),
+        (lambda f, w: edit_group(f, "units", "8"), "damaged or incomplete"),
+        (lambda f, w: edit_group(f, "members", [{"tensor": "0.weight", "what": 1}]), "damaged or incomplete"),
+        (lambda f, w: edit_group(f, "members", [{"tensor": "0.weight", "dim": 0.5}]), "damaged or incomplete"),
+        (lambda f, w: w.write_bytes(w.read_bytes()[:-8]), r"is damaged or cut short: its checksum is not the plan's"),
+        (lambda f, w: w.write_bytes(b"\0" + w.read_bytes()[1:]), "is damaged or cut short"),
+        (lambda f, w: w.unlink(), "cannot be read: .*Copy the whole folder"),
+    ],
+)
+def test_damaged_files(saved, damage, message):
+    folder, *_ = saved
+    damage(folder, next(folder.glob("*.safetensors")))
+    with pytest.raises(PruneError, match=message):
+        load_plan(folder, network())
+
+
+def edit(folder, key, value):
+    plan = json.loads((folder / "plan.json").read_text())
+    plan[key] = value
+    (folder / "plan.json").write_text(json.dumps(plan))
+
+
+def edit_group(folder, key, value):
+    plan = json.loads((folder / "plan.json").read_text())
+    plan["groups"][0][key] = value
+    (folder / "plan.json").write_text(json.dumps(plan))
+
+
+def test_what_cannot_be_saved(tmp_path):
+    model = network()
+    groups, keep = half(model)
+    with pytest.raises(PruneError, match=r"0\.weight \(8, 1, 3, 3\) is not what these groups and keep leave of it, 4 of 8"):
+        save_plan(tmp_path / "a", groups, keep, model)
+    small = shrink(model, groups, keep)
+    with pytest.raises(PruneError, match="is not what these groups and keep leave"):
+        save_plan(tmp_path / "a", groups, {**keep, "0": torch.ones(8, dtype=torch.bool)}, small)
+    pl.apply(small, {"8.weight": torch.ones(3, 5, dtype=torch.bool)})
+    with pytest.raises(PruneError, match="the model wears masks, on 8.weight"):
+        save_plan(tmp_path / "a", groups, keep, small)
+    weights = granularity.weights(model)
+    with pytest.raises(PruneError, match="0.weight holds single weights: a plan is of structures"):
+        save_plan(tmp_path / "a", weights, {g.name: torch.ones(g.units, dtype=torch.bool) for g in weights}, model)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_file_of_another_content_under_the_right_checksum(saved, tmp_path):
+    import hashlib
+
+    folder, *_ = saved
+    weights = next(folder.glob("*.safetensors"))
+    weights.write_bytes(b"not a tensor")
+    edit(folder, "sha256", hashlib.sha256(weights.read_bytes()).hexdigest())
+    with pytest.raises(PruneError, match="holds no safetensors"):
+        load_plan(folder, network())
+    save_file({"extra": torch.zeros(1)}, weights)
+    edit(folder, "sha256", hashlib.sha256(weights.read_bytes()).hexdigest())
+    with pytest.raises(PruneError, match=r"0\.weight is nothing in the plan"):
+        load_plan(folder, network())
