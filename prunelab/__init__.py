@@ -11,17 +11,20 @@ from . import (
     pipeline,
     recovery,
     schedules,
+    surgery,
 )
-from .allocation import Report, allocate, expand, report
+from .allocation import NM, Report, allocate, expand, report
 from .calibration import Calibration
 from .core import Group, Keep, Masks, Member, PruneError, Schedule, Scores, prunable
 from .masking import apply, bake, masked
 from .measurement import measure
 from .pipeline import Pruned, Recipe, prune
+from .surgery import load_plan, save_plan, shrink
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "NM",
     "Calibration",
     "Group",
     "Keep",
@@ -42,6 +45,7 @@ __all__ = [
     "criteria",
     "expand",
     "granularity",
+    "load_plan",
     "masked",
     "masking",
     "measure",
@@ -51,5 +55,8 @@ __all__ = [
     "prune",
     "recovery",
     "report",
+    "save_plan",
     "schedules",
+    "shrink",
+    "surgery",
 ]

@@ -29,7 +29,8 @@ class NM:
 
     Consecutive along the input channels: for a convolution (out, in, kh, kw) that is dimension 1, at every
     kernel position on its own, because sparse tensor cores skip along the dimension they sum over, and their
-    kernels lay it out channels-last (so does NVIDIA's ASP). Mishra et al. 2021, arXiv 2104.08378.
+    kernels lay it out channels-last (so does NVIDIA's ASP). Mishra et al. 2021, arXiv 2104.08378. A transposed
+    convolution's weight is (in, out, kh, kw), its dimension 1 no input: exclude it.
     """
 
     n: int
@@ -89,6 +90,8 @@ def allocate(
     """
     share = check_target(sparsity, scope)
     check_counts(floor, round_to)
+    if (isinstance(scope, NM) or scope == "row") and (floor is not None or round_to > 1):
+        raise PruneError(f"scope {scope} takes the same from every row: floor and round_to are for global and layer")
     if reduce is not None and reduce not in REDUCTIONS:
         raise PruneError(f"reduce is {reduce!r}: give one of {', '.join(REDUCTIONS)}")
     values = {g.name: _unit_scores(scores, g, reduce) for g in groups}

@@ -17,6 +17,10 @@ Masks: TypeAlias = dict[str, Tensor]  # tensor name -> bool, the tensor's shape,
 Schedule: TypeAlias = Callable[[float], float]  # progress in [0, 1] -> share of the final sparsity
 
 
+class AbsoluteOfSum(dict[str, Tensor]):
+    """Scores with signs: a unit is worth |the sum of its entries' scores|, not the sum itself."""
+
+
 class PruneError(ValueError):
     """What is wrong, where (name and shape), what was given, and what to do about it."""
 

@@ -99,8 +99,11 @@ def test_scores_of_zero_can_be_compared():
 
 @pytest.mark.parametrize(
     ("units", "block", "sparsity", "stay"),
-    [(48, 1, 0.5, 24), (48, 1, 0.45, 32), (48, 1, 0.9, 8), (12, 1, 0.1, 12), (12, 1, 0.5, 8), (16, 4, 0.5, 8), (16, 4, 0.6, 6)],
-)  # fmt: skip
+    [
+        *((48, 1, 0.5, 24), (48, 1, 0.45, 32), (48, 1, 0.9, 8)),
+        *((12, 1, 0.1, 12), (12, 1, 0.5, 8), (16, 4, 0.5, 8), (16, 4, 0.65, 6)),
+    ],
+)
 def test_round_to_keeps_a_multiple_of_channels(units, block, sparsity, stay):
     dice = torch.Generator().manual_seed(0)
     g = group("a", units, block)
@@ -126,6 +129,13 @@ def test_round_to_is_of_structures_and_nests():
 def test_bad_counts(more):
     with pytest.raises(PruneError, match=f"{next(iter(more))}=.*: give a whole number"):
         pl.allocate(scored(a=[1, 2]), [group("a", 2)], 0.5, **more)
+
+
+def test_rows_take_neither_floor_nor_rounding():
+    groups = [Group("w", 16, (Member("w"),))]
+    for scope in ("row", NM(2, 4)):
+        with pytest.raises(PruneError, match="takes the same from every row"):
+            pl.allocate({"w": torch.rand(4, 4)}, groups, 0.5, scope, floor=1)
 
 
 def test_groups_of_one_name():
@@ -156,7 +166,9 @@ def test_the_sparsity_of_n_of_m_is_implied():
     scores = {"w": torch.rand(4, 8)}
     groups = [Group("w", 32, (Member("w"),))]
     assert NM(2, 4).sparsity == 0.5
-    assert torch.equal(pl.allocate(scores, groups, 0.5, NM(2, 4))["w"], pl.allocate(scores, groups, None, NM(2, 4))["w"])
+    assert torch.equal(
+        pl.allocate(scores, groups, 0.5, NM(2, 4))["w"], pl.allocate(scores, groups, None, NM(2, 4))["w"]
+    )
     with pytest.raises(PruneError, match=r"sparsity is 0\.6, but 2:4 removes exactly 0\.5: leave the sparsity out"):
         pl.allocate(scores, groups, 0.6, NM(2, 4))
     with pytest.raises(PruneError, match="did you mean"):
@@ -174,7 +186,9 @@ def test_bad_patterns(pattern):
 def test_n_of_m_that_does_not_divide_the_row():
     model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 6, 3), nn.Flatten(), nn.Linear(6, 4))
     scores = pl.criteria.magnitude(model)
-    with pytest.raises(PruneError, match=r"2:4 needs inputs.*0\.weight \(8, 1, 3, 3\), 3\.weight \(4, 6\)\. .*exclude="):
+    with pytest.raises(
+        PruneError, match=r"2:4 needs inputs.*0\.weight \(8, 1, 3, 3\), 3\.weight \(4, 6\)\. .*exclude="
+    ):
         pl.allocate(scores, granularity.weights(model), None, NM(2, 4))
     fewer = partial(granularity.weights, exclude=["0.weight", "3.weight"])
     pruned = pl.prune(model, pl.Recipe(granularity=fewer, scope=NM(2, 4)))

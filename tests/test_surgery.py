@@ -18,7 +18,7 @@ import prunelab as pl
 from prunelab import Group, Member, PruneError, granularity, surgery
 from prunelab.surgery import load_plan, save_plan, shrink
 
-SOURCE = '''
+SOURCE = """
 import torch
 from torch import nn
 
@@ -31,7 +31,7 @@ def network(width=8):
 
 def images():
     return torch.randn(4, 1, 6, 6, generator=torch.Generator().manual_seed(1))
-'''
+"""
 space: dict = {}
 exec(SOURCE, space)
 network, images = space["network"], space["images"]
@@ -53,7 +53,7 @@ def bench():
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "googlenet"])
 def test_torchvision(name):
     tools = bench()
-    model, x = tools.network(name), torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    model, x = tools.network(name), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     groups, keep = half(model, x)
     assert all(g.exact for g in groups)
     assert surgery.difference(model, groups, keep, x) < 1e-4
@@ -97,10 +97,10 @@ def test_a_kept_unit_keeps_its_values():
 def test_masks_are_baked_into_the_new_model():
     model, x = network(), images()
     pruned = pl.prune(model, pl.Recipe(granularity="filters", sparsity=0.5), example=x)
-    pl.apply(model, {"6.weight": torch.rand(10, 96) < 0.5} | {})
+    pl.apply(model, {"6.weight": pruned.masks["6.weight"] & (torch.arange(96) % 3 > 0)})
     small = shrink(model, pruned.groups, pruned.keep)
     assert not any(hasattr(m, "parametrizations") for m in small.modules())
-    assert torch.allclose(small.eval()(x), model.eval()(x), atol=1e-6) or pruned.masks["6.weight"].all()
+    assert torch.allclose(small.eval()(x), model.eval()(x), atol=1e-6)
     assert hasattr(model[6], "parametrizations")
 
 
@@ -170,7 +170,7 @@ def test_half_a_group_of_a_grouped_convolution():
 def test_a_layer_of_unknown_sizes():
     model = nn.Sequential(nn.MultiheadAttention(4, 2))
     group = Group("0", 4, (Member("0.out_proj.weight", 1), Member("0.in_proj_bias", 0)))
-    with pytest.raises(PruneError, match="cut 0.in_proj_bias, but does not know how MultiheadAttention declares"):
+    with pytest.raises(PruneError, match=r"cut 0\.in_proj_bias, but does not know how MultiheadAttention declares"):
         shrink(model, [group], {"0": torch.arange(4) < 2})
 
 
@@ -178,7 +178,7 @@ def test_other_parametrizations():
     model = network()
     groups, keep = half(model)
     nn.utils.parametrizations.weight_norm(model[0])
-    with pytest.raises(PruneError, match="has no tensor named '0.weight'"):
+    with pytest.raises(PruneError, match=r"has no tensor named '0\.weight'"):
         shrink(model, groups, keep)
 
 
@@ -205,7 +205,7 @@ def saved(tmp_path):
 
 
 def test_what_is_in_the_folder(saved):
-    folder, groups, keep = saved
+    folder, _, keep = saved
     plan = json.loads((folder / "plan.json").read_text())
     assert sorted(p.name for p in folder.iterdir()) == sorted(["plan.json", plan["weights"]])
     assert plan["groups"][0]["kept"] == keep["0"].nonzero().flatten().tolist()
@@ -221,7 +221,9 @@ def test_the_fresh_model_is_untouched_and_its_numbers_do_not_matter(saved, snaps
     rebuilt = load_plan(folder, fresh)
     assert snapshot(fresh) == before
     small = shrink(network(), groups, keep)
-    assert all(torch.equal(a, b) for a, b in zip(rebuilt.state_dict().values(), small.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(rebuilt.state_dict().values(), small.state_dict().values(), strict=True)
+    )
 
 
 def test_saving_again_replaces_all(saved):
@@ -252,12 +254,13 @@ def test_an_interrupted_save_leaves_the_old_plan(saved, monkeypatch):
 
 def test_a_plan_of_another_model(saved, snapshot):
     folder, *_ = saved
-    with pytest.raises(PruneError, match=r"is not a plan of this Sequential: 0\.weight is .*\(4, 1, 3, 3\) in the plan, "
-                       r"torch.float32 \(5, 1, 3, 3\) in the model"):  # fmt: skip
+    with pytest.raises(
+        PruneError, match=r"Sequential: 0\.weight is .*\(4, 1, 3, 3\) in the plan, .*\(5, 1, 3, 3\) in the"
+    ):
         load_plan(folder, network(width=9))
     with pytest.raises(PruneError, match=r"is not a plan of this Sequential: 0\.weight \(7, 1, 3, 3\) does not hold 8"):
         load_plan(folder, network(width=7))
-    with pytest.raises(PruneError, match="is not a plan of this Linear: Linear has no tensor named '0.weight'"):
+    with pytest.raises(PruneError, match=r"is not a plan of this Linear: Linear has no tensor named '0\.weight'"):
         load_plan(folder, nn.Linear(2, 2))
     with pytest.raises(PruneError, match=r"0\.weight is torch.float32 .* in the plan, torch.float64"):
         load_plan(folder, network().double())
@@ -273,7 +276,10 @@ def test_a_plan_of_another_model(saved, snapshot):
         (lambda f, w: (f / "plan.json").write_bytes((f / "plan.json").read_bytes()[:100]), "damaged or incomplete"),
         (lambda f, w: (f / "plan.json").write_text("[1]"), "no plan this version can read: its format is 'list'"),
         (lambda f, w: (f / "plan.json").write_text('{"format": "x 2"}'), "its format is 'x 2', not 'prunelab plan 1'"),
-        (lambda f, w: (f / "plan.json").write_text('{"format": "prunelab plan 1"}'), r"damaged or incomplete \(KeyError"),
+        (
+            lambda f, w: (f / "plan.json").write_text('{"format": "prunelab plan 1"}'),
+            r"damaged or incomplete \(KeyError",
+        ),
         (lambda f, w: edit(f, "weights", "../x"), "the weights are said to lie at ../x"),
         (lambda f, w: edit(f, "weights", "x"), "the weights of the plan, .*x, cannot be read"),
         (lambda f, w: edit_group(f, "kept", [1, 99]), "the kept units of 0 are not among its 8"),
@@ -309,16 +315,18 @@ def edit_group(folder, key, value):
 def test_what_cannot_be_saved(tmp_path):
     model = network()
     groups, keep = half(model)
-    with pytest.raises(PruneError, match=r"0\.weight \(8, 1, 3, 3\) is not what these groups and keep leave of it, 4 of 8"):
+    with pytest.raises(
+        PruneError, match=r"0\.weight \(8, 1, 3, 3\) is not what these groups and keep leave of it, 4 of 8"
+    ):
         save_plan(tmp_path / "a", groups, keep, model)
     small = shrink(model, groups, keep)
     with pytest.raises(PruneError, match="is not what these groups and keep leave"):
         save_plan(tmp_path / "a", groups, {**keep, "0": torch.ones(8, dtype=torch.bool)}, small)
     pl.apply(small, {"8.weight": torch.ones(3, 5, dtype=torch.bool)})
-    with pytest.raises(PruneError, match="the model wears masks, on 8.weight"):
+    with pytest.raises(PruneError, match=r"the model wears masks, on 8\.weight"):
         save_plan(tmp_path / "a", groups, keep, small)
     weights = granularity.weights(model)
-    with pytest.raises(PruneError, match="0.weight holds single weights: a plan is of structures"):
+    with pytest.raises(PruneError, match=r"0\.weight holds single weights: a plan is of structures"):
         save_plan(tmp_path / "a", weights, {g.name: torch.ones(g.units, dtype=torch.bool) for g in weights}, model)
     assert not (tmp_path / "a").exists()
 

@@ -19,9 +19,9 @@ Tied = dict[Port, list[int]]  # channels that leave together: port -> which of i
 def filters(model: nn.Module, example: Any = None) -> list[Group]:
     """Convolution filters, with all that must leave with them, for any network that autograd can follow.
 
-    A unit is a filter and its bias, its BatchNorm channel (or a masked filter would still emit beta), the columns
-    of every layer that reads it, and the filters it is added to, multiplied with or concatenated beside. In a
-    grouped convolution or under a GroupNorm it is a whole group of channels. What the model outputs stays.
+    A unit is a filter and its bias, its BatchNorm channel (a filter of zeros would still emit beta), the columns of
+    every layer that reads it, and the filters it is added to or multiplied with. In a grouped convolution or under
+    a GroupNorm it is a whole group of channels. What the model outputs stays.
 
     `exact` of each group is found by trying: a copy with half of the units zeroed is compared with one without
     them. LayerNorm over the channels, for one, is not exact, because it averages over the zeros. Groups without

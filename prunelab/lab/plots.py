@@ -175,16 +175,26 @@ def predicted(ax: Axes, found: Roofline) -> None:
 
 
 def speed_curve(
-    ax: Axes, batches: Sequence[int], runs: Mapping[str, Sequence[float]], chosen: str, at: int, promise: float
+    ax: Axes,
+    batches: Sequence[int],
+    runs: Mapping[str, Sequence[float]],
+    promises: Mapping[str, float],
+    structure: str,
+    batch_size: int,
 ) -> None:
-    """Times faster than dense against the batch size: one curve in full, the others pale, and what MACs promise."""
-    ax.axhline(promise, color="black", ls=(0, (4, 3)), lw=1.4, marker="", label="what the MACs promise")
+    """Times faster than dense against the batch size: one curve in full, the others pale, and what its MACs promise."""
+    ax.axhline(promises[structure], color="black", ls=(0, (4, 3)), lw=1.4, marker="", label="what the MACs promise")
     for name, values in runs.items():
-        ax.plot(batches, values, label=name, alpha=1.0 if name == chosen else 0.25)
-    y = runs[chosen][list(batches).index(at)]
-    ax.plot([at], [y], marker="o", markersize=13, markerfacecolor="none", markeredgecolor="black", linestyle="none")
-    ax.annotate(f"{y:.2f}×", (at, y), textcoords="offset points", xytext=(10, 9), fontweight="bold")
-    ax.set(xscale="log", xlabel="batch size", ylabel="times faster than dense", ylim=(0, None))
+        ax.plot(batches, values, label=name, alpha=1.0 if name == structure else 0.25)
+    y = runs[structure][list(batches).index(batch_size)]
+    ax.plot(
+        [batch_size], [y], marker="o", markersize=13, markerfacecolor="none", markeredgecolor="black", linestyle="none"
+    )
+    ax.annotate(
+        f"{y:.2f}×", (batch_size, y), textcoords="offset points", xytext=(-8, 11), ha="right", fontweight="bold"
+    )
+    ax.set(xscale="log", xlabel="batch size", ylabel="times faster than dense")
+    ax.set_ylim(0, 1.15 * max(*promises.values(), *(y for values in runs.values() for y in values)))
     ax.set_xticks(list(batches), [str(b) for b in batches])
     ax.minorticks_off()
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)

@@ -89,6 +89,11 @@ class Floor:
         return self.rows[0][1].p50
 
     @property
+    def longer(self) -> float:
+        """How many times as long the largest layer takes as the smallest."""
+        return self.rows[-1][1].p50 / self.seconds
+
+    @property
     def knee(self) -> int | None:
         """The MACs of the first layer that takes more than twice as long as the smallest; None if none does."""
         return next((n * n * t.batch for n, t in self.rows if t.p50 > 2 * self.seconds), None)
