@@ -1,6 +1,7 @@
 """prunelab: learn pruning, and prune: train -> score -> prune -> recover -> measure."""
 
 from . import (
+    agreement,
     allocation,
     calibration,
     core,
@@ -36,6 +37,7 @@ __all__ = [
     "Report",
     "Schedule",
     "Scores",
+    "agreement",
     "allocate",
     "allocation",
     "apply",

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from . import units
-from .core import Group, Keep, Member, PruneError, Scores, shape
+from .core import AbsoluteOfSum, Group, Keep, Member, PruneError, Scores, shape
 from .selection import lowest
 from .units import contract, expand, kept_of
 
-__all__ = ["NM", "Fared", "Report", "Scope", "allocate", "check_scope", "contract", "expand", "report"]
+__all__ = ["NM", "Fared", "Report", "Scope", "allocate", "check_scope", "contract", "expand", "report", "unit_scores"]
 
 SCOPES = ("global", "layer", "row")
 REDUCTIONS = ("relative", "mean", "sum")
@@ -92,11 +92,7 @@ def allocate(
     check_counts(floor, round_to)
     if (isinstance(scope, NM) or scope == "row") and (floor is not None or round_to > 1):
         raise PruneError(f"scope {scope} takes the same from every row: floor and round_to are for global and layer")
-    if reduce is not None and reduce not in REDUCTIONS:
-        raise PruneError(f"reduce is {reduce!r}: give one of {', '.join(REDUCTIONS)}")
-    values = {g.name: _unit_scores(scores, g, reduce) for g in groups}
-    if len(values) < len(groups):
-        raise PruneError("two groups have the same name: give every group its own")
+    values = unit_scores(scores, groups, reduce)
     if within is not None:
         values = {g.name: _lowest_where_gone(values[g.name], within, g) for g in groups}
     if isinstance(scope, NM):
@@ -112,6 +108,16 @@ def allocate(
     if within is not None:
         _check_nested(removed, within, share)
     return {name: gone.logical_not_() for name, gone in removed.items()}  # in place: no second copy of a mask
+
+
+def unit_scores(scores: Scores, groups: Sequence[Group], reduce: str | None = None) -> dict[str, Tensor]:
+    """What `allocate` compares: (units,) scores by group, made of the scores of each unit's entries; see there."""
+    if reduce is not None and reduce not in REDUCTIONS:
+        raise PruneError(f"reduce is {reduce!r}: give one of {', '.join(REDUCTIONS)}")
+    values = {g.name: _unit_scores(scores, g, reduce) for g in groups}
+    if len(values) < len(groups):
+        raise PruneError("two groups have the same name: give every group its own")
+    return values
 
 
 def is_structure(group: Group) -> bool:
@@ -261,6 +267,8 @@ def _unit_scores(scores: Scores, group: Group, reduce: str | None) -> Tensor:
         raise PruneError(f"no scores for {group.members[0].tensor}, which {group.name} needs; there are {have}, ...")
     parts = [_member_scores(m, s, group) for m, s in scored]
     total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+    if isinstance(scores, AbsoluteOfSum):
+        total = total.abs()
     if torch.isnan(total.sum()) and torch.isnan(total).any():  # the sum alone is NaN for inf - inf too
         bad = int(torch.isnan(total).sum())
         raise PruneError(f"{bad} of the {total.numel()} scores of {group.name} are NaN: they cannot be compared")

@@ -139,7 +139,7 @@ def taylor(model: nn.Module, calib: Calibration | None = None) -> Scores:
 
 @register("taylor_sum")
 def taylor_sum(model: nn.Module, calib: Calibration | None = None) -> Scores:
-    """w g, of which a structure gets |sum w g|: sum then absolute, the group form of Molchanov et al. 2019.
+    """The product w g, of which a structure gets |sum w g|: sum then absolute, the group form of Molchanov et al. 2019.
 
     To first order it is how far the loss moves if all of a unit's weights leave together: those that would lower
     it make up for those that would raise it. `taylor` forgets the signs first. Single weights rank alike.
@@ -227,7 +227,7 @@ def synflow(model: nn.Module, calib: Calibration | None = None) -> Scores:
 
 
 def _absolute(model: nn.Module) -> dict[str, Tensor]:
-    """Every floating-point tensor in float64; parameters, and buffers saved with the model (no causal mask), absolute."""
+    """Every floating-point tensor in float64, absolute (but buffers that no checkpoint holds, such as a mask)."""
     saved = model.state_dict().keys()
     parameters = {n: p.detach().double().abs().requires_grad_() for n, p in model.named_parameters()}
     buffers = {n: b.double() for n, b in model.named_buffers() if b.is_floating_point()}
@@ -241,7 +241,9 @@ def _ones(inputs: Any, device: torch.device) -> Any:
     if isinstance(inputs, (tuple, list)):
         return tuple(_ones(x, device) for x in inputs)
     given = str(inputs.dtype) if isinstance(inputs, Tensor) else type(inputs).__name__
-    raise PruneError(f"synflow feeds ones to the model, and its inputs here are {given}: it needs floating-point inputs")
+    raise PruneError(
+        f"synflow feeds ones to the model, and its inputs here are {given}: it needs floating-point inputs"
+    )
 
 
 @register("bn_slimming")
@@ -277,11 +279,17 @@ def fpgm(model: nn.Module, calib: Calibration | None = None) -> Scores:
 
 
 def _distances(place: Place, weight: Tensor) -> Tensor:
-    module = place.module
-    turned = isinstance(module, nn.modules.conv._ConvNd) and module.transposed  # its filters are along dimension 1
-    groups = module.groups if turned else 1
-    by_group = weight.unflatten(0, (groups, -1)).transpose(1, 2) if turned else weight[None]  # (groups, filters, ...)
-    filters = by_group.flatten(0, 1).flatten(1).double()
-    each = torch.cdist(filters, filters).sum(1) / filters.shape[1]
-    laid = each.view(groups, -1, *[1] * (by_group.dim() - 2)).expand_as(by_group)
-    return (laid.transpose(1, 2) if turned else laid).reshape(weight.shape).to(torch.promote_types(weight.dtype, torch.float32))
+    layer = place.module
+    if not isinstance(layer, nn.modules.conv._ConvTransposeNd):
+        return _spread(weight)
+    # (in, out of a group, ...): its filters are along dimension 1. Turn it, score it, turn it back.
+    turned = weight.unflatten(0, (layer.groups, -1)).transpose(1, 2)  # (groups, out of a group, in of a group, ...)
+    return _spread(turned.flatten(0, 1)).view(turned.shape).transpose(1, 2).reshape(weight.shape)
+
+
+def _spread(filters: Tensor) -> Tensor:
+    """(filters, ...): each filter's distance from all the others, in equal parts on its weights."""
+    rows = filters.flatten(1).double()
+    each = torch.cdist(rows, rows).sum(1) / rows.shape[1]
+    laid = each.view(-1, *[1] * (filters.dim() - 1)).expand_as(filters)
+    return laid.to(torch.promote_types(filters.dtype, torch.float32), memory_format=torch.contiguous_format, copy=True)

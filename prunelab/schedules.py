@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from .core import PruneError, Schedule
 
@@ -25,6 +26,23 @@ def cubic(progress: float) -> float:
 def cosine(progress: float) -> float:
     """(1 - cos(pi t)) / 2: slow at the start and at the end."""
     return (1 - math.cos(math.pi * progress)) / 2
+
+
+@dataclass(frozen=True)
+class Exponential:
+    """The same share of *what is left* at every step: at time t (1 - s)^t is left, s the final sparsity.
+
+    SynFlow's schedule, in a hundred steps: Tanaka et al. 2020, arXiv 2006.05467.
+    """
+
+    sparsity: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sparsity < 1:
+            raise PruneError(f"Exponential({self.sparsity!r}): give the final sparsity, between 0 and 1, such as 0.9")
+
+    def __call__(self, progress: float) -> float:
+        return (1 - (1 - self.sparsity) ** progress) / self.sparsity
 
 
 SCHEDULES: dict[str, Schedule] = {"one_shot": one_shot, "linear": linear, "cubic": cubic, "cosine": cosine}

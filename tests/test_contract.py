@@ -20,12 +20,14 @@ MODELS = ["cnn", "mlp", "residual"]
 LACKING = {("mlp", "filters"), ("cnn", "neurons"), ("residual", "neurons")}  # models without such structures
 
 
-def fits(name, scope, granularity):
-    """A row compares single weights; and a model must have the structures."""
+def fits(name, criterion, scope, granularity):
+    """A row compares single weights; a model must have the structures; and bn_slimming scores BatchNorms alone."""
+    if criterion == "bn_slimming" and (granularity == "weights" or name == "mlp"):
+        return False
     return (granularity == "weights" or scope != "row") and (name, granularity) not in LACKING
 
 
-CASES = [c for c in itertools.product(MODELS, CRITERIA, SCOPES, GRANULARITIES) if fits(c[0], c[2], c[3])]
+CASES = [c for c in itertools.product(MODELS, CRITERIA, SCOPES, GRANULARITIES) if fits(*c)]
 every_case = pytest.mark.parametrize(("name", "criterion", "scope", "granularity"), CASES, indirect=["name"])
 
 
@@ -43,6 +45,22 @@ def model(build, data_for, name):
     return model.eval()
 
 
+@pytest.fixture(scope="module")
+def traced():
+    """A function to a granularity that gives the same groups as the registered one, found only once for each model."""
+    known = {}
+
+    def granularity_of(name, granularity):
+        def find(model, example=None):
+            if (name, granularity) not in known:
+                known[name, granularity] = GRANULARITIES[granularity](model, example)
+            return known[name, granularity]
+
+        return find
+
+    return granularity_of
+
+
 @pytest.fixture
 def calib(data_for, name):
     return pl.Calibration.of(data_for(name), batch_size=8)
@@ -54,10 +72,15 @@ def test_scores(model, calib, snapshot, criterion, worn):
     if worn:
         pl.prune(model, pl.Recipe(sparsity=0.3))
     before = snapshot(model)
+    if criterion == "bn_slimming" and not any(isinstance(m, nn.BatchNorm2d) for m in model.modules()):
+        with pytest.raises(pl.PruneError, match="no BatchNorm"):
+            CRITERIA[criterion](model, calib)
+        return
     scores, again = (CRITERIA[criterion](model, calib) for _ in range(2))
     assert snapshot(model) == before
-    assert list(scores) == list(pl.prunable(model))
-    for name, w in pl.prunable(model).items():
+    scored = {n: model.get_parameter(n) for n in scores} if criterion == "bn_slimming" else pl.prunable(model)
+    assert list(scores) == list(scored)
+    for name, w in scored.items():
         assert scores[name].shape == w.shape
         assert torch.isfinite(scores[name]).all()
         assert not scores[name].requires_grad
@@ -65,17 +88,18 @@ def test_scores(model, calib, snapshot, criterion, worn):
 
 
 def test_criteria_with_different_names_give_different_scores(model, calib):
-    scores = {n: torch.cat([s.flatten().double() for s in c(model, calib).values()]) for n, c in CRITERIA.items()}
+    alike = {n: c for n, c in CRITERIA.items() if n != "bn_slimming"}  # which scores other tensors
+    scores = {n: torch.cat([s.flatten().double() for s in c(model, calib).values()]) for n, c in alike.items()}
     for a, b in itertools.combinations(scores, 2):
         assert not torch.allclose(scores[a], scores[b]), (a, b)
 
 
 @every_case
-def test_prune_train_bake(build, data_for, name, calib, snapshot, criterion, scope, granularity):
+def test_prune_train_bake(build, data_for, name, calib, snapshot, traced, criterion, scope, granularity):
     model, (x, y) = build(name), data_for(name)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.3)  # made before the masks
     fresh = snapshot(model)
-    pruned = pl.prune(model, pl.Recipe(criterion, granularity, 0.4, scope), calib, example=x)
+    pruned = pl.prune(model, pl.Recipe(criterion, traced(name, granularity), 0.4, scope), calib, example=x)
     expected = [(~m).sum() for m in pruned.masks.values()]
     later = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.3)  # made after them
     for step in (optimizer, later, optimizer):
@@ -98,8 +122,9 @@ def test_prune_train_bake(build, data_for, name, calib, snapshot, criterion, sco
 
 
 @every_case
-def test_the_report_says_what_was_achieved(model, calib, data_for, name, criterion, scope, granularity):
-    pruned = pl.prune(model, pl.Recipe(criterion, granularity, 0.37, scope), calib, example=data_for(name)[0])
+def test_the_report_says_what_was_achieved(model, calib, data_for, name, traced, criterion, scope, granularity):
+    recipe = pl.Recipe(criterion, traced(name, granularity), 0.37, scope)
+    pruned = pl.prune(model, recipe, calib, example=data_for(name)[0])
     kept = {g.name: int(pruned.keep[g.name].sum()) for g in pruned.groups}
     assert {r.name: r.kept for r in pruned.report.layers} == kept
     assert pruned.report.sparsity == pytest.approx(1 - sum(kept.values()) / sum(g.units for g in pruned.groups))
@@ -126,9 +151,9 @@ def test_exact_counts_under_ties(model, scope, kind):
 
 
 @every_case
-def test_masked_is_undone_to_the_bit(model, calib, data_for, name, snapshot, criterion, scope, granularity):
+def test_masked_is_undone_to_the_bit(model, calib, data_for, name, snapshot, traced, criterion, scope, granularity):
     before = snapshot(model)
-    groups = GRANULARITIES[granularity](model, data_for(name)[0])
+    groups = traced(name, granularity)(model, data_for(name)[0])
     keep = pl.allocate(CRITERIA[criterion](model, calib), groups, 0.5, scope)
     with pl.masked(model, pl.expand(model, groups, keep)):
         pass

@@ -2,34 +2,44 @@
 
 from . import plots, scoreboard
 from .claims import ClaimError, claim
+from .contests import kept, moved, pruned, rewritten, shares_of
 from .exercises import check, exercise, hint, solution
 from .explorers import explorer
 from .figures import figure, table
+from .grids import collect, grid
 from .measuring import NO_CUDA, measured
 from .predictions import predict, reveal
 from .races import race, trials
-from .readings import reading, sweep
+from .readings import by_hand, reading, sweep
 from .session import start
 from .store import progress, reset
 
 __all__ = [
     "NO_CUDA",
     "ClaimError",
+    "by_hand",
     "check",
     "claim",
+    "collect",
     "exercise",
     "explorer",
     "figure",
+    "grid",
     "hint",
+    "kept",
     "measured",
+    "moved",
     "plots",
     "predict",
     "progress",
+    "pruned",
     "race",
     "reading",
     "reset",
     "reveal",
+    "rewritten",
     "scoreboard",
+    "shares_of",
     "solution",
     "start",
     "sweep",

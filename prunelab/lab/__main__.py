@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nbformat
 
-from . import checkpoints, publish, rules
+from . import checkpoints, grids, publish, rules
 
 
 def main() -> None:
@@ -15,6 +15,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m prunelab.lab", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("checkpoints", help="train the course's networks again and rewrite data/")
+    command = commands.add_parser("grids", help="run the long experiments again and rewrite data/grid-*.json")
+    command.add_argument("names", nargs="*", choices=[*grids.GRIDS, []], help="which; by default all")
     for name, text in (
         ("publish", "run notebooks from the top, as their authors store them"),
         ("rules", "check notebooks against the house rules"),
@@ -24,6 +26,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.command == "checkpoints":
         checkpoints.remake()
+    if given.command == "grids":
+        grids.remake(given.names)
     for path in getattr(given, "notebooks", []):
         if given.command == "publish":
             publish.publish(path)

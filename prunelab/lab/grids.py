@@ -6,7 +6,6 @@ of its runs live, and claims that they agree.
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import sys
@@ -18,44 +17,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm.auto import tqdm
 
 from .. import zoo
-from ..allocation import allocate, expand
 from ..core import PruneError
-from ..criteria import by_name as criterion_named
-from ..granularity import weights
-from ..masking import apply
 from ..measurement import evaluate
 from ..recovery import finetune
-from ..shares import erk
+from . import contests
 
 Run = dict[str, Any]
 SEEDS = ("digits-cnn", "digits-cnn-1", "digits-cnn-2", "digits-cnn-3", "digits-cnn-4")
 SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.98)
-RULES = ("global", "local", "ERK", "LAMP", "random")
 EPOCHS = 1
-
-
-def pruned(model: nn.Module, rule: str, sparsity: float) -> nn.Module:
-    """A copy of the model, masked by one of the ways of notebook 03 to share the loss out between layers."""
-    model = copy.deepcopy(model)
-    groups = weights(model)
-    criterion = {"LAMP": "lamp", "random": "random"}.get(rule, "magnitude")
-    share = erk(model, groups, sparsity) if rule == "ERK" else sparsity
-    scope = "global" if rule in ("global", "LAMP") else "layer"
-    keep = allocate(criterion_named(criterion)(model, None), groups, share, scope)
-    return apply(model, expand(model, groups, keep))
 
 
 def scopes() -> Iterator[Run]:
     """Notebook 03: five networks, five ways to share the loss out, before and after one epoch of retraining."""
     data = zoo.load("digits")
     for seed, name in enumerate(SEEDS):
-        for rule in RULES:
+        for rule in contests.RULES:
             for sparsity in SPARSITIES:
-                model = pruned(zoo.checkpoint(name), rule, sparsity)
+                model = contests.pruned(zoo.checkpoint(name), rule, sparsity)
                 before = evaluate(model, data, "test").accuracy
                 finetune(model, data, epochs=EPOCHS, seed=seed, progress=False)
                 after = evaluate(model, data, "test").accuracy
@@ -78,7 +60,7 @@ def remake(names: list[str] | None = None) -> None:
 
 
 def grid(name: str) -> list[Run]:
-    """The runs of a stored grid. Raises PruneError if the file is missing or damaged, naming the command that remakes it."""
+    """The runs of a stored grid. PruneError if the file is missing or damaged names the command that remakes it."""
     path = _path(name)
     try:
         return json.loads(path.read_text(encoding="utf-8"))["runs"]

@@ -138,16 +138,36 @@ def roof(ax: Axes, runs: Mapping[str, Roofline]) -> None:
         style: dict[str, Any] = {"color": "black" if last else "#999999", "ls": "-" if last else ":", "marker": ""}
         if name:
             ax.plot(x, np.minimum(machine.peak, x * rate) / 1e9, label=name, lw=2 if last else 1.5, **style)
-    for name, found in runs.items():
-        layers = [layer for layer in found.layers if layer.macs]
-        reached = [layer.macs / layer.measured.p50 / 1e9 for layer in layers]
-        ax.plot([layer.intensity for layer in layers], reached, ls="none", label=name, markersize=7)
-        for layer, height in zip(layers, reached, strict=True):
-            ax.annotate(layer.name, (layer.intensity, height), textcoords="offset points", xytext=(6, -10), fontsize=8)
+    places = {name: _attained(found) for name, found in runs.items()}
+    for layer in places[next(iter(runs))]:
+        ax.plot(*zip(*(own[layer] for own in places.values()), strict=True), color="#999999", lw=0.8, ls="-", marker="")
+    for name, own in places.items():
+        ax.plot(*zip(*own.values(), strict=True), ls="none", label=name, markersize=7)
+    _name_points(ax, places[next(iter(runs))])
     ax.set(xscale="log", yscale="log", xlabel="MACs for each byte moved", ylabel="billion MACs a second")
     ax.set_xlim(0.1, 200)
-    ax.set_ylim(top=machine.peak / 1e9 * 2)
+    ax.set_ylim(top=machine.peak / 1e9 * 3)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(lambda v, _: f"{v:g}")
     ax.legend(loc="lower right", fontsize=9)
+
+
+def _attained(found: Roofline) -> dict[str, tuple[float, float]]:
+    """Of each layer that computes, its MACs a byte and the billion MACs a second that it reached."""
+    return {x.name: (x.intensity, x.macs / x.measured.p50 / 1e9) for x in found.layers if x.macs}
+
+
+_PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+
+
+def _name_points(ax: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+    """Names above the points, one further up than the other where points lie close on a logarithmic axis."""
+    level, before = 0, 0.0
+    for name, (x, y) in sorted(points.items(), key=lambda item: item[1]):
+        level, before = (level + 1 if x < 1.6 * before else 0), x
+        ax.annotate(
+            name, (x, y), textcoords="offset points", xytext=(0, 8 + 11 * level), ha="center", fontsize=8, bbox=_PAPER
+        )
 
 
 def predicted(ax: Axes, found: Roofline) -> None:
@@ -191,10 +211,45 @@ def speed_curve(
         [batch_size], [y], marker="o", markersize=13, markerfacecolor="none", markeredgecolor="black", linestyle="none"
     )
     ax.annotate(
-        f"{y:.2f}×", (batch_size, y), textcoords="offset points", xytext=(-8, 11), ha="right", fontweight="bold"
+        f"{y:.2f}×", (batch_size, y), textcoords="offset points", xytext=(0, 11), ha="center", fontweight="bold"
     )
+    ax.margins(x=0.1)
     ax.set(xscale="log", xlabel="batch size", ylabel="times faster than dense")
     ax.set_ylim(0, 1.15 * max(*promises.values(), *(y for values in runs.values() for y in values)))
     ax.set_xticks(list(batches), [str(b) for b in batches])
     ax.minorticks_off()
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
+
+
+def shares(ax: Axes, layers: Sequence[str], removed: Mapping[str, Sequence[float]]) -> None:
+    """How much of each layer each rule removes: a group of bars a layer, hatched so that no colour is needed."""
+    width = 0.8 / len(removed)
+    places = np.arange(len(layers))
+    hatches = ("", "///", "...", "xxx", "\\\\\\")
+    for i, (name, values) in enumerate(removed.items()):
+        where = places + (i - (len(removed) - 1) / 2) * width
+        ax.bar(where, values, width, label=name, color=COLOURS[i], hatch=hatches[i], edgecolor="white", linewidth=0)
+    ax.set_xticks(places, layers)
+    ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
+    ax.set(ylabel="removed of the layer", ylim=(0, 1.05))
+    ax.grid(axis="x", visible=False)
+    ax.legend(ncols=len(removed), loc="upper center", bbox_to_anchor=(0.5, 1.16))
+
+
+def before_after(axes: Sequence[Axes], x: Sequence[float], before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Two panels of the same curves: without and with retraining."""
+    for ax, title, runs in zip(axes, ("without retraining", "after one epoch"), (before, after), strict=True):
+        curves(ax, x, runs, ylabel="test accuracy")
+        ax.set(title=title, xlabel="sparsity")
+    axes[0].get_legend().remove()
+    axes[1].set_ylabel("")
+
+
+def by_hand(ax: Axes, shares: Mapping[str, float], seen: Mapping[tuple[float, ...], tuple[float, float]]) -> None:
+    """What each layer has lost, as bars, under the accuracy and the sparsity of the whole."""
+    accuracy, sparsity = seen[tuple(shares.values())]
+    ax.bar(list(shares), list(shares.values()), color=WRONG, hatch="////", edgecolor="white", linewidth=0)
+    ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
+    ax.set(ylim=(0, 1), ylabel="removed of the layer")
+    ax.set_title(f"{accuracy:.0%} read correctly, {sparsity:.0%} of all weights removed")
+    ax.grid(axis="x", visible=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,13 +11,16 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..allocation import allocate, expand
+from ..allocation import allocate, expand, report
 from ..batches import batches, call
 from ..calibration import Calibration
 from ..core import mode
 from ..criteria import by_name as criterion_named
+from ..criteria import magnitude
 from ..granularity import by_name as granularity_named
+from ..granularity import weights
 from ..masking import masked
+from ..measurement import evaluate
 from ..pipeline import Recipe
 
 
@@ -56,3 +60,19 @@ def _accuracies(model: nn.Module, recipe: Recipe, sparsities: Sequence[float], p
         found.append(reading(model, replace(recipe, sparsity=sparsity), pictures).accuracy)
         bar.update()
     return found
+
+
+def by_hand(
+    model: nn.Module, layers: Sequence[str], steps: Sequence[float], pictures: Any
+) -> dict[tuple[float, ...], tuple[float, float]]:
+    """For every combination of layer shares, by magnitude, without retraining: (accuracy, sparsity of all weights)."""
+    groups, scores = weights(model), magnitude(model)
+    kept = {g.name: {s: allocate(scores, [g], s, "layer")[g.name] for s in (0.0, *steps)} for g in groups}
+    seen = {}
+    points = list(itertools.product(steps, repeat=len(layers)))
+    for point in tqdm(points, desc="pruning by hand", leave=False):
+        share = dict(zip((f"{layer}.weight" for layer in layers), point, strict=True))
+        keep = {name: of[share.get(name, 0.0)] for name, of in kept.items()}
+        with masked(model, expand(model, groups, keep)):
+            seen[point] = (evaluate(model, pictures).accuracy, report(groups, keep).sparsity)
+    return seen

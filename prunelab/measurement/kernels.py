@@ -21,7 +21,8 @@ from .timing import Latency, Speedup, speedups, summary
 KERNELS = ("dense", "csr", "bsr", "2:4")
 SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.99)
 MOST = 0.99  # the highest sparsity at which a crossover is looked for
-PROBES = 5  # halvings of the range of densities: to within a seventh of the density at the crossover
+PROBES = 4  # halvings of the range of densities: to within a third of the density at the crossover
+FLANK = 1.3  # how many times that density, and its inverse, are tried at the end
 BLOCK = (16, 16)  # rows by columns of the blocks that go together in "bsr"
 NINE = 9  # rounds: of so many, the interval of the median leaves out the extremes
 
@@ -193,7 +194,7 @@ def bracketed(
     tried = {s: faster(s) for s in (0.0, most)}
     if tried[most].low <= 1:
         return None, (_surely_slower(tried), None), _ascending(tried)
-    if tried[0.0].low > 1:
+    if tried[0.0].ratio >= 1:
         return 0.0, (0.0, 0.0), _ascending(tried)
     low, high = 0.0, most
     for _ in range(probes):
@@ -201,6 +202,8 @@ def bracketed(
         tried[middle] = faster(middle)
         low, high = (middle, high) if tried[middle].ratio < 1 else (low, middle)
     crossing = _interpolated(low, tried[low].ratio, high, tried[high].ratio)
+    for density in ((1 - crossing) * FLANK, (1 - crossing) / FLANK):  # a probe close to the crossing decides little
+        tried[1 - min(density, 1.0)] = faster(1 - min(density, 1.0))
     return crossing, (_surely_slower(tried), min(s for s, found in tried.items() if found.low > 1)), _ascending(tried)
 
 

@@ -14,10 +14,10 @@ from .timing import Comparison, Speedup, compare
 
 MARGIN = 0.1  # a tenth: less than that is not worth a word
 WORDS = {
-    "faster": "is faster",
-    "alike": "is no faster",
-    "slower": "is slower",
-    "unclear": "can't be told apart",
+    "faster": "is faster than {}",
+    "alike": "is no faster than {}",
+    "slower": "is slower than {}",
+    "unclear": "can't be told from {}",
 }
 
 
@@ -42,8 +42,12 @@ class Verdict:
         found: dict[str, list[int]] = {}
         for batch in self.speedups[model]:
             found.setdefault(self.outcome(model, batch), []).append(batch)
-        parts = [f"{WORDS[kind]} at batch {_listed(found[kind])}" for kind in WORDS if kind in found]
-        return f"{model} {', and '.join(parts)}, compared with {self.baseline} here ({self.conditions})."
+        parts = [
+            f"{words.format(self.baseline)} at batch {_listed(found[kind])}"
+            for kind, words in WORDS.items()
+            if kind in found
+        ]
+        return f"{model} {', and '.join(parts)}, here ({self.conditions})."
 
     def _lines(self) -> tuple[str, list[str], list[list[str]]]:
         batches = list(next(iter(self.speedups.values())))

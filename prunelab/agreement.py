@@ -1,0 +1,207 @@
+"""Do two criteria agree, and with the truth? Overlap of what they keep, rank correlation, leaving units out."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from . import units
+from .batches import batches, to
+from .calibration import Loss, call_with, scalar_loss
+from .core import Group, Keep, PruneError, device_of, shape
+from .measurement.conditions import attempt, pair, undisturbed
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How many of `units` units two choices keep: one, the other, and both."""
+
+    name: str
+    units: int
+    a: int
+    b: int
+    both: int
+
+    @property
+    def jaccard(self) -> float:
+        """Kept by both, of what either keeps: 1 if they agree, 0 if they share nothing (1 if both keep nothing)."""
+        return _jaccard(self.both, self.a + self.b)
+
+    @property
+    def chance(self) -> float:
+        """The Jaccard index of two choices of so many units that know nothing of each other: both = a * b / units."""
+        return _jaccard(self.a * self.b / self.units if self.units else 0, self.a + self.b)
+
+    @property
+    def beyond_chance(self) -> float:
+        """1 if they agree as far as their counts allow, 0 at chance, below 0 if they avoid each other."""
+        expected, most = (self.a * self.b / self.units if self.units else 0), min(self.a, self.b)
+        return (self.both - expected) / (most - expected) if most > expected else 1.0
+
+
+def _jaccard(both: float, kept: int) -> float:
+    return both / (kept - both) if kept else 1.0
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """The overlap in each group, and `total`, all groups as one. `print` it."""
+
+    layers: tuple[Overlap, ...]
+
+    @property
+    def total(self) -> Overlap:
+        """All groups as one: also agreeing on *which layers* to spare is agreement here."""
+        counts = ((o.units, o.a, o.b, o.both) for o in self.layers)
+        return Overlap("total", *(sum(column) for column in zip(*counts, strict=True)))
+
+    def __str__(self) -> str:
+        wide = max(len(o.name) for o in (*self.layers, self.total))
+        return "\n".join(
+            f"{o.name:<{wide}}  {o.both:>10,} in common of {o.a:,} and {o.b:,} kept  "
+            f"Jaccard {o.jaccard:.2f} (chance {o.chance:.2f})"
+            for o in (*self.layers, self.total)
+        )
+
+
+def overlap(keep_a: Keep, keep_b: Keep) -> Overlaps:
+    """What two results of `allocate` on the same groups keep in common, beside what chance would give."""
+    _check_alike(keep_a, keep_b)
+    return Overlaps(tuple(_overlap(name, a, keep_b[name].to(a.device)) for name, a in keep_a.items()))
+
+
+def _overlap(name: str, a: Tensor, b: Tensor) -> Overlap:
+    for kept in (a, b):
+        if kept.dtype != torch.bool:
+            raise PruneError(f"overlap compares choices, but {name} is {kept.dtype}: give results of `allocate`")
+    return Overlap(name, a.numel(), int(a.sum()), int(b.sum()), int((a & b).sum()))
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Spearman's correlation within each layer, and over all of them at once. NaN where all scores are equal."""
+
+    layers: dict[str, float]
+    overall: float
+
+    def __str__(self) -> str:
+        wide = max(map(len, (*self.layers, "overall")))
+        return "\n".join(f"{n:<{wide}}  {r:+.2f}" for n, r in (*self.layers.items(), ("overall", self.overall)))
+
+
+def rank_correlation(scores_a: Mapping[str, Tensor], scores_b: Mapping[str, Tensor]) -> Ranks:
+    """Whether two scores put the same things in the same order: 1 the same, 0 unrelated, -1 the reverse. Spearman's.
+
+    Scores of weights, or of units: those that `allocation.unit_scores` or `leave_one_out` give. Only the order
+    counts, so a criterion may be compared with a loss. A layer of one unit, or of equal scores, has no order: NaN.
+    """
+    _check_alike(scores_a, scores_b)
+    if not scores_a:
+        raise PruneError("there are no scores to correlate")
+    pairs = {name: (a.detach().flatten(), scores_b[name].detach().flatten()) for name, a in scores_a.items()}
+    layers = {name: _spearman([a], [b]) for name, (a, b) in pairs.items()}
+    return Ranks(layers, _spearman([a for a, _ in pairs.values()], [b for _, b in pairs.values()]))
+
+
+def _spearman(a: list[Tensor], b: list[Tensor]) -> float:
+    from scipy.stats import spearmanr  # half a second to import
+
+    one, other = (torch.cat([t.double().cpu() for t in tensors]) for tensors in (a, b))
+    if any(len(x) < 2 or not float(x.max()) > float(x.min()) for x in (one, other)):
+        return math.nan
+    return float(spearmanr(one.numpy(), other.numpy()).statistic)
+
+
+def _check_alike(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
+    if a.keys() != b.keys():
+        alone = next(iter(a.keys() ^ b.keys()))
+        raise PruneError(f"only one of the two has {alone!r}: compare what was made from the same model and groups")
+    for name, one in a.items():
+        if one.shape != b[name].shape:
+            raise PruneError(
+                f"{name} has shapes {shape(one)} and {shape(b[name])}: compare what was made from the same model and "
+                "groups (weights with weights, or unit_scores with leave_one_out)"
+            )
+
+
+def leave_one_out(
+    model: nn.Module,
+    data: Any,
+    groups: Sequence[Group],
+    *,
+    split: str = "valid",
+    batch_size: int = 256,
+    loss: Loss = F.cross_entropy,
+    progress: bool = True,
+) -> dict[str, Tensor]:
+    """The truth that criteria estimate: how much the loss rises if one unit is really left out; (units,) by group.
+
+    One unit at a time, zeroed with all that belongs to it, and no retraining: it says nothing of two units that can
+    replace each other, of which either may go, but not both. Below 0: the loss is lower without it. The model is
+    not touched. One pass over the data a unit; what lies below a unit's first layer is computed once for its
+    whole group where the model is an nn.Sequential.
+    """
+    result = {g.name: torch.zeros(g.units, dtype=torch.float64) for g in groups}
+    with undisturbed(model), torch.no_grad():
+        held = _held(model, data, split, batch_size)
+        dense = _mean_loss(model, {}, held, loss)
+        if not math.isfinite(dense):
+            raise PruneError(f"the loss of the whole model is {dense}: nothing can be compared with that")
+        with tqdm(total=sum(g.units for g in groups), desc="leaving out", unit="unit", disable=not progress) as bar:
+            for group, above, inputs in _stages(model, groups, held):
+                for unit, swapped in enumerate(_each_without(model, group)):
+                    result[group.name][unit] = _mean_loss(above, swapped, inputs, loss) - dense
+                    bar.update()
+    return result
+
+
+Held = list[tuple[Any, Tensor]]
+
+
+def _held(model: nn.Module, data: Any, split: str, batch_size: int) -> Held:
+    device = device_of(model)
+    held = [to(pair(batch), device) for batch in batches(data, split, size=batch_size)]
+    if not held:
+        raise PruneError(f"the {split} data is empty: there is nothing to run the model on")
+    return held
+
+
+def _mean_loss(model: nn.Module, swapped: dict[str, Tensor], held: Held, loss: Loss) -> float:
+    total = 0.0
+    for inputs, targets in held:
+        outputs = call_with(model, swapped, inputs) if swapped else attempt(model, inputs)
+        total += float(scalar_loss(loss, outputs, targets)) * len(targets)
+    return total / sum(len(targets) for _, targets in held)
+
+
+def _each_without(model: nn.Module, group: Group) -> Iterator[dict[str, Tensor]]:
+    """For each unit: copies of the tensors it has entries of, those zeroed, by the names the model gives them."""
+    tensors = units.named(model)
+    paths = {id(t): path for path, t in (*model.named_parameters(), *model.named_buffers())}
+    for unit in range(group.units):
+        stays = torch.arange(group.units, device=device_of(model)) != unit
+        masks = units.expand(model, [group], {group.name: stays})
+        yield {paths[id(tensors[name])]: torch.where(mask, tensors[name], 0.0) for name, mask in masks.items()}
+
+
+def _stages(model: nn.Module, groups: Sequence[Group], held: Held) -> Iterator[tuple[Group, nn.Module, Held]]:
+    """Each group with the part of the model from its first layer on, and what goes into that."""
+    if type(model).forward is not nn.Sequential.forward:
+        yield from ((group, model, held) for group in groups)
+        return
+    layers = [(name, m) for name, m in model._modules.items() if m is not None]  # a ReLU may come twice
+    numbers = {name: i for i, (name, _) in enumerate(layers)}
+    begins = {g.name: min(numbers[path.split(".")[0]] for path in next(_each_without(model, g))) for g in groups}
+    done = 0
+    for group in sorted(groups, key=lambda g: begins[g.name]):
+        below = nn.Sequential(OrderedDict(layers[done : begins[group.name] - 1]))
+        held, done = [(below(inputs), targets) for inputs, targets in held], begins[group.name]
+        yield group, nn.Sequential(OrderedDict(layers[done:])), held

@@ -1,0 +1,160 @@
+"""Gradients of the loss, of single samples' losses, and the Hessian times the gradient."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..batches import call
+from ..core import PruneError, prunable, shape
+from ..measurement.conditions import attempt, rows, undisturbed
+from .samples import Calibration, add, checked, losses, on_device, scalar_loss, wide
+
+AT_ONCE = 16  # samples whose gradients are taken together: more is not faster on a CPU
+HELD = 1 << 27  # ... and how many numbers such gradients may hold at a time: each is as large as the model
+PLAIN_ATTENTION = SDPBackend.MATH  # the only kernel that vmap batches, and that has a second derivative
+
+
+def gradients(model: nn.Module, calib: Calibration) -> dict[str, Tensor]:
+    """dL/dw for each prunable weight, L the mean loss over all calibration samples.
+
+    Under a mask it is that of the underlying weight: zero where the mask is. Half precision gives float32.
+    Raises PruneError for a frozen weight, and for one the loss does not reach: neither has a gradient.
+    """
+    weights = _unfrozen(model)
+    total: dict[str, Tensor] = {}
+    with differentiable(model):
+        for loss, share in losses(model, calib):
+            add(total, _derivatives(loss, weights), share)
+    return checked(total, weights, "gradient of the loss")
+
+
+def fisher_information(model: nn.Module, calib: Calibration) -> dict[str, Tensor]:
+    """E[g^2], g the gradient of a *single* sample's loss: the diagonal of the empirical Fisher information.
+
+    The square of the mean gradient is something else: there samples that pull in opposite directions cancel.
+    Several samples at once by torch.func.vmap; where that can't follow a forward, one after another.
+    """
+    gradients(model, calib)  # raises for what has no gradient, which vmap would take for zero
+    weights = prunable(model)
+    at_once = max(1, min(AT_ONCE, HELD // sum(w.numel() for w in weights.values())))
+    total: dict[str, Tensor] = {}
+    with differentiable(model), sdpa_kernel(PLAIN_ATTENTION):
+        for inputs, targets, share in on_device(model, calib):
+            size = rows(inputs)
+            for start in range(0, size, at_once):
+                few = slice(start, start + at_once)
+                squares = _sum_of_squares(model, calib, weights, _take(inputs, few, size), _take(targets, few, size))
+                add(total, squares, share / size)
+    return checked(total, weights, "Fisher information")
+
+
+def hessian_gradient(model: nn.Module, calib: Calibration) -> dict[str, Tensor]:
+    """Hg: the Hessian of the mean loss times its gradient, by differentiating (g held fixed) . g."""
+    fixed = gradients(model, calib)
+    weights = prunable(model)
+    total = {name: torch.zeros_like(g) for name, g in fixed.items()}
+    with differentiable(model), sdpa_kernel(PLAIN_ATTENTION):
+        for loss, share in losses(model, calib):
+            first = _derivatives(loss, weights, create_graph=True)
+            product = sum(((fixed[name] * g).sum() for name, g in first.items()), loss.new_zeros(()))
+            add(total, _derivatives(product, weights), share)
+    return checked(total, weights, "Hessian-gradient product")
+
+
+@contextmanager
+def differentiable(model: nn.Module) -> Iterator[None]:
+    """Eval mode, with gradients on, whatever the surroundings say."""
+    with undisturbed(model), torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def call_with(model: nn.Module, tensors: dict[str, Tensor], inputs: Any) -> Any:
+    """The output of a model run with other tensors in place of its own, which are left alone."""
+    return call(cast(nn.Module, lambda *args, **kwargs: functional_call(model, tensors, args, kwargs)), inputs)
+
+
+def _unfrozen(model: nn.Module) -> dict[str, nn.Parameter]:
+    weights = prunable(model)
+    frozen = [f"{name} {shape(w)}" for name, w in weights.items() if not w.requires_grad]
+    if frozen:
+        raise PruneError(
+            f"frozen (requires_grad=False): {', '.join(frozen[:5])}{', ...' if len(frozen) > 5 else ''}: it has no "
+            "gradient to be scored by. Call .requires_grad_(True) on it while scoring; to leave it whole as well, use "
+            "granularity.weights with exclude=[...]"
+        )
+    return weights
+
+
+def _derivatives(of: Tensor, weights: Mapping[str, Tensor], *, create_graph: bool = False) -> dict[str, Tensor]:
+    """By name, for those weights that it depends on."""
+    if not of.requires_grad:
+        return {}
+    try:
+        found = torch.autograd.grad(of, list(weights.values()), create_graph=create_graph, allow_unused=True)
+    except RuntimeError as error:
+        raise PruneError(f"the loss cannot be differentiated: {error}") from error
+    return {name: wide(g) for name, g in zip(weights, found, strict=True) if g is not None}
+
+
+def _sum_of_squares(
+    model: nn.Module, calib: Calibration, weights: Mapping[str, Tensor], inputs: Any, targets: Tensor
+) -> dict[str, Tensor]:
+    """The sum over the samples of g^2."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # operations that vmap can only do slowly: the loop does them in peace
+            return _all_at_once(model, calib, weights, inputs, targets)
+    except Exception:  # vmap can't follow what branches on its data, or changes a buffer
+        return _one_by_one(model, calib, weights, inputs, targets)
+
+
+def _one_by_one(
+    model: nn.Module, calib: Calibration, weights: Mapping[str, Tensor], inputs: Any, targets: Tensor
+) -> dict[str, Tensor]:
+    total: dict[str, Tensor] = {}
+    size = rows(inputs)
+    for one in (slice(i, i + 1) for i in range(size)):
+        loss = scalar_loss(calib.loss, attempt(model, _take(inputs, one, size)), _take(targets, one, size))
+        add(total, {name: g.square() for name, g in _derivatives(loss, weights).items()})
+    return total
+
+
+def _all_at_once(
+    model: nn.Module, calib: Calibration, weights: Mapping[str, Tensor], inputs: Any, targets: Tensor
+) -> dict[str, Tensor]:
+    names = {id(p): name for name, p in model.named_parameters()}  # as the model calls them, masked or not
+    own = {names[id(w)]: w.detach() for w in weights.values()}
+
+    def loss(parameters: dict[str, Tensor], inputs: Any, target: Tensor) -> Tensor:
+        return scalar_loss(calib.loss, call_with(model, parameters, inputs), target)
+
+    each = vmap(grad(loss), in_dims=(None, 0, 0))(own, _alone(inputs), targets[:, None])
+    return {name: wide(each[names[id(w)]]).square().sum(0) for name, w in weights.items()}
+
+
+def _alone(nest: Any) -> Any:
+    """(samples, ...) -> (samples, 1, ...): each sample a batch of its own."""
+    if isinstance(nest, Tensor):
+        return nest[:, None]
+    if isinstance(nest, Mapping):
+        return {k: _alone(v) for k, v in nest.items()}
+    return tuple(_alone(v) for v in nest)
+
+
+def _take(nest: Any, which: slice, size: int) -> Any:
+    """Some samples of a batch of `size`: of every tensor that has one row a sample."""
+    if isinstance(nest, Tensor):
+        return nest[which] if nest.dim() and len(nest) == size else nest
+    if isinstance(nest, Mapping):
+        return {k: _take(v, which, size) for k, v in nest.items()}
+    if isinstance(nest, (tuple, list)):
+        return tuple(_take(v, which, size) for v in nest)
+    return nest

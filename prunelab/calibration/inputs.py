@@ -1,0 +1,107 @@
+"""What a layer's weights are multiplied with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..core import places, prunable
+from ..measurement.conditions import attempt, undisturbed
+from .samples import Calibration, add, checked, on_device, wide
+
+
+def input_norms(model: nn.Module, calib: Calibration) -> dict[str, Tensor]:
+    """The L2 norm of the inputs that each weight is multiplied with, over all samples and positions.
+
+    Of a Linear's (out, in) it is norm(X_j), shaped (in,); of a convolution's the norm of column j of the unfolded
+    input, one an input channel and kernel position. All broadcast against the weight. Looks at no labels.
+    Raises PruneError for a layer that the forward never calls.
+    """
+    weights = prunable(model)
+    total: dict[str, Tensor] = {}
+    with undisturbed(model), torch.no_grad(), _recording(model, weights, total):
+        for inputs, _, _ in on_device(model, calib):
+            attempt(model, inputs)
+    return {name: s.sqrt() for name, s in checked(total, weights, "input").items()}
+
+
+@contextmanager
+def _recording(model: nn.Module, weights: Mapping[str, Tensor], total: dict[str, Tensor]) -> Iterator[None]:
+    """Add to `total` the squares of what every call of a layer multiplies its weights with."""
+    name_of = {id(w): name for name, w in weights.items()}
+    attention: dict[nn.Module, nn.Module] = {
+        m.out_proj: m for m in model.modules() if isinstance(m, nn.MultiheadAttention)
+    }
+    uses: dict[nn.Module, dict[str, str]] = {}  # layer -> attribute -> the weight's name
+    for place in places(model):
+        if id(place.tensor) in name_of:
+            layer = attention.get(place.module, place.module)  # attention never *calls* its output projection
+            attribute = place.attribute if layer is place.module else f"out_proj.{place.attribute}"
+            uses.setdefault(layer, {})[attribute] = name_of[id(place.tensor)]
+
+    def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        squares = _squares_into(layer, args, kwargs)
+        for attribute, name in uses[layer].items():
+            add(total, {name: squares[attribute]})
+
+    handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in uses]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _squares_into(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """By attribute: the sum of squares of the inputs, in a shape that broadcasts against the weight."""
+    if isinstance(module, nn.MultiheadAttention):
+        return _into_attention(module, args, kwargs)
+    inputs = args[0] if args else kwargs["input"]
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return {"weight": _into_convolution(module, inputs)}
+    return {"weight": _columns(inputs)}
+
+
+def _columns(inputs: Tensor) -> Tensor:
+    """(..., in) -> (in,)."""
+    return wide(inputs).flatten(0, -2).square().sum(0) if inputs.dim() > 1 else wide(inputs).square()
+
+
+def _into_convolution(module: nn.modules.conv._ConvNd, inputs: Tensor) -> Tensor:
+    """(n, in, ...) -> (groups or out or 1, in of a group, *kernel): what each kernel position meets as it slides."""
+    dims = len(module.kernel_size)
+    if inputs.dim() == dims + 1:  # one sample, without a batch dimension
+        inputs = inputs[None]
+    seen = wide(inputs).square().sum(0)  # (in, *size)
+    if module.transposed:  # each input meets all of the kernel
+        return seen.flatten(1).sum(1).view(-1, 1, *[1] * dims)
+    how = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    seen = F.pad(seen[None], module._reversed_padding_repeated_twice, mode=how)[0]
+    for i, (k, stride, step) in enumerate(zip(module.kernel_size, module.stride, module.dilation, strict=True)):
+        seen = seen.unfold(1 + i, (k - 1) * step + 1, stride)[..., ::step]  # (in, *positions, kernel so far)
+    norms = seen.sum(tuple(range(1, 1 + dims)))  # (in, *kernel)
+    per_group = norms.unflatten(0, (module.groups, -1))
+    return per_group.repeat_interleave(module.out_channels // module.groups, 0) if module.groups > 1 else per_group
+
+
+def _into_attention(module: nn.MultiheadAttention, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+    given = dict(zip(("query", "key", "value"), args, strict=False)) | dict(kwargs)
+    q, k, v = (_columns(given[name]) for name in ("query", "key", "value"))
+    found = {"q_proj_weight": q, "k_proj_weight": k, "v_proj_weight": v}
+    if q.shape == k.shape == v.shape:  # packed: (3 * embed, embed)
+        found["in_proj_weight"] = torch.stack([q, k, v]).repeat_interleave(module.embed_dim, 0)
+    projection = module._modules["out_proj"]
+    identity = nn.Linear(module.embed_dim, module.embed_dim).to(q.device, given["query"].dtype)
+    nn.init.eye_(identity.weight)
+    nn.init.zeros_(identity.bias)
+    try:  # what goes into the output projection is what comes out of one that does nothing
+        module._modules["out_proj"] = identity
+        found["out_proj.weight"] = _columns(module.forward(*args, **kwargs)[0])
+    finally:
+        module._modules["out_proj"] = projection
+    return found

@@ -1,0 +1,209 @@
+"""What a scan found: one curve a group, to look at, to save, and to go on from."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core import PruneError
+from ..measurement.accuracy import Evaluation, wilson
+from ..measurement.text import html, plural, table
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One group pruned alone: for each sparsity the units removed, the labels still right, the mean loss.
+
+    `how`: "suffix" if only what follows the group's first layer was run again, "stacked" if that was done for
+    several sparsities in one pass, "whole" if the model had to be run from its input for every one.
+    """
+
+    name: str
+    units: int
+    removed: tuple[int, ...]
+    correct: tuple[int, ...]
+    loss: tuple[float, ...]
+    how: str = "suffix"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Accuracy and loss of a model when one group at a time loses a share of its units; `dense` is the model as it was.
+
+    The arrays have a row a group and a column a sparsity, in the order of `names` and `sparsities`.
+    """
+
+    sparsities: tuple[float, ...]
+    curves: tuple[Curve, ...]
+    dense: Evaluation
+    granularity: str = "weights"
+    criterion: str = "magnitude"
+    split: str = "valid"
+    missing: tuple[str, ...] = ()  # the groups that an interrupted scan did not come to
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The groups, in the order of the model."""
+        return tuple(c.name for c in self.curves)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every group asked for was scanned."""
+        return not self.missing
+
+    @property
+    def removed(self) -> np.ndarray:
+        """How many units went: the counts nearest to the sparsities that the group can reach."""
+        return self._array([c.removed for c in self.curves], int)
+
+    @property
+    def correct(self) -> np.ndarray:
+        """How many of `dense.n` labels were predicted right."""
+        return self._array([c.correct for c in self.curves], int)
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """The share of labels predicted right."""
+        return self.correct / self.dense.n
+
+    @property
+    def loss(self) -> np.ndarray:
+        """The mean loss."""
+        return self._array([c.loss for c in self.curves], float)
+
+    @property
+    def rise(self) -> np.ndarray:
+        """By how much the loss rose above the dense model's; below zero where pruning helped."""
+        return self.loss - self.dense.loss
+
+    @property
+    def interval(self) -> np.ndarray:
+        """The accuracies' 95 % Wilson intervals: low and high along a third axis.
+
+        They take the samples for independent draws. Where several are views of one original, as in the zoo's digits,
+        the true intervals are wider; and two columns share their samples, so that the difference of two accuracies
+        is surer than the two intervals make it look.
+        """
+        bounds = [[wilson(int(k), self.dense.n) for k in c.correct] for c in self.curves]
+        return self._array(bounds, float, 2)
+
+    def curve(self, name: str) -> Curve:
+        """One group's curve; PruneError for a group that was not scanned."""
+        for curve in self.curves:
+            if curve.name == name:
+                return curve
+        late = " was not reached before the scan was interrupted: go on with scan(..., resume=)"
+        known = f" is not among the groups scanned: {', '.join(self.names) or 'none'}"
+        raise PruneError(f"{name!r}{late if name in self.missing else known}")
+
+    def most_sensitive(self, n: int | None = None, at: float | None = None) -> tuple[str, ...]:
+        """The groups from most to least sensitive: by the rise of the loss at one sparsity, or its mean over all.
+
+        This is sensitivity as a measurement. Two other things go by the name: SNIP's gradient score, and a threshold
+        of so many standard deviations of a layer's weights.
+        """
+        if at is not None and at not in self.sparsities:
+            raise PruneError(f"sparsity {at!r} was not scanned: there is {', '.join(map(str, self.sparsities))}")
+        rise = self.rise.mean(1) if at is None else self.rise[:, self.sparsities.index(at)]
+        return tuple(self.names[i] for i in np.argsort(-rise, kind="stable"))[:n]
+
+    def table(self, what: str = "accuracy") -> str:
+        """A row a group, a column a sparsity; what: "accuracy" in per cent with its interval, or "loss"."""
+        return "\n".join([table(*self._cells(what)), *self._notes(what)])
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<p>{note}</p>" for note in self._notes("accuracy"))
+        return html(*self._cells("accuracy")) + notes
+
+    def _cells(self, what: str) -> tuple[str, list[str], list[list[str]]]:
+        if what not in ("accuracy", "loss"):
+            raise PruneError(f'a table of {what!r}: give "accuracy" or "loss"')
+        title = f"{what} ({self.split}), one group at a time without its {self.granularity} of lowest {self.criterion}"
+        head = ["", *(f"{s:.3g}" for s in self.sparsities)]
+        if what == "loss":
+            rows = [[c.name, *(f"{v:.4f}" for v in c.loss)] for c in self.curves]
+            return title, head, [*rows, ["dense", f"{self.dense.loss:.4f}", *[""] * (len(self.sparsities) - 1)]]
+        rows = [[c.name, *(self._accuracy(k) for k in c.correct)] for c in self.curves]
+        return title, head, [*rows, ["dense", self._accuracy(self.dense.correct), *[""] * (len(self.sparsities) - 1)]]
+
+    def _accuracy(self, correct: int) -> str:
+        low, high = wilson(correct, self.dense.n)
+        return f"{100 * correct / self.dense.n:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+    def _notes(self, what: str) -> list[str]:
+        notes = []
+        if what == "accuracy":
+            notes.append(f"per cent of {self.dense.n:,} labels, 95 % Wilson intervals (samples taken as independent)")
+        whole = [c.name for c in self.curves if c.how == "whole"]
+        if whole:
+            notes.append(f"run from the model's input every time, because its forward could not be split: {whole}")
+        if self.missing:
+            notes.append(f"interrupted; not scanned: {', '.join(self.missing)}")
+        return notes
+
+    def _array(self, rows: Sequence[Any], dtype: type, *more: int) -> np.ndarray:
+        return np.array(rows, dtype).reshape(len(self.curves), len(self.sparsities), *more)
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON. The file is replaced whole: at no moment is it half written."""
+        path = Path(path)
+        handle, aside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        try:
+            with open(handle, "w", encoding="utf-8") as out:
+                json.dump({"prunelab": "sensitivity", **asdict(self)}, out, indent=1)
+            os.replace(aside, path)
+        except BaseException:
+            os.unlink(aside)
+            raise
+
+    @classmethod
+    def load(cls, path: str | Path) -> Scan:
+        """Read what `save` wrote; PruneError for anything else."""
+        try:
+            found = json.loads(Path(path).read_text(encoding="utf-8"))
+            if found.pop("prunelab") != "sensitivity":
+                raise KeyError("prunelab")
+            curves = tuple(Curve(**{k: _plain(v) for k, v in c.items()}) for c in found.pop("curves"))
+            dense = Evaluation(**found.pop("dense"))
+            scan = cls(curves=curves, dense=dense, **{k: _plain(v) for k, v in found.items()})
+        except OSError as error:
+            raise PruneError(f"{path} can't be read ({error.strerror})") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise PruneError(f"{path} is not a saved scan ({error!r}): delete it, or give another path") from error
+        if any({len(c.removed), len(c.correct), len(c.loss)} != {len(scan.sparsities)} for c in curves):
+            raise PruneError(f"{path} is a damaged scan: its curves are not as long as its sparsities. Delete it")
+        return scan
+
+
+class ScanStopped(PruneError):
+    """A scan that could not go on; `partial` is what it had: give it as `resume=` to go on from there."""
+
+    def __init__(self, message: str, partial: Scan):
+        super().__init__(message)
+        self.partial = partial
+
+    @classmethod
+    def by(cls, error: BaseException, partial: Scan) -> ScanStopped:
+        """What stopped it, what is done, what is left."""
+        done = plural(len(partial.curves), "group")
+        which = f" ({', '.join(partial.names)})" if partial.curves else ""
+        reason = str(error).strip() or type(error).__name__
+        return cls(
+            f"the scan stopped: {type(error).__name__}: {reason}. Done: {done}{which}; left: "
+            f"{', '.join(partial.missing)}. The result so far is this error's .partial; give it as resume= to go on",
+            partial,
+        )
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
