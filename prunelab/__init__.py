@@ -12,6 +12,8 @@ from . import (
     pipeline,
     recovery,
     schedules,
+    sensitivity,
+    shares,
     surgery,
 )
 from .allocation import NM, Report, allocate, expand, report
@@ -59,6 +61,8 @@ __all__ = [
     "report",
     "save_plan",
     "schedules",
+    "sensitivity",
+    "shares",
     "shrink",
     "surgery",
 ]

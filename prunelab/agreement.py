@@ -202,6 +202,6 @@ def _stages(model: nn.Module, groups: Sequence[Group], held: Held) -> Iterator[t
     begins = {g.name: min(numbers[path.split(".")[0]] for path in next(_each_without(model, g))) for g in groups}
     done = 0
     for group in sorted(groups, key=lambda g: begins[g.name]):
-        below = nn.Sequential(OrderedDict(layers[done : begins[group.name] - 1]))
+        below = nn.Sequential(OrderedDict(layers[done : begins[group.name]]))
         held, done = [(below(inputs), targets) for inputs, targets in held], begins[group.name]
         yield group, nn.Sequential(OrderedDict(layers[done:])), held

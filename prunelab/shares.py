@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
 
 from .calibration import Calibration
-from .core import Group, Scores, prunable
+from .core import Group, PruneError, Scores, prunable
 from .criteria import magnitude, register
+from .sensitivity import Scan
 
 
 def erk(model: nn.Module, groups: Sequence[Group], sparsity: float) -> dict[str, float]:
@@ -32,6 +34,47 @@ def erk(model: nn.Module, groups: Sequence[Group], sparsity: float) -> dict[str,
         if not full:
             return {n: 0.0 if n in dense else 1 - raw[n] * scale for n in sizes}
         dense |= full
+
+
+def by_sensitivity(scan: Scan, groups: Sequence[Group], sparsity: float) -> dict[str, float]:
+    """The shares that remove round(sparsity * n) units in all at the least summed loss, as a scan measured it.
+
+    Between the levels of the scan a layer's loss is taken as linear, and as convex: the cheapest stretches, by loss a
+    unit, are filled first, which is the optimum of that problem. No layer gives more than the scan's last level.
+    It believes that losses add up, which they do less as more is removed. PruneError if the budget is out of reach.
+    """
+    budget = round(sparsity * sum(g.units for g in groups))
+    rows = dict(zip(scan.names, zip(scan.removed.tolist(), scan.rise.tolist(), strict=True), strict=True))
+    missing = [g.name for g in groups if g.name not in rows]
+    if missing:
+        raise PruneError(f"the scan has no {missing[0]}: scan the groups that the budget is to be spent on")
+    stretches = sorted((slope, g.name, width) for g in groups for slope, width in _stretches(*rows[g.name]))
+    taken = dict.fromkeys((g.name for g in groups), 0)
+    for _, name, width in stretches:
+        step = min(width, budget)
+        taken[name] += step
+        budget -= step
+    if budget:
+        reach = sum(taken.values()) / sum(g.units for g in groups)
+        raise PruneError(
+            f"a sparsity of {sparsity:g} is out of reach: the scan goes to {max(scan.sparsities):g} of a layer, "
+            f"{reach:.4g} of all. Scan further, or ask for less"
+        )
+    return {g.name: taken[g.name] / g.units for g in groups}
+
+
+def _stretches(removed: Sequence[int], rise: Sequence[float]) -> list[tuple[float, int]]:
+    """(loss a unit, units) along the lower convex hull of a layer's curve, from nothing removed."""
+    hull = [(0, 0.0)]
+    for x, y in sorted(zip(removed, (max(r, 0.0) for r in rise), strict=True)):
+        if x == hull[-1][0]:
+            continue
+        while len(hull) > 1 and (y - hull[-2][1]) * (hull[-1][0] - hull[-2][0]) <= (hull[-1][1] - hull[-2][1]) * (
+            x - hull[-2][0]
+        ):
+            hull.pop()
+        hull.append((x, y))
+    return [((y2 - y1) / (x2 - x1), x2 - x1) for (x1, y1), (x2, y2) in pairwise(hull)]
 
 
 @register("lamp")

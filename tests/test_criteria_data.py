@@ -141,8 +141,10 @@ def model(build, name):
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
-                for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
+                for tensor in (module.weight, module.running_var):
                     tensor.add_(torch.rand(tensor.shape, generator=dice))
+                for tensor in (module.bias, module.running_mean):
+                    tensor.add_(torch.randn(tensor.shape, generator=dice) / 4)
     return model.eval()
 
 

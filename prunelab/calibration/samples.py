@@ -109,7 +109,8 @@ def checked(found: Mapping[str, Tensor], weights: Mapping[str, Tensor], what: st
             raise PruneError(
                 f"{name} {shape(w)}{more} has no {what}: the forward does not use it in eval mode, or something stands "
                 "between it and the loss, such as .detach(), torch.no_grad() or argmax. Give a loss that reaches it, "
-                "remove the unused layer (an auxiliary head, say), or take a criterion that looks at weights only, such as magnitude"
+                "remove the unused layer (an auxiliary head, say), or take a criterion that looks at weights only, "
+                "such as magnitude"
             )
         if not torch.isfinite(found[name]).all():
             raise PruneError(

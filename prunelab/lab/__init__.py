@@ -2,15 +2,15 @@
 
 from . import plots, scoreboard
 from .claims import ClaimError, claim
-from .contests import kept, moved, pruned, rewritten, shares_of
+from .contests import kept, moved, pruned, rewritten, shares_of, spread
 from .exercises import check, exercise, hint, solution
 from .explorers import explorer
 from .figures import figure, table
-from .grids import collect, grid
+from .grids import by_name, collect, grid, pair
 from .measuring import NO_CUDA, measured
 from .predictions import predict, reveal
 from .races import race, trials
-from .readings import by_hand, reading, sweep
+from .readings import by_hand, reading, reading_of, sweep
 from .session import start
 from .store import progress, reset
 
@@ -18,6 +18,7 @@ __all__ = [
     "NO_CUDA",
     "ClaimError",
     "by_hand",
+    "by_name",
     "check",
     "claim",
     "collect",
@@ -29,18 +30,21 @@ __all__ = [
     "kept",
     "measured",
     "moved",
+    "pair",
     "plots",
     "predict",
     "progress",
     "pruned",
     "race",
     "reading",
+    "reading_of",
     "reset",
     "reveal",
     "rewritten",
     "scoreboard",
     "shares_of",
     "solution",
+    "spread",
     "start",
     "sweep",
     "table",

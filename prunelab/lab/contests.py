@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from ..allocation import allocate, expand, report
 from ..core import Keep
 from ..criteria import by_name as criterion_named
+from ..criteria import magnitude
 from ..granularity import weights
 from ..masking import apply
 from ..shares import erk
@@ -22,10 +24,15 @@ def kept(model: nn.Module, rule: str, sparsity: float) -> Keep:
     groups = weights(model)
     scores = criterion_named({"LAMP": "lamp", "random": "random"}.get(rule, "magnitude"))(model, None)
     if rule == "ERK":
-        share = erk(model, groups, sparsity)
-        each = [allocate(scores, [g], share[g.name], "layer") for g in groups]
-        return {name: keep for layer in each for name, keep in layer.items()}
+        return spread(model, erk(model, groups, sparsity))
     return allocate(scores, groups, sparsity, "layer" if rule == "local" else "global")
+
+
+def spread(model: nn.Module, shares: Mapping[str, float]) -> Keep:
+    """The smallest weights of each layer go, a share of its own each."""
+    scores = magnitude(model)
+    each = [allocate(scores, [g], shares[g.name], "layer") for g in weights(model)]
+    return {name: keep for layer in each for name, keep in layer.items()}
 
 
 def pruned(model: nn.Module, rule: str, sparsity: float) -> nn.Module:

@@ -20,9 +20,17 @@ import torch
 from tqdm.auto import tqdm
 
 from .. import zoo
+from ..agreement import leave_one_out, rank_correlation
+from ..allocation import expand, unit_scores
+from ..calibration import Calibration
 from ..core import PruneError
+from ..criteria import by_name as criterion_named
+from ..granularity import filters, weights
+from ..masking import apply
 from ..measurement import evaluate
 from ..recovery import finetune
+from ..sensitivity import scan
+from ..shares import by_sensitivity
 from . import contests
 
 Run = dict[str, Any]
@@ -44,7 +52,56 @@ def scopes() -> Iterator[Run]:
                 yield {"network": name, "rule": rule, "sparsity": sparsity, "before": before, "after": after}
 
 
-GRIDS: dict[str, Callable[[], Iterator[Run]]] = {"scopes": scopes}
+LEVELS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # of the layer scans
+
+
+def budgets() -> Iterator[Run]:
+    """Notebook 04: five networks, the same budget spent equally, by sensitivity, and by one contest."""
+    data = zoo.load("digits")
+    for seed, name in enumerate(SEEDS):
+        dense = zoo.checkpoint(name)
+        groups = weights(dense)
+        scanned = scan(dense, data, LEVELS, progress=False)
+        for sparsity in (0.5, 0.6, 0.7, 0.8, 0.9):
+            choices = {
+                "equal shares": contests.kept(dense, "local", sparsity),
+                "by sensitivity": contests.spread(dense, by_sensitivity(scanned, groups, sparsity)),
+                "one contest": contests.kept(dense, "global", sparsity),
+            }
+            for rule, keep in choices.items():
+                model = zoo.checkpoint(name)
+                apply(model, expand(model, groups, keep))
+                before = evaluate(model, data, "test").accuracy
+                finetune(model, data, epochs=EPOCHS, seed=seed, progress=False)
+                after = evaluate(model, data, "test").accuracy
+                yield {"network": name, "rule": rule, "sparsity": sparsity, "before": before, "after": after}
+
+
+JUDGES = ("random", "fpgm", "magnitude", "bn_slimming", "synflow", "gradient", "taylor", "wanda", "fisher")
+
+
+def truths() -> Iterator[Run]:
+    """Notebook 04: five networks, the loss without each filter, and how each criterion had judged it."""
+    data = zoo.load("digits")
+    for name in SEEDS:
+        model = zoo.checkpoint(name)
+        groups = filters(model, data.valid[:2][0])
+        truth = leave_one_out(model, [data.valid[:400]], groups, progress=False)
+        calib = Calibration.of(data, samples=512)
+        for judge in JUDGES:
+            # The plain sum: what a criterion says of a whole filter, in units that are the same in every layer.
+            scores = unit_scores(criterion_named(judge)(model, calib), groups, "sum")
+            agreement = rank_correlation(scores, truth)
+            yield {"network": name, "criterion": judge, "agreement": agreement.overall, "filters": "all"}
+            if name == SEEDS[0]:
+                yield from (
+                    {"network": name, "criterion": judge, "layer": g.name, "scores": scores[g.name].tolist(),
+                     "truth": truth[g.name].tolist()}
+                    for g in groups
+                )  # fmt: skip
+
+
+GRIDS: dict[str, Callable[[], Iterator[Run]]] = {"scopes": scopes, "budgets": budgets, "truths": truths}
 
 
 def remake(names: list[str] | None = None) -> None:
@@ -78,6 +135,17 @@ def collect(runs: list[Run], value: str, by: str, along: str) -> dict[Any, np.nd
     found = {(r[by], r["network"], r[along]): r[value] for r in runs}
     kinds = list(dict.fromkeys(r[by] for r in runs))
     return {k: np.array([[found[k, n, p] for p in points] for n in names]) for k in kinds}
+
+
+def by_name(runs: list[Run], key: str, value: str) -> dict[str, list[float]]:
+    """A list of values for each name, one a network."""
+    return {k: [r[value] for r in runs if r[key] == k] for k in dict.fromkeys(r[key] for r in runs)}
+
+
+def pair(runs: dict[tuple[str, str], Run], criterion: str, layer: str) -> tuple[list[float], list[float]]:
+    """(scores, truth) of the filters of a layer, as one criterion saw them."""
+    run = runs[criterion, layer]
+    return run["scores"], run["truth"]
 
 
 def _path(name: str) -> Path:

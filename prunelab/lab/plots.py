@@ -253,3 +253,33 @@ def by_hand(ax: Axes, shares: Mapping[str, float], seen: Mapping[tuple[float, ..
     ax.set(ylim=(0, 1), ylabel="removed of the layer")
     ax.set_title(f"{accuracy:.0%} read correctly, {sparsity:.0%} of all weights removed")
     ax.grid(axis="x", visible=False)
+
+
+def layer_scan(ax: Axes, x: Sequence[float], accuracy: Mapping[str, Sequence[float]], dense: float) -> None:
+    """A scan: one curve a layer, pruned alone, below the line of the whole network."""
+    for name, values in accuracy.items():
+        ax.plot([0.0, *x], [dense, *values], label=name)
+    ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
+    ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
+    ax.set(xlabel="removed of this layer alone", ylabel="validation accuracy", ylim=(0, 1))
+    ax.legend(title="layer", ncols=2, loc="lower left")
+
+
+def bars_over_networks(ax: Axes, values: Mapping[str, Sequence[float]], xlabel: str) -> None:
+    """One horizontal bar a name, its mean, with a mark for every network."""
+    for row, found in enumerate(values.values()):
+        ax.barh(row, float(np.mean(found)), color=RIGHT, alpha=0.75)
+        ax.plot(found, [row] * len(found), linestyle="none", marker="o", color="black", markersize=3.5)
+    ax.set_yticks(range(len(values)), list(values))
+    ax.invert_yaxis()
+    ax.axvline(0, color="black", lw=0.8, marker="", linestyle="-")
+    ax.set(xlabel=xlabel)
+    ax.grid(axis="y", visible=False)
+
+
+def judged(ax: Axes, scores: Sequence[float], truth: Sequence[float], criterion: str, layer: str) -> None:
+    """What a criterion said of each filter of a layer, against the loss without it, both as ranks."""
+    x, y = (np.argsort(np.argsort(v)) + 1 for v in (scores, truth))
+    ax.plot(x, y, linestyle="none", markersize=6)
+    ax.plot([1, len(x)], [1, len(x)], color="grey", linestyle=":", marker="")
+    ax.set(xlabel=f"rank by {criterion}", ylabel="rank by the loss without it", title=f"{len(x)} filters of {layer}")

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ..allocation import allocate, expand, report
 from ..batches import batches, call
 from ..calibration import Calibration
-from ..core import mode
+from ..core import Keep, mode
 from ..criteria import by_name as criterion_named
 from ..criteria import magnitude
 from ..granularity import by_name as granularity_named
@@ -35,8 +35,14 @@ class Reading:
 def reading(model: nn.Module, recipe: Recipe, pictures: Any, calib: Calibration | None = None) -> Reading:
     """What the model would read of some pictures if it were pruned as the recipe says, in one shot."""
     groups = granularity_named(recipe.granularity)(model)
-    keep = allocate(criterion_named(recipe.criterion)(model, calib), groups, recipe.sparsity, recipe.scope)
-    with masked(model, expand(model, groups, keep)), mode(model, training=False), torch.inference_mode():
+    scores = criterion_named(recipe.criterion)(model, calib)
+    return reading_of(model, allocate(scores, groups, recipe.sparsity, recipe.scope), pictures)
+
+
+def reading_of(model: nn.Module, keep: Keep, pictures: Any) -> Reading:
+    """What the model would read of some pictures if only these of its single weights were kept."""
+    masks = expand(model, [g for g in weights(model) if g.name in keep], keep)
+    with masked(model, masks), mode(model, training=False), torch.inference_mode():
         found = [(call(model, x).argmax(1), y) for x, y in batches(pictures)]
     read, truth = (torch.cat(parts) for parts in zip(*found, strict=True))
     return Reading(read.tolist(), float((read == truth).double().mean()))

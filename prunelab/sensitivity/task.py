@@ -105,7 +105,8 @@ def _tallied(job: Job, model: nn.Module, masks: Mapping[int, Masks]) -> tuple[di
 
     @lru_cache(maxsize=None if size <= HELD else 0)
     def weights(count: int) -> Weights:
-        return {n: w.masked_fill(~masks[count][n].to(w.device), 0) for n, w in dense.items()}
+        # Cloned first: masked_fill alone would give the mask's memory format, and all that follows would be in it.
+        return {n: w.clone().masked_fill_(~masks[count][n].to(w.device), 0) for n, w in dense.items()}
 
     runs, how, n = Replay(model, names), "", 0
     correct, total = dict.fromkeys(counts, 0), dict.fromkeys(counts, 0.0)
