@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, TypeAlias
@@ -55,12 +55,13 @@ class NM:
 
 
 Scope: TypeAlias = str | NM
+Share: TypeAlias = float | Mapping[str, float]  # of all units, or of each group's by its name
 
 
 def allocate(
     scores: Scores,
     groups: Sequence[Group],
-    sparsity: float | None,
+    sparsity: float | Mapping[str, float] | None,
     scope: Scope = "global",
     *,
     within: Keep | None = None,
@@ -73,6 +74,8 @@ def allocate(
     scope: what a unit is compared with. "global": all units of the model; "layer": those of its own group;
     "row": single weights, those that feed the same output; NM(n, m): single weights, n of m stay (the sparsity
     is then implied: give None, or the same).
+    sparsity: or the share of each group by its name, from `shares` or by hand; each is then compared within itself,
+    and loses exactly round(share * its units).
     within: an earlier result; what it removed stays removed and counts, so that masks stay nested.
     reduce: what becomes of the scores of all a unit's entries that have one (a filter's own weights and the next
     layers' columns that read it): their "sum"; their "mean", which does not favour units of many weights; or
@@ -88,7 +91,11 @@ def allocate(
 
     Raises PruneError for a sparsity outside [0, 1), an unknown scope, NaN or missing scores.
     """
-    share = check_target(sparsity, scope)
+    if isinstance(sparsity, Mapping):
+        share: Share = _check_shares(sparsity, groups, scope)
+        scope = "layer"
+    else:
+        share = check_target(sparsity, scope)
     check_counts(floor, round_to)
     if (isinstance(scope, NM) or scope == "row") and (floor is not None or round_to > 1):
         raise PruneError(f"scope {scope} takes the same from every row: floor and round_to are for global and layer")
@@ -99,7 +106,7 @@ def allocate(
         removed = _lowest_of_each_m(scores, groups, values, scope)
     elif scope == "row":
         rows = {g.name: _row_length(scores, g) for g in groups}
-        removed = {name: _lowest_in_rows(v, rows[name], share) for name, v in values.items()}
+        removed = {name: _lowest_in_rows(v, rows[name], _share_of(share, name)) for name, v in values.items()}
     else:
         least = {g.name: min(_floor(g) if floor is None else floor, g.units) for g in groups}
         removed = _select(values, share, scope, least)
@@ -171,12 +178,33 @@ def check_sparsity(sparsity: Any) -> float:
     return sparsity
 
 
-def _select(values: dict[str, Tensor], share: float, scope: str, least: dict[str, int]) -> dict[str, Tensor]:
+def _check_shares(shares: Mapping[str, float], groups: Sequence[Group], scope: Scope) -> dict[str, float]:
+    """A share for every group, each a fraction; here 1 is allowed, since it empties one group and not the model."""
+    if isinstance(scope, NM) or scope not in ("global", "layer"):
+        check_scope(scope)
+        raise PruneError(
+            f"scope {scope} with a share for each group: give the scope 'layer', in which each is compared"
+        )
+    names = [g.name for g in groups]
+    astray = [n for n in shares if n not in names]
+    lacking = [n for n in names if n not in shares]
+    if astray or lacking:
+        what = f"there is no group {astray[0]!r}" if astray else f"no share is given for {', '.join(lacking)}"
+        raise PruneError(f"{what}: the groups are {', '.join(names)}")
+    return {n: 1.0 if s == 1 and not isinstance(s, bool) else check_sparsity(s) for n, s in shares.items()}
+
+
+def _share_of(share: Share, name: str) -> float:
+    return share[name] if isinstance(share, Mapping) else share
+
+
+def _select(values: dict[str, Tensor], share: Share, scope: str, least: dict[str, int]) -> dict[str, Tensor]:
     if scope == "layer":
-        wanted = {name: round(share * len(v)) for name, v in values.items()}
+        wanted = {name: round(_share_of(share, name) * len(v)) for name, v in values.items()}
         counts = {name: min(k, len(values[name]) - least[name]) for name, k in wanted.items()}
         _say_if_short(sum(wanted.values()), sum(counts.values()), least)
         return {name: lowest([v], counts[name])[0] for name, v in values.items()}
+    assert not isinstance(share, Mapping)  # shares are for layers
     k = round(share * sum(len(v) for v in values.values()))
     if not any(least.values()):
         return dict(zip(values, lowest(list(values.values()), k), strict=True))
@@ -302,15 +330,15 @@ def _lowest_where_gone(values: Tensor, within: Keep, group: Group) -> Tensor:
     return torch.where(within[group.name].to(values.device), values, -torch.inf)
 
 
-def _check_nested(removed: dict[str, Tensor], within: Keep, share: float) -> None:
+def _check_nested(removed: dict[str, Tensor], within: Keep, share: Share) -> None:
     for name, gone in removed.items():
         back = int((~gone & ~within[name].to(gone.device)).sum())
         if back:
             had = float((~within[name]).float().mean())
             raise PruneError(
-                f"sparsity {share:g} would bring {back} units of {name} back: `within` has removed {had:.4g} of it "
-                "already. Ask for more than was removed from any one of the groups that the scope compares within, or "
-                "leave `within` out"
+                f"sparsity {_share_of(share, name):g} would bring {back} units of {name} back: `within` has removed "
+                f"{had:.4g} of it already. Ask for more than was removed from any one of the groups that the scope "
+                "compares within, or leave `within` out"
             )
 
 

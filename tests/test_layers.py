@@ -12,7 +12,7 @@ import prunelab
 ROOT = Path(prunelab.__file__).parent
 FLOORS = [
     "core", "batches", "masking", "measurement", "calibration", "criteria", "selection", "units", "surgery",
-    "granularity", "allocation", "agreement", "schedules", "recovery", "pipeline",
+    "granularity", "allocation", "agreement", "sensitivity", "shares", "schedules", "recovery", "pipeline",
 ]  # fmt: skip
 
 

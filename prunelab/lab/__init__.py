@@ -6,7 +6,7 @@ from .contests import kept, moved, pruned, rewritten, shares_of, spread
 from .exercises import check, exercise, hint, solution
 from .explorers import explorer
 from .figures import figure, table
-from .grids import by_name, collect, grid, pair
+from .grids import by_name, collect, grid
 from .measuring import NO_CUDA, measured
 from .predictions import predict, reveal
 from .races import race, trials
@@ -30,7 +30,6 @@ __all__ = [
     "kept",
     "measured",
     "moved",
-    "pair",
     "plots",
     "predict",
     "progress",

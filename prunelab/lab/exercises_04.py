@@ -55,40 +55,35 @@ def check_modify(answer: Any) -> str | None:
     return "the estimated change of the loss is the size of weight times gradient."
 
 
-def _loss_without(model: nn.Module, unit: int) -> float:
-    weight = model[0].weight.detach().clone()  # type: ignore[index]
-    weight[unit] = 0
-    return float((weight.sum() - 3) ** 2)
+ROWS = torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, -1.5], [0.5, 0.0, 0.0]])
+
+
+def _loss(weight: torch.Tensor) -> float:
+    return float((weight.detach().sum() - 3) ** 2)
+
+
+def _loss_without(row: int) -> float:
+    left = ROWS.clone()
+    left[row] = 0
+    return _loss(left)
 
 
 def check_make(answer: Any) -> str | None:
-    """Leave one out: the rise of the loss, the model given back whole."""
-    model = nn.Sequential(nn.Linear(3, 4, bias=False))
-    values = torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, -1.5], [0.5, 0.0, 0.0]])
-    with torch.no_grad():
-        model[0].weight.copy_(values)
-    weight = model[0].weight
-
-    def loss() -> float:
-        return float((weight.detach().sum() - 3) ** 2)
-
-    found = plain(call(answer, weight, loss))
-    if not torch.equal(weight.detach(), values):
+    """Leave one out: the rise of the loss, the weight given back whole."""
+    weight = nn.Parameter(ROWS.clone())
+    found = plain(call(answer, weight, lambda: _loss(weight)))
+    if not torch.equal(weight.detach(), ROWS):
         return "the layer was not put back: restore each row, or the next one is judged without it."
-    if not isinstance(found, (list, tuple)) or len(found) != 4:
+    if not isinstance(found, (list, tuple)) or len(found) != len(ROWS):
         return "return one number a row, four here."
-    base = float((values.sum() - 3) ** 2)
-    left = [_loss_without(model, unit) for unit in range(4)]
+    base, left = _loss(ROWS), [_loss_without(row) for row in range(len(ROWS))]
     given = torch.tensor([float(x) for x in found])
     if torch.allclose(given, torch.tensor(left) - base):
         return None
     wrong = (
         (left, "that is the loss without each row. Its importance is the *rise*: subtract the loss of the whole."),
         ([base - x for x in left], "the sign is reversed: a row is important if the loss *rises* without it."),
-        (
-            [abs(x - base) for x in left],
-            "you took the size. A row may also do harm: then the loss falls without it.",
-        ),
+        ([abs(x - base) for x in left], "you took the size. A row may also do harm: then the loss falls without it."),
     )
     near = [message for value, message in wrong if torch.allclose(given, torch.tensor(value))]
     return near[0] if near else "each number is the loss with that row at zero, minus the loss of the whole."
@@ -135,8 +130,10 @@ EXERCISES = (
             "order the loss changes by w · g. Change the function to the size of that."
         ),
         answer="taylor",
-        stub="def taylor(weight, gradient):\n    change = gradient.abs()  # how steep; but how far does removal go?\n"
-        "    return ...  # change, once it is one",
+        stub=(
+            "def taylor(weight, gradient):\n"
+            "    return ...  # it was gradient.abs(): how steep. But how far does removal go?"
+        ),
         hints=(
             "Removing a weight is a step of length |w|.",
             "First order: change = slope × step.",

@@ -142,12 +142,6 @@ def by_name(runs: list[Run], key: str, value: str) -> dict[str, list[float]]:
     return {k: [r[value] for r in runs if r[key] == k] for k in dict.fromkeys(r[key] for r in runs)}
 
 
-def pair(runs: dict[tuple[str, str], Run], criterion: str, layer: str) -> tuple[list[float], list[float]]:
-    """(scores, truth) of the filters of a layer, as one criterion saw them."""
-    run = runs[criterion, layer]
-    return run["scores"], run["truth"]
-
-
 def _path(name: str) -> Path:
     return zoo.data_dir() / f"grid-{name}.json"
 

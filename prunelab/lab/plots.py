@@ -42,7 +42,9 @@ def read_gallery(ax: Axes, images: Tensor, truth: Sequence[int], found: Reading)
     gallery(ax, images, truth, found.labels[: len(images)], title)
 
 
-def curves(ax: Axes, x: Sequence[float], runs: Mapping[str, Any], *, ylabel: str = "validation accuracy") -> None:
+def curves(
+    ax: Axes, x: Sequence[float], runs: Mapping[str, Any], *, ylabel: str = "validation accuracy", legend: bool = True
+) -> None:
     """Accuracy against sparsity: for each name an array (seeds, points), drawn as mean and range of the seeds."""
     for name, values in runs.items():
         table = np.atleast_2d(np.asarray(values, dtype=float))
@@ -52,7 +54,8 @@ def curves(ax: Axes, x: Sequence[float], runs: Mapping[str, Any], *, ylabel: str
     ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
     ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
     ax.set(xlabel="sparsity (share of the weights that are zero)", ylabel=ylabel, ylim=(0, 1))
-    ax.legend()
+    if legend:
+        ax.legend()
 
 
 def histogram(ax: Axes, weights: Tensor, removed: Tensor, title: str = "") -> None:
@@ -239,9 +242,8 @@ def shares(ax: Axes, layers: Sequence[str], removed: Mapping[str, Sequence[float
 def before_after(axes: Sequence[Axes], x: Sequence[float], before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     """Two panels of the same curves: without and with retraining."""
     for ax, title, runs in zip(axes, ("without retraining", "after one epoch"), (before, after), strict=True):
-        curves(ax, x, runs, ylabel="test accuracy")
+        curves(ax, x, runs, ylabel="test accuracy", legend=ax is axes[1])
         ax.set(title=title, xlabel="sparsity")
-    axes[0].get_legend().remove()
     axes[1].set_ylabel("")
 
 
@@ -277,9 +279,10 @@ def bars_over_networks(ax: Axes, values: Mapping[str, Sequence[float]], xlabel: 
     ax.grid(axis="y", visible=False)
 
 
-def judged(ax: Axes, scores: Sequence[float], truth: Sequence[float], criterion: str, layer: str) -> None:
+def judged(ax: Axes, run: Mapping[str, Any]) -> None:
     """What a criterion said of each filter of a layer, against the loss without it, both as ranks."""
-    x, y = (np.argsort(np.argsort(v)) + 1 for v in (scores, truth))
+    x, y = (np.argsort(np.argsort(run[key])) + 1 for key in ("scores", "truth"))
     ax.plot(x, y, linestyle="none", markersize=6)
     ax.plot([1, len(x)], [1, len(x)], color="grey", linestyle=":", marker="")
-    ax.set(xlabel=f"rank by {criterion}", ylabel="rank by the loss without it", title=f"{len(x)} filters of {layer}")
+    ax.set(xlabel=f"rank by {run['criterion']}", ylabel="rank by the loss without it")
+    ax.set_title(f"{len(x)} filters of {run['layer']}")

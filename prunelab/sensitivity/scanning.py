@@ -172,4 +172,4 @@ def _curves(job: Job, todo: list[tuple[Group, Scores]], n_jobs: int | None) -> I
 
 def _in_this_process(n_jobs: int | None) -> bool:
     backend, _ = joblib.parallel.get_active_backend()
-    return joblib.effective_n_jobs(n_jobs) == 1 or backend.supports_sharedmem
+    return joblib.effective_n_jobs(n_jobs) == 1 or getattr(backend, "supports_sharedmem", False)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import cloudpickle
+import cloudpickle  # type: ignore[import-untyped]  # joblib needs it, and brings it
 import numpy as np
 import torch
 from torch import Tensor, nn
