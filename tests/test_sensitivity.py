@@ -46,7 +46,7 @@ class Odd(nn.Module):
 
 
 class Furtive(nn.Module):
-    """Uses a layer's weight before the layer is called: what is in between is not safe to remember."""
+    """Uses weights behind their layers' backs: what lies between that and a layer's call is not safe to remember."""
 
     def __init__(self):
         super().__init__()
@@ -158,8 +158,12 @@ def test_chains_and_others_are_split(make, name, expected):
 
 def test_what_cannot_be_split_is_run_whole_and_named(make):
     found = quick(*make("furtive"))
-    assert {c.name: c.how for c in found.curves}["head.weight"] == "whole"
-    assert "could not be split: ['head.weight']" in str(found)
+    assert {c.name: c.how for c in found.curves} == {
+        "first.weight": "whole",  # never called as a layer
+        "between.weight": "suffix",
+        "head.weight": "whole",  # called, but used before
+    }
+    assert "could not be split: ['first.weight', 'head.weight']" in str(found)
     assert found._repr_html_().count("could not be split") == 1
 
 
@@ -223,7 +227,7 @@ def test_inputs_by_keyword():
     batches = [({"pixels": x[i : i + 6], "scale": x[i : i + 6, :1]}, y[i : i + 6]) for i in (0, 6)]
     model = ByName()
     found = quick(model, batches, (0.5,))
-    assert {c.how for c in found.curves} == {"stacked"} | {"suffix"} & {c.how for c in found.curves}
+    assert {c.how for c in found.curves} == {"suffix"}
     keep = pl.allocate(
         pl.criteria.magnitude(model), pl.granularity.weights(model), {"first.weight": 0.5, "head.weight": 0}
     )
@@ -365,11 +369,6 @@ def test_two_threads(make, snapshot):
     same(parallel, quick(model, data))
 
 
-# Dask's own: it opens files and event loops that it leaves to the garbage collector.
-@pytest.mark.filterwarnings(
-    "ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore:.*:UserWarning:distributed"
-)
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_two_dask_workers(make, snapshot):
     distributed = pytest.importorskip("distributed", reason="dask[distributed] is not installed")
     model, data = make("residual")
@@ -383,8 +382,8 @@ def test_two_dask_workers(make, snapshot):
     ):
         carried = on("dask", None, model, data)
         ran = client.run(lambda: "prunelab.sensitivity.task" in __import__("sys").modules)
-    assert any(ran.values())
-    assert snapshot(model) == before
+    assert any(ran.values())  # it was there that the tasks ran
+    assert {**snapshot(model), "random": 0} == {**before, "random": 0}  # Dask itself throws Python's dice
     same(carried, alone)
 
 
