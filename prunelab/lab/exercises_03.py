@@ -142,7 +142,7 @@ EXERCISES = (
         minutes=6,
         task=(
             "Global magnitude is fooled by scale: multiply a layer by ten and it wins every comparison. "
-            "Change the function so that a weight's score is its size **over the average size in its layer**."
+            "Change the function so that a weight's score is its size *over the average size in its layer*."
         ),
         answer="fair_scores",
         stub=(
