@@ -165,11 +165,13 @@ def _curves(job: Job, todo: list[tuple[Group, Scores]], n_jobs: int | None) -> I
     """The curves as they come in, from wherever joblib sends the tasks."""
     if not todo:
         return
-    sent = job if _in_this_process(n_jobs) else packed(job)
-    tasks = (joblib.delayed(measured)(sent, group, scores) for group, scores in todo)
-    yield from joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(tasks)
-
-
-def _in_this_process(n_jobs: int | None) -> bool:
     backend, _ = joblib.parallel.get_active_backend()
-    return joblib.effective_n_jobs(n_jobs) == 1 or getattr(backend, "supports_sharedmem", False)
+    here = joblib.effective_n_jobs(n_jobs) == 1 or getattr(backend, "supports_sharedmem", False)
+    sent = job if here else packed(job)
+    tasks = [joblib.delayed(measured)(sent, group, scores) for group, scores in todo]
+    if backend.supports_return_generator:
+        yield from joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(tasks)
+        return
+    rounds = joblib.effective_n_jobs(n_jobs)  # Ray's gives a list, at the end: so that there are several ends
+    for i in range(0, len(tasks), rounds):
+        yield from joblib.Parallel(n_jobs=n_jobs)(tasks[i : i + rounds])
