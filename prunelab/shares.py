@@ -44,7 +44,9 @@ def erk(model: nn.Module, groups: Sequence[Group], sparsity: float, *, floor: fl
     budget, most = _budget(groups, sparsity, floor)
     raw = {g.name: _er(_weight(model, g)) for g in groups}
     room = {g.name: (g.units - most[g.name], g.units) for g in groups}  # of what is kept
-    scale = _filled({g.name: raw[g.name] * g.units for g in groups}, room, sum(g.units for g in groups) - budget)
+    scale = _filled(
+        {g.name: raw[g.name] * max(g.units, 1) for g in groups}, room, sum(g.units for g in groups) - budget
+    )
     kept = {g.name: min(max(scale * raw[g.name] * g.units, room[g.name][0]), g.units) for g in groups}
     return _shares(groups, _whole({g.name: g.units - kept[g.name] for g in groups}, most, budget))
 
@@ -145,7 +147,7 @@ def _weight(model: nn.Module, group: Group) -> Tensor:
 
 
 def _er(weight: Tensor) -> float:
-    return sum(weight.shape) / math.prod(weight.shape)
+    return sum(weight.shape) / max(math.prod(weight.shape), 1)
 
 
 def _filled(rate: Mapping[str, float], room: Mapping[str, tuple[int, int]], total: int) -> float:

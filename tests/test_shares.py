@@ -1,5 +1,6 @@
 """Layer shares: they meet the budget to the unit, and agree with plain loops and brute force."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -55,10 +56,55 @@ class TestBudget:
         with pytest.raises(pl.PruneError, match=r"nearest reachable sparsity is 0\.5"):
             shares.uniform(groups, 0.9, floor=0.5)
 
-    @pytest.mark.parametrize("bad", [50, -0.1, float("nan"), "half"])
-    def test_bad_sparsities(self, bad):
-        with pytest.raises(pl.PruneError):
-            shares.uniform(pl.granularity.weights(net()), bad)
+    @pytest.mark.parametrize("bad", [50, -0.1, float("nan"), "half", 1.0])
+    @pytest.mark.parametrize("rule", ["uniform", "erk"])
+    def test_bad_sparsities(self, rule, bad):
+        model = net()
+        groups = pl.granularity.weights(model)
+        with pytest.raises(pl.PruneError, match="sparsity is"):
+            shares.uniform(groups, bad) if rule == "uniform" else shares.erk(model, groups, bad)
+
+    @pytest.mark.parametrize("bad", [-0.1, 1.1, "much", True])
+    def test_bad_floors(self, bad):
+        with pytest.raises(pl.PruneError, match="floor="):
+            shares.uniform(pl.granularity.weights(net()), 0.5, floor=bad)
+
+    def test_no_groups_and_two_of_one_name(self):
+        with pytest.raises(pl.PruneError, match="no groups"):
+            shares.uniform([], 0.5)
+        with pytest.raises(pl.PruneError, match="same name"):
+            shares.uniform(pl.granularity.weights(net())[:1] * 2, 0.5)
+
+    @pytest.mark.parametrize("sparsity", [0.1, 0.37, 0.8])
+    def test_uniform_is_within_a_unit_of_the_same_share(self, sparsity):
+        groups = pl.granularity.weights(net())
+        assert all(abs(n - sparsity * g.units) < 1 for g, n in zip(groups, self.counts(groups, sparsity), strict=True))
+
+    def counts(self, groups, sparsity):
+        return gone(groups, shares.uniform(groups, sparsity)).values()
+
+    @pytest.mark.parametrize("rule", ["uniform", "erk", "sensitivity"])
+    @pytest.mark.parametrize("floor", [0.1, 0.15])
+    def test_floors_hold_and_the_others_make_up_for_it(self, rule, floor):
+        model = net()
+        groups = pl.granularity.weights(model)
+        if rule == "sensitivity":
+            scan = scan_of(groups, (0.5, 0.99), [(5.0, 9.0), (0.1, 0.2), (0.01, 0.02)])
+            found = shares.by_sensitivity(scan, groups, 0.84, floor=floor)
+        else:
+            found = {"uniform": lambda *a, **k: shares.uniform(*a[1:], **k), "erk": shares.erk}[rule](
+                model, groups, 0.84, floor=floor
+            )
+        counts = gone(groups, found)
+        assert all(g.units - counts[g.name] >= floor * g.units for g in groups)
+        assert sum(counts.values()) == round(0.84 * sum(g.units for g in groups))
+
+    def test_a_structure_keeps_its_last_unit(self):
+        model = net()
+        groups = pl.granularity.filters(model, torch.randn(1, 1, 6, 6))  # 4 and 8
+        assert sorted(gone(groups, shares.erk(model, groups, 0.8)).values()) == [3, 7]
+        with pytest.raises(pl.PruneError, match="only 10 can go because of the floor"):
+            shares.uniform(groups, 0.95)
 
 
 class TestErk:
@@ -68,6 +114,29 @@ class TestErk:
         # raw densities 300/20000 and 220/4000, so kept in proportion 300 : 220; 0.9 leaves 2,400 of 24,000
         found = shares.erk(model, groups, 0.9)
         assert gone(groups, found) == {"0.weight": 20000 - 1385, "1.weight": 4000 - 1015}
+
+    @pytest.mark.parametrize("sparsity", [0.05, 0.3, 0.6, 0.9, 0.98])
+    @pytest.mark.parametrize("floor", [0.0, 0.01])
+    def test_is_the_scale_that_bisection_finds(self, sparsity, floor):
+        model = net()
+        groups = pl.granularity.weights(model)
+        weights = pl.prunable(model)
+        raw = np.array([sum(w.shape) / w.numel() for w in weights.values()])
+        sizes = np.array([w.numel() for w in weights.values()])
+        least = np.ceil(floor * sizes)
+        low, high = 0.0, 1e6
+        for _ in range(200):
+            scale = (low + high) / 2
+            kept = np.clip(scale * raw * sizes, least, sizes)
+            low, high = (scale, high) if kept.sum() < sizes.sum() - round(sparsity * sizes.sum()) else (low, scale)
+        found = gone(groups, shares.erk(model, groups, sparsity, floor=floor))
+        assert np.abs(sizes - kept - list(found.values())).max() < 1
+
+    def test_a_group_without_a_matrix(self):
+        model = net()
+        bias = [pl.Group("bias", 4, (pl.Member("0.bias"),))]
+        with pytest.raises(pl.PruneError, match="no weight with two dimensions"):
+            shares.erk(model, bias, 0.5)
 
     def test_what_would_be_overfull_stays_dense_and_the_others_pay(self):
         model = net()
@@ -79,9 +148,39 @@ class TestLamp:
     def test_is_the_plain_loop(self):
         model = net()
         for name, scores in shares.lamp(model).items():
-            flat = pl.prunable(model)[name].detach().double().flatten()
+            flat = pl.prunable(model)[name].detach().flatten().tolist()
             want = [w**2 / sum(v**2 for v in flat if abs(v) >= abs(w)) for w in flat]
-            torch.testing.assert_close(scores.double().flatten(), torch.stack(want), rtol=1e-5, atol=0)
+            np.testing.assert_allclose(scores.flatten().tolist(), want, rtol=1e-5)
+
+    def test_ranks_within_a_layer_as_magnitude_does(self):
+        model = net()
+        groups = pl.granularity.weights(model)
+        ours = pl.allocate(shares.lamp(model), groups, 0.5, "layer")
+        theirs = pl.allocate(pl.criteria.magnitude(model), groups, 0.5, "layer")
+        assert all(torch.equal(ours[n], theirs[n]) for n in theirs)
+
+    def test_the_last_weight_of_a_layer_scores_one_and_a_layer_of_zeros_nothing(self):
+        model = net()
+        with torch.no_grad():
+            model[4].weight.zero_()
+        scores = shares.lamp(model)
+        assert float(scores["0.weight"].max()) == float(scores["2.weight"].max()) == 1.0
+        assert not scores["4.weight"].any()
+
+    def test_empties_no_layer_before_all_are_down_to_one(self):
+        model = net()
+        groups = pl.granularity.weights(model)
+        total = sum(g.units for g in groups)
+        assert not pl.report(groups, pl.allocate(shares.lamp(model), groups, 1 - 3 / total)).emptied
+
+    def test_half_precision_and_nan(self):
+        scores = shares.lamp(net().half())
+        assert all(s.dtype == torch.float32 and torch.isfinite(s).all() for s in scores.values())
+        model = net()
+        with torch.no_grad():
+            model[2].weight[0, 0, 0, 0] = float("nan")
+        with pytest.raises(pl.PruneError, match=r"2\.weight .* NaN"):
+            shares.lamp(model)
 
     def test_does_not_see_a_layers_scale(self):
         model = net()
@@ -112,6 +211,59 @@ class TestBySensitivity:
             ]
             assert cost <= min(choices) + 1e-9
 
+    def test_is_the_best_of_all_whole_numbers(self):
+        """Against every way to take T units of three short curves, up and down, convex or not."""
+        dice = np.random.default_rng(0)
+        for _ in range(100):
+            curves = []
+            for _ in range(3):
+                k = int(dice.integers(2, 5))
+                counts = sorted(int(c) for c in dice.choice(np.arange(1, 11), k, replace=False))
+                curves.append(shares.Pieces((0, *counts), (0.0, *dice.normal(size=k))))
+            total = int(dice.integers(0, sum(c.counts[-1] for c in curves) + 1))
+            found = shares.cheapest(curves, total)
+            assert sum(found) == total
+            ways = itertools.product(*(range(c.counts[-1] + 1) for c in curves))
+            best = min(sum(c.at(n) for c, n in zip(curves, way, strict=True)) for way in ways if sum(way) == total)
+            assert sum(c.at(n) for c, n in zip(curves, found, strict=True)) == pytest.approx(best, abs=1e-9)
+
+    def test_a_total_out_of_reach(self):
+        with pytest.raises(pl.PruneError, match="all curves end at 5"):
+            shares.cheapest([shares.Pieces((0, 5), (0.0, 1.0))], 6)
+
+    def test_by_accuracy(self):
+        groups = pl.granularity.weights(net())
+        right = {"0.weight": (900, 900), "2.weight": (900, 600), "4.weight": (800, 300)}
+        curves = tuple(
+            Curve(g.name, g.units, (g.units // 2, round(0.9 * g.units)), right[g.name], (1.0, 1.0)) for g in groups
+        )
+        scan = Scan((0.5, 0.9), curves, Evaluation(loss=1.0, accuracy=0.9, n=1000, correct=900))
+        found = gone(groups, shares.by_sensitivity(scan, groups, 176 / 644, by="accuracy"))
+        assert found == {"0.weight": 32, "2.weight": 144, "4.weight": 0}
+        with pytest.raises(pl.PruneError, match='give "loss" or "accuracy"'):
+            shares.by_sensitivity(scan, groups, 0.5, by="hope")
+
+    def test_a_scan_of_other_groups_an_unfinished_one_and_one_with_nan(self):
+        groups = pl.granularity.weights(net())
+        scan = scan_of(groups, (0.5, 0.9), [(0.1, 0.2)] * 3)
+        other = [pl.Group(g.name, g.units + 1, g.members) for g in groups]
+        with pytest.raises(pl.PruneError, match=r"0\.weight has 37 units, in the scan 36"):
+            shares.by_sensitivity(scan, other, 0.5)
+        unfinished = dataclasses.replace(scan, curves=scan.curves[:2], missing=("4.weight",))
+        with pytest.raises(pl.PruneError, match=r"'4\.weight' was not reached before the scan was interrupted"):
+            shares.by_sensitivity(unfinished, groups, 0.5)
+        with pytest.raises(pl.PruneError, match=r"scan of 2\.weight holds a loss that is no number"):
+            shares.by_sensitivity(scan_of(groups, (0.5,), [(0.1,), (float("nan"),), (0.1,)]), groups, 0.4)
+
+    def test_from_a_real_scan(self):
+        model, x = net().eval(), torch.randn(40, 1, 6, 6)
+        with torch.no_grad():
+            data = (x, model(x).argmax(1))
+        groups = pl.granularity.weights(model)
+        found = shares.by_sensitivity(pl.sensitivity.scan(model, data, progress=False), groups, 0.7)
+        assert sum(gone(groups, found).values()) == round(0.7 * sum(g.units for g in groups))
+        assert pl.allocate(pl.criteria.magnitude(model), groups, found)
+
     def test_spares_the_layer_that_minds(self):
         groups = pl.granularity.weights(net())
         scan = scan_of(groups, (0.5, 0.9), [(5.0, 9.0), (0.1, 0.2), (0.01, 0.02)])
@@ -129,6 +281,36 @@ class TestBySensitivity:
 
 
 class TestAllocateByShares:
+    def test_every_group_loses_its_own_share_on_either_scope(self):
+        model = net()
+        groups, scores = pl.granularity.weights(model), pl.criteria.magnitude(model)
+        wanted = {"4.weight": 0.9, "0.weight": 0, "2.weight": 1}  # in any order; a whole layer if it must be
+        keep = pl.allocate(scores, groups, wanted)
+        assert pl.report(groups, keep).emptied == ("2.weight",)
+        assert int((~keep["4.weight"]).sum()) == round(0.9 * 320)
+        assert keep["0.weight"].all()
+        layer = pl.allocate(scores, groups, wanted, "layer")
+        assert all(torch.equal(keep[n], layer[n]) for n in keep)
+        alone = pl.allocate(scores, groups[2:], 0.9, "layer")
+        assert torch.equal(keep["4.weight"], alone["4.weight"])
+
+    def test_nested_shares_and_such_that_are_not(self):
+        model = net()
+        groups, scores = pl.granularity.weights(model), pl.criteria.by_name("random")(model)
+        first = pl.allocate(scores, groups, {g.name: 0.4 for g in groups})
+        more = {"0.weight": 0.4, "2.weight": 0.5, "4.weight": 0.9}
+        second = pl.allocate(pl.criteria.magnitude(model), groups, more, within=first)
+        assert all(not (second[n] & ~first[n]).any() for n in first)
+        with pytest.raises(pl.PruneError, match=r"sparsity 0\.1 would bring .* units of 2\.weight back"):
+            pl.allocate(scores, groups, {**more, "2.weight": 0.1}, within=first)
+
+    @pytest.mark.parametrize("bad", [50, -0.1, float("nan"), "half", True])
+    def test_bad_shares(self, bad):
+        model = net()
+        groups = pl.granularity.weights(model)
+        with pytest.raises(pl.PruneError, match="sparsity is"):
+            pl.allocate(pl.criteria.magnitude(model), groups, {**{g.name: 0.5 for g in groups}, "2.weight": bad})
+
     def test_unknown_and_missing_groups(self):
         model = net()
         groups, scores = pl.granularity.weights(model), pl.criteria.magnitude(model)

@@ -61,6 +61,7 @@ def scan(
     that `with joblib.parallel_config(backend="dask")` carries this very call to a cluster. Default: one.
     resume: an earlier, partial result to go on from; or a path, read if it is there and written after every group.
 
+    Dask gives a dead worker's tasks to others; of a task that kills them all joblib never hears: interrupt the wait.
     Interrupted (KeyboardInterrupt), it warns and returns what it has. Anything else that stops it, a worker that dies
     included, raises ScanStopped, a PruneError with the result so far as `.partial`. Raises PruneError for empty data,
     sparsities outside [0, 1), unknown groups, a model that wears masks, and a `resume` of something else.

@@ -27,6 +27,7 @@ from .result import Curve
 LANES = {"cpu": 16}  # samples times sparsities in one pass: a CPU gains only where the batches are tiny
 LANES_ELSEWHERE = 2048  # a GPU is idle with less
 HELD = 1 << 28  # bytes of pruned weights held ready at once; of larger layers they are made for every batch
+INLINE = 8_000_000  # bytes sent with every single task; Dask warns at 10 MB
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -44,17 +45,21 @@ class Job:
     dense: Evaluation
 
 
-def packed(job: Job) -> np.ndarray:
-    """The job as bytes in an array, of which joblib makes shared memory, and Dask sends one copy to each worker."""
+def packed(job: Job) -> bytes | np.ndarray:
+    """The job as bytes that go with every task, so that Dask can give a dead worker's tasks to another.
+
+    Where that would be too much, as an array: joblib puts it into shared memory, and Dask on the workers, once each.
+    """
     try:
-        return np.frombuffer(cloudpickle.dumps(job), np.uint8)
+        found = cloudpickle.dumps(job)
     except Exception as error:  # whatever a model's or a data set's own code raises
         raise PruneError(f"model and data cannot be sent to other processes: {error}. Use n_jobs=1") from error
+    return found if len(found) <= INLINE else np.frombuffer(found, np.uint8)
 
 
-def measured(sent: Job | np.ndarray, group: Group, scores: Scores) -> Curve:
+def measured(sent: Job | bytes | np.ndarray, group: Group, scores: Scores) -> Curve:
     """One group's curve: the task that joblib runs, here or elsewhere."""
-    job: Job = sent if isinstance(sent, Job) else cloudpickle.loads(sent.data)
+    job: Job = sent if isinstance(sent, Job) else cloudpickle.loads(sent)
     model = _own(job.model)
     counts = _counts(group, job.sparsities)
     masks = {k: _masks(model, group, scores, k) for k in sorted(set(counts)) if k}
