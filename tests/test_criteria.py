@@ -83,7 +83,7 @@ def test_unknown_names(unknown):
 
 
 def test_registering_makes_a_name(monkeypatch):
-    monkeypatch.setattr(criteria, "CRITERIA", dict(criteria.CRITERIA))
+    monkeypatch.setattr(criteria.registry, "CRITERIA", dict(criteria.CRITERIA))
 
     def mine(model, calib=None):
         return {}

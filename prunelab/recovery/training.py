@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .batches import batches, call, count, has_splits, to
-from .calibration import Loss
-from .core import PruneError, device_of, mode, places
-from .measurement import Evaluation, evaluate
+from ..batches import batches, call, count, has_splits, to
+from ..calibration import Loss
+from ..core import PruneError, device_of, mode, places
+from ..measurement import Evaluation, evaluate
 
 
 @dataclass
