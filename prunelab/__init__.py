@@ -18,7 +18,7 @@ from . import (
 )
 from .allocation import NM, Report, allocate, expand, report
 from .calibration import Calibration
-from .core import Group, Keep, Masks, Member, PruneError, Schedule, Scores, prunable
+from .core import Criterion, Granularity, Group, Keep, Masks, Member, PruneError, Schedule, Scores, prunable
 from .masking import apply, bake, masked
 from .measurement import measure
 from .pipeline import Pruned, Recipe, prune
@@ -29,6 +29,8 @@ __version__ = "0.1.0"
 __all__ = [
     "NM",
     "Calibration",
+    "Criterion",
+    "Granularity",
     "Group",
     "Keep",
     "Masks",

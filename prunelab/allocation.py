@@ -338,7 +338,8 @@ def _check_nested(removed: dict[str, Tensor], within: Keep, share: Share) -> Non
             raise PruneError(
                 f"sparsity {_share_of(share, name):g} would bring {back} units of {name} back: `within` has removed "
                 f"{had:.4g} of it already. Ask for more than was removed from any one of the groups that the scope "
-                "compares within, or leave `within` out"
+                "compares within, or leave `within` out. `prune` takes the masks worn for it: masking.restore(model, "
+                "{}) takes them off"
             )
 
 
@@ -395,6 +396,8 @@ class Report:
             f"{r.name:<{wide}}  {r.kept:>10,} of {r.units:>10,} kept  {r.sparsity:7.2%} removed"
             for r in (*self.layers, self.total)
         ]
+        if self.emptied:
+            lines.append(f"emptied, nothing passes through: {', '.join(self.emptied)}")
         if self.floored:
             lines.append(f"at the floor, one unit left: {', '.join(self.floored)}")
         if self.inexact:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from .core import PruneError
+from .core import PruneError, shape
 
 Batch: TypeAlias = tuple[Any, Tensor]  # (inputs, targets); inputs: a tensor, a tuple of them, or a dict by keyword
 
@@ -114,6 +114,8 @@ def _slices(dataset: TensorDataset, size: int, shuffle: torch.Generator | None) 
 def to(batch: Any, device: torch.device) -> Any:
     """A batch, or any nest of tuples, lists and dicts of tensors, on a device."""
     if isinstance(batch, Tensor):
+        if batch.is_meta and device.type != "meta":
+            raise PruneError(f"a tensor of the data {shape(batch)} is on the meta device, without values: load it")
         return batch.to(device)
     if isinstance(batch, Mapping):
         return {k: to(v, device) for k, v in batch.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,21 @@ class Group:
     units: int
     members: tuple[Member, ...]
     exact: bool = True
+
+
+class Criterion(Protocol):
+    """How important each weight is: a prunable weight's name -> scores of its shape, higher = keep.
+
+    `calib` is a `calibration.Calibration`, which those that look at data need.
+    """
+
+    def __call__(self, model: nn.Module, calib: Any = None, /) -> Scores: ...
+
+
+class Granularity(Protocol):
+    """What is removed as one; `example` is one input (or batch), for those that trace the model."""
+
+    def __call__(self, model: nn.Module, example: Any = None, /) -> list[Group]: ...
 
 
 class Mask(nn.Module):

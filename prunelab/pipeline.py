@@ -74,6 +74,7 @@ def prune(
     A model that wears masks already keeps them: what is gone stays gone and counts towards the sparsity,
     and a sparsity below what is gone raises PruneError. If anything fails, the model is as it was.
     """
+    _check_recipe(recipe)
     score = criteria.by_name(recipe.criterion)
     schedule = schedules.by_name(recipe.schedule)
     if example is None and calib is not None:
@@ -91,6 +92,11 @@ def prune(
                 recover(model)
     assert keep is not None
     return Pruned(tuple(groups), keep, expand(model, groups, keep), report(groups, keep))
+
+
+def _check_recipe(recipe: Any) -> None:
+    if not isinstance(recipe, Recipe):
+        raise PruneError(f"the recipe is {recipe!r}: give a pl.Recipe, such as pl.Recipe('magnitude', sparsity=0.5)")
 
 
 def _target(recipe: Recipe, progress: float) -> tuple[float | None, Scope]:

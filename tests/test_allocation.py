@@ -249,6 +249,7 @@ def test_report_by_hand():
 def test_report_names_emptied_layers():
     keep = allocate({"a": A + 100, "b": B}, GROUPS, 0.4)
     assert pl.report(GROUPS, keep).emptied == ("b",)
+    assert "emptied, nothing passes through: b" in str(pl.report(GROUPS, keep))
 
 
 def test_report_shows_what_rounding_achieved():

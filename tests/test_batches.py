@@ -148,6 +148,11 @@ def test_to_keeps_the_nest():
     assert moved["n"] == 3
 
 
+def test_data_without_values():
+    with pytest.raises(PruneError, match=r"\(3,\) is on the meta device"):
+        to({"x": [torch.zeros(3, device="meta")]}, torch.device("cpu"))
+
+
 def test_call_by_position_keyword_and_logits():
     class Two(nn.Module):
         def forward(self, a, b):

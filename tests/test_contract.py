@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 import prunelab as pl
+from prunelab import zoo
 from prunelab.allocation import SCOPES
 from prunelab.core import lookup
 from prunelab.criteria import CRITERIA
@@ -160,7 +161,7 @@ def test_masked_is_undone_to_the_bit(model, calib, data_for, name, snapshot, tra
     assert snapshot(model) == before
 
 
-# Equality with torch.nn.utils.prune, on weights without ties
+# Equality with torch.nn.utils.prune, where no tie leaves the choice open
 
 
 def pairs(model):
@@ -168,11 +169,11 @@ def pairs(model):
     return [(p.module, p.attribute) for p in places]
 
 
-def untied(model):
-    """No two of these have the same absolute value, so that the order is a matter of fact."""
-    everything = torch.cat([w.detach().abs().flatten() for w in pl.prunable(model).values()])
-    assert len(everything.unique()) == len(everything)
-    return model
+def assert_decided(scores, sparsity):
+    """The last to go and the first to stay do not tie, so that who goes is a matter of fact."""
+    ordered = torch.cat([s.flatten() for s in scores]).sort().values
+    last = round(sparsity * len(ordered)) - 1
+    assert ordered[last] < ordered[last + 1]
 
 
 def same(mine, where, theirs):
@@ -181,9 +182,21 @@ def same(mine, where, theirs):
         assert torch.equal(theirs[name] * mine[name], getattr(module, attribute))
 
 
+@pytest.fixture
+def twins(build, name):
+    """The same model twice: a small one, or the trained network of the course."""
+    return tuple(zoo.checkpoint(name) if name in zoo.checkpoints() else build(name) for _ in range(2))
+
+
+against_torch = pytest.mark.parametrize("name", [*MODELS, "digits-cnn"], indirect=True)
+
+
+@against_torch
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.83])
-def test_as_torch_l1_unstructured(build, name, sparsity):
-    mine, theirs = untied(build(name)), build(name)
+def test_as_torch_l1_unstructured(twins, sparsity):
+    mine, theirs = twins
+    for score in CRITERIA["magnitude"](mine).values():
+        assert_decided([score], sparsity)
     weights = {n: w.detach().clone() for n, w in pl.prunable(theirs).items()}
     where = dict(zip(weights, pairs(theirs), strict=True))
     masks = pl.prune(mine, pl.Recipe(sparsity=sparsity, scope="layer")).masks
@@ -192,10 +205,12 @@ def test_as_torch_l1_unstructured(build, name, sparsity):
     same(masks, where, weights)
 
 
+@against_torch
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.83])
 @pytest.mark.parametrize("criterion", ["magnitude", "random"])
-def test_as_torch_global_unstructured(build, name, sparsity, criterion):
-    mine, theirs = untied(build(name)), build(name)
+def test_as_torch_global_unstructured(twins, sparsity, criterion):
+    mine, theirs = twins
+    assert_decided(CRITERIA[criterion](mine).values(), sparsity)
     weights = {n: w.detach().clone() for n, w in pl.prunable(theirs).items()}
     where = dict(zip(weights, pairs(theirs), strict=True))
     masks = pl.prune(mine, pl.Recipe(criterion, sparsity=sparsity)).masks

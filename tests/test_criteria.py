@@ -50,7 +50,7 @@ def test_squares_of_halves_dont_vanish():
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("criterion", ["magnitude", "magnitude_l2"])
+@pytest.mark.parametrize("criterion", ["magnitude", "magnitude_l2", "random"])
 def test_weights_that_are_not_finite(build, snapshot, bad, criterion):
     model = build("cnn")
     with torch.no_grad():

@@ -518,8 +518,20 @@ def test_absolute_of_a_sum_survives_what_allocate_does_with_it(build, data_for):
 # The grid: every registered criterion, model, scope and granularity
 
 
-SCOPES = ["global", "layer", "row"]
-CELLS = [(g, s) for g in ("weights", "filters", "neurons") for s in SCOPES if g == "weights" or s != "row"]
+SCOPES = ["global", "layer", "row", pl.NM(1, 2)]
+SINGLE = ("row", pl.NM(1, 2))  # scopes that compare single weights
+GRAINS = ("weights", "blocks", "filters", "neurons", "coupled")
+CELLS = [(g, s) for g in GRAINS for s in SCOPES if g == "weights" or s not in SINGLE]
+
+
+def grains(model, grain, example):
+    """A granularity by name; blocks of 1 x 2, and weights that NM(1, 2) fits, leave out what does not divide."""
+    if grain not in ("weights", "blocks"):
+        return granularity.by_name(grain)(model, example)
+    odd = tuple(n for n, w in pl.prunable(model).items() if w.shape[1] % 2)
+    return (
+        granularity.blocks(1, 2, exclude=odd)(model) if grain == "blocks" else granularity.weights(model, exclude=odd)
+    )
 
 
 def cell(model, groups, calib, criterion, scope, snapshot):
@@ -536,7 +548,7 @@ def cell(model, groups, calib, criterion, scope, snapshot):
     report = pl.report(groups, keep)
     if scope == "global":
         assert report.total.kept == report.total.units - round(0.5 * report.total.units)
-    elif scope == "layer":
+    elif scope != "row":
         assert all(r.kept == r.units - round(0.5 * r.units) for r in report.layers)
     with pl.masked(model, pl.expand(model, groups, keep)), torch.no_grad():
         assert torch.isfinite(model(calib.batches[0][0])).all()
@@ -544,25 +556,27 @@ def cell(model, groups, calib, criterion, scope, snapshot):
     return "ok"
 
 
-def test_the_grid(build, data_for, snapshot):
-    """Run with -s to see it."""
+def test_the_grid(build, data_for, snapshot, capsys):
     found = {}
     for name in MODELS:
         model, (x, y) = build(name).eval(), data_for(name)
         calib = Calibration.of((x, y), batch_size=7)
         groups = {}
-        for g in ("weights", "filters", "neurons"):
+        for g in GRAINS:
             with contextlib.suppress(PruneError):
-                groups[g] = granularity.by_name(g)(model, x)
+                groups[g] = grains(model, g, x)
         for criterion, (g, scope) in itertools.product(CRITERIA, CELLS):
             if g in groups:
                 found[criterion, name, g, scope] = cell(model, groups[g], calib, criterion, scope, snapshot)
     out = io.StringIO()
     columns = [(n, g, s) for n in MODELS for g, s in CELLS if any((c, n, g, s) in found for c in CRITERIA)]
     for part in range(3):
-        print(f"{'':<14}", *(f"{column[part]:<9}" for column in columns), file=out)
+        print(f"{'':<14}", *(f"{column[part]!s:<9}" for column in columns), file=out)
     for criterion in CRITERIA:
         print(f"{criterion:<14}", *(f"{found[criterion, *column]:<9}" for column in columns), file=out)
-    print(f"\n{out.getvalue()}\n- : bn_slimming scores BatchNorm channels: no single weights, and nothing in an MLP")
+    with capsys.disabled():
+        print(f"\n{out.getvalue()}\n- : bn_slimming scores BatchNorm channels: no single weights, nothing in an MLP")
     missing = {(c, n, g) for (c, n, g, _), result in found.items() if result != "ok"}
-    assert missing == {("bn_slimming", n, "weights") for n in MODELS} | {("bn_slimming", "mlp", "neurons")}
+    assert missing == {("bn_slimming", n, g) for n in MODELS for g in ("weights", "blocks")} | {
+        ("bn_slimming", "mlp", g) for g in ("neurons", "coupled")
+    }

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prunelab.core import PruneError
-from prunelab.measurement import crossover, products, two_of_four
+from prunelab.measurement import crossover, kernels, products, two_of_four
 from prunelab.measurement.kernels import _beta_silenced, bracketed, weights_of
 from prunelab.measurement.timing import Speedup
 
@@ -168,6 +168,15 @@ def test_a_crossover_of_what_cannot_cross_is_refused(kernel, most, says):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_without_a_gpu_two_of_four_is_none():
     assert two_of_four(64, 8) is None
+
+
+def test_an_older_gpu_has_the_other_kernels(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
+    assert kernels._kernels(None, "cuda") == ("dense", "csr", "bsr")
+    with pytest.raises(PruneError, match=r"compute capability 8\.0"):
+        kernels._kernels(["2:4"], "cuda:0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
+    assert kernels._kernels(["2:4"], "cuda") == ("dense", "2:4")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

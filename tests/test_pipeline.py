@@ -40,6 +40,15 @@ def test_recipes_are_values():
     assert dataclasses.replace(Recipe(), sparsity=0.2).sparsity == 0.2
 
 
+@pytest.mark.parametrize("wrong", ["magnitude", None, {"sparsity": 0.5}, Recipe])
+def test_what_is_no_recipe(build, snapshot, wrong):
+    model = build("cnn")
+    before = snapshot(model)
+    with pytest.raises(PruneError, match=r"give a pl\.Recipe"):
+        pl.prune(model, wrong)
+    assert snapshot(model) == before
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

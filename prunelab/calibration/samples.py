@@ -90,8 +90,8 @@ def scalar_loss(loss: Loss, outputs: Any, targets: Tensor) -> Tensor:
     if not isinstance(value, Tensor) or value.dim() > 0:
         given = f"a tensor of shape {shape(value)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise PruneError(
-            f"the loss {name} returns {given}: it must be a scalar tensor, the mean over the batch, such as "
-            f"loss=lambda outputs, targets: {name}(outputs, targets).mean()"
+            f"the loss {name} returns {given}: it must be a scalar tensor, the mean over the batch. Take reduction="
+            '"mean", or loss=lambda outputs, targets: my_loss(outputs, targets).mean()'
         )
     return value
 

@@ -1,22 +1,13 @@
-"""What a criterion is, and the names they are known by."""
+"""The names that criteria are known by, and what all of them check."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..calibration import Calibration
-from ..core import PruneError, Scores, prunable, shape
-
-
-class Criterion(Protocol):
-    """What `allocate` needs to know of the model: a score for each prunable weight."""
-
-    def __call__(self, model: nn.Module, calib: Calibration | None = None, /) -> Scores: ...
-
+from ..core import Criterion, PruneError, prunable, shape
 
 CRITERIA: dict[str, Criterion] = {}
 ALIASES = {"snip": "taylor", "obd": "fisher", "network_slimming": "bn_slimming"}  # one score, several names

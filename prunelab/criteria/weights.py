@@ -38,7 +38,7 @@ class Random:
 
     def __call__(self, model: nn.Module, calib: Calibration | None = None) -> Scores:
         source = torch.Generator().manual_seed(self.seed)  # our own, so that nobody's dice are disturbed
-        return {name: torch.rand(w.shape, generator=source).to(w.device) for name, w in prunable(model).items()}
+        return {name: torch.rand(w.shape, generator=source).to(w.device) for name, w in finite_weights(model).items()}
 
 
 random = Random()

@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
-
-from torch import nn
-
-from ..core import Group, PruneError
+from ..core import Granularity, PruneError
 from .channels import coupled, filters, neurons
 from .single import weights
-
-
-class Granularity(Protocol):
-    """Finds the structures of a model; `example` is one input (or batch), for those that trace the model."""
-
-    def __call__(self, model: nn.Module, example: Any = None, /) -> list[Group]: ...
-
 
 GRANULARITIES: dict[str, Granularity] = {
     "weights": weights,

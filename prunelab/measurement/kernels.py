@@ -149,7 +149,7 @@ def products(
 
 def two_of_four(n: int = 4096, batch: int = 4096, **options: Any) -> float | None:
     """How many times faster than dense a 2:4 product is on the GPU here; None if there is none that can do it."""
-    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
+    if not (torch.cuda.is_available() and _skips_two_of_four("cuda")):
         return None
     return products(n, batch, [0.5], kernels=["2:4"], device="cuda", **options).rows[-1].speedup.ratio
 
@@ -306,16 +306,21 @@ def _beta_silenced() -> Iterator[None]:
 
 def _kernels(wanted: Iterable[str] | None, device: str) -> tuple[str, ...]:
     """The kernels to time, dense first; those that this device has, if none are named."""
-    there = KERNELS if device.startswith("cuda") else KERNELS[:-1]
+    there = KERNELS if _skips_two_of_four(device) else KERNELS[:-1]
     if wanted is None:
         return there
     named = known("kernels", wanted, KERNELS)
     if "2:4" in named and "2:4" not in there:
         raise PruneError(
-            "2:4 needs the sparse tensor cores of an NVIDIA GPU (Ampere or later, compute capability 8.0): no CPU "
-            'skips two of four. Give device="cuda" where there is one, or leave "2:4" out'
+            "2:4 needs the sparse tensor cores of an NVIDIA GPU (Ampere or later, compute capability 8.0): no CPU and "
+            'no older GPU skips two of four. Give device="cuda" where there is one, or leave "2:4" out'
         )
     return ("dense", *(k for k in named if k != "dense"))
+
+
+def _skips_two_of_four(device: str) -> bool:
+    """Whether a device has sparse tensor cores."""
+    return device.startswith("cuda") and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _counts(what: str, given: int | Sequence[int]) -> tuple[int, ...]:

@@ -46,7 +46,7 @@ def test_a_move_shows_the_picture_of_its_state():
     assert repr(panel) == "Explorer(sparsity, bins)"
 
 
-def test_a_move_answers_within_a_tenth_of_a_second(record_property):
+def test_a_move_answers_within_a_tenth_of_a_second(capsys):
     panel = make()
     times = []
     for n in range(200):
@@ -55,8 +55,8 @@ def test_a_move_answers_within_a_tenth_of_a_second(record_property):
         panel["bins"].value = CONTROLS["bins"][n % 2]
         times.append((time.perf_counter() - began) / 2)
     p95 = float(np.percentile(times, 95))
-    record_property("slider_move_p95_ms", 1000 * p95)
-    print(f"a slider move answers in {1000 * np.median(times):.2f} ms (p95 {1000 * p95:.2f} ms) in the kernel")
+    with capsys.disabled():
+        print(f"\na slider move answers in {1000 * np.median(times):.2f} ms (p95 {1000 * p95:.2f} ms) in the kernel")
     assert p95 < 0.1
 
 
