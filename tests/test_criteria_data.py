@@ -556,7 +556,8 @@ def cell(model, groups, calib, criterion, scope, snapshot):
     return "ok"
 
 
-def test_the_grid(build, data_for, snapshot, capsys):
+def test_the_grid(build, data_for, snapshot):
+    """Run with -s to see it."""
     found = {}
     for name in MODELS:
         model, (x, y) = build(name).eval(), data_for(name)
@@ -569,13 +570,14 @@ def test_the_grid(build, data_for, snapshot, capsys):
             if g in groups:
                 found[criterion, name, g, scope] = cell(model, groups[g], calib, criterion, scope, snapshot)
     out = io.StringIO()
-    columns = [(n, g, s) for n in MODELS for g, s in CELLS if any((c, n, g, s) in found for c in CRITERIA)]
-    for part in range(3):
-        print(f"{'':<14}", *(f"{column[part]!s:<9}" for column in columns), file=out)
-    for criterion in CRITERIA:
-        print(f"{criterion:<14}", *(f"{found[criterion, *column]:<9}" for column in columns), file=out)
-    with capsys.disabled():
-        print(f"\n{out.getvalue()}\n- : bn_slimming scores BatchNorm channels: no single weights, nothing in an MLP")
+    for name in MODELS:
+        columns = [(g, s) for g, s in CELLS if ("random", name, g, s) in found]
+        for title, part in ((name, 0), ("", 1)):
+            print(f"{title:<13}", *(f"{column[part]!s:<8}" for column in columns), file=out)
+        for criterion in CRITERIA:
+            print(f"{criterion:<13}", *(f"{found[criterion, name, *column]:<8}" for column in columns), file=out)
+        print(file=out)
+    print(f"\n{out.getvalue()}- : bn_slimming scores BatchNorm channels: no single weights, and nothing in an MLP")
     missing = {(c, n, g) for (c, n, g, _), result in found.items() if result != "ok"}
     assert missing == {("bn_slimming", n, g) for n in MODELS for g in ("weights", "blocks")} | {
         ("bn_slimming", "mlp", g) for g in ("neurons", "coupled")
