@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from .conditions import check_count
 from .rounds import Task, interleaved, resolved, waited_for
@@ -16,7 +17,8 @@ from .text import html, plural, seconds, size, table
 from .timing import Latency, summary
 
 BUFFERS = (1 << 18, 1 << 22, 1 << 26)  # bytes copied: in the nearest caches, in the last one, in none
-PRODUCT = 512  # rows and columns of the matrix product that measures the peak
+PRODUCT = 512  # rows and columns of the matrix product that measures the peak, with
+CONVOLVED = (8, 64, 16, 16)  # what a convolution from 64 to 64 channels is given: (images, channels, height, width)
 ROUNDS = 9
 # A layer of each kind that has a launch of its own, as small as can be, and the shape of its input.
 KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -115,15 +117,22 @@ def machine(
     *, threads: int = 1, device: str = "cpu", clock: str = "steady", rounds: int = ROUNDS, product: int = PRODUCT,
     buffers: tuple[int, ...] = BUFFERS,
 ) -> Machine:  # fmt: skip
-    """Measure this machine: the best of a few rounds each of a float32 product, of copies, and of tiny layers.
+    """Measure this machine: the best of a few rounds each of float32 work, of copies, and of tiny layers.
 
     A copy of b bytes moves 2 b (what a cache fetches before it is written over is not counted). The peak is the
-    library's best, not the data sheet's.
+    libraries' best, not the data sheet's: of a matrix product and a 3x3 convolution the faster, for these come from
+    different libraries, and on some processors one of them is twice as fast.
     """
     clock = resolved(clock, threads, device)
     where = torch.device(device)
     square = torch.randn(product, product, generator=torch.Generator().manual_seed(0)).to(where)
-    tasks: dict[str, Task] = {"product": lambda: square @ square}
+    images = torch.ones(CONVOLVED, device=where)
+    kernels = torch.ones(CONVOLVED[1], CONVOLVED[1], 3, 3, device=where)
+    macs = {"product": product**3, "convolution": images.numel() * kernels[0].numel()}
+    tasks: dict[str, Task] = {
+        "product": lambda: square @ square,
+        "convolution": lambda: F.conv2d(images, kernels, padding=1),
+    }
     for buffer in buffers:
         source = torch.ones(buffer // 4, device=where)
         tasks[f"copy {buffer}"] = partial(torch.empty_like(source).copy_, source)
@@ -134,7 +143,7 @@ def machine(
         tasks = {name: waited_for(task, where) for name, task in tasks.items()}
         times = interleaved(tasks, threads=threads, rounds=rounds, clock=clock, device=device)
     return Machine(
-        peak=product**3 / min(times["product"]),
+        peak=max(work / min(times[name]) for name, work in macs.items()),
         bandwidths=tuple((b, 2 * b / min(times[f"copy {b}"])) for b in buffers),
         floors={kind: statistics.median(times[f"launch {kind}"]) for kind in KINDS},
         threads=threads,
