@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from prunelab import PruneError, criteria, masking
+import prunelab as pl
+from prunelab import PruneError, criteria, masking, zoo
+from prunelab.criteria.weights import DICE
 
 
 @pytest.fixture
@@ -24,9 +26,19 @@ def test_magnitude_l2_by_hand(layer):
 
 
 def test_random_by_hand(layer):
-    expected = torch.rand(2, 3, generator=torch.Generator().manual_seed(7))
+    expected = torch.rand(2, 3, generator=torch.Generator().manual_seed(7 + DICE))
     assert torch.equal(criteria.Random(7)(layer)["weight"], expected)
     assert not torch.equal(criteria.random(layer)["weight"], expected)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_random_scores_know_nothing_of_weights_drawn_with_the_same_seed(seed):
+    model = zoo.cnn(seed=seed)
+    scores = criteria.Random(seed)(model)
+    for name, w in pl.prunable(model).items():
+        sizes = torch.stack([w.detach().abs().flatten(), w.detach().flatten(), scores[name].flatten()])
+        correlation = torch.corrcoef(sizes)[2, :2].abs().max()
+        assert correlation < 4 / w.numel() ** 0.5, f"{name}: {correlation:.3f}"
 
 
 def test_a_masked_weight_is_scored_by_what_lies_under_the_mask(layer):
