@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core import PruneError
 from .conditions import check_count, known
 from .rounds import Task, interleaved, resolved, waited_for
-from .text import html, percent, plural, table
+from .text import percent, plural, shown_as_table
 from .timing import Latency, Speedup, speedups, summary
 
 KERNELS = ("dense", "csr", "bsr", "2:4")
@@ -41,6 +41,7 @@ class Product:
     speedup: Speedup
 
 
+@shown_as_table
 @dataclass(frozen=True, repr=False)
 class Products:
     """The products that were timed, in order of size, batch and sparsity; print it, or let a notebook show it."""
@@ -73,14 +74,6 @@ class Products:
         place = plural(first.threads, "thread") if first.device == "cpu" else first.device
         title = f"Matrix products on {place}, interleaved: p50 [p10, p90]; speed-up [95 %]"
         return title, ["weight", "columns", "zeros", "kernel", "time", "against dense"], lines
-
-    def __str__(self) -> str:
-        return table(*self._lines())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return html(*self._lines())
 
 
 @dataclass(frozen=True, repr=False)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from .conditions import check_count
 from .rounds import Task, interleaved, resolved, waited_for
-from .text import html, plural, seconds, size, table
+from .text import plural, seconds, shown_as_table, size
 from .timing import Latency, summary
 
 BUFFERS = (1 << 18, 1 << 22, 1 << 26)  # bytes copied: in the nearest caches, in the last one, in none
@@ -31,6 +31,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 SIZES = (1, 4, 16, 64, 128, 256, 512, 1024)  # inputs and outputs of the linear layers of `floor`
 
 
+@shown_as_table
 @dataclass(frozen=True, repr=False)
 class Machine:
     """What one device did at best: MACs a second, bytes a second by the size of the buffer copied, launch times.
@@ -70,15 +71,8 @@ class Machine:
         where = plural(self.threads, "thread") if self.device == "cpu" else self.device
         return f"This machine, {where}", None, lines
 
-    def __str__(self) -> str:
-        return table(*self._lines())
 
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return html(*self._lines())
-
-
+@shown_as_table
 @dataclass(frozen=True, repr=False)
 class Floor:
     """Time against work, for linear layers n -> n: below some size the time stops falling."""
@@ -103,14 +97,6 @@ class Floor:
     def _lines(self) -> tuple[str, list[str], list[list[str]]]:
         lines = [[f"{n} -> {n}", f"{n * n * t.batch:,}", str(t)] for n, t in self.rows]
         return f"Linear layers, {self.rows[0][1].conditions}: p50 [p10, p90]", ["layer", "MACs", "time"], lines
-
-    def __str__(self) -> str:
-        return table(*self._lines())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return html(*self._lines())
 
 
 def machine(

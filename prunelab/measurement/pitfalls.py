@@ -18,12 +18,13 @@ from ..core import Masks, device_of
 from ..masking import apply, bake
 from .conditions import check_count, check_plain, cut, rows, undisturbed
 from .rounds import Blocks, Task, interleaved, resolved, ticking, waited_for
-from .text import html, plural, table
+from .text import plural, shown_as_table
 from .timing import Latency, Speedup, forward, speedups, summary
 
 ROUNDS = 9
 
 
+@shown_as_table
 @dataclass(frozen=True, repr=False)
 class Experiment:
     """The times of several ways to run something, and how many times faster than the first each is."""
@@ -36,14 +37,6 @@ class Experiment:
         first = next(iter(self.latency))
         lines = [[name, str(taken), str(self.speedup[name])] for name, taken in self.latency.items()]
         return f"{self.title}: p50 [p10, p90]; speed-up [95 %]", ["way", "time", f"against {first}"], lines
-
-    def __str__(self) -> str:
-        return table(*self._lines())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return html(*self._lines())
 
 
 def threads(model: nn.Module, example: Any, counts: Sequence[int] = (1, 2), *, rounds: int = ROUNDS) -> Experiment:

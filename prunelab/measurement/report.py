@@ -16,13 +16,14 @@ from .conditions import check_numbers, check_plain, cut, first_inputs, known, ro
 from .memory import peak_memory
 from .operations import macs
 from .storage import FORMATS, count, stored_bytes
-from .text import html, percent, size, table
+from .text import percent, shown_as_table, size
 from .timing import BATCH, Comparison, Latency, compare, latency
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
 
 
+@shown_as_table
 @dataclass(frozen=True, repr=False)
 class Measurement:
     """What a model is worth and what it costs.
@@ -63,14 +64,6 @@ class Measurement:
             spread = f"[{100 * low:.1f}, {100 * high:.1f}]"
             lines.insert(0, ["accuracy", f"{percent(self.accuracy)} {spread} of {self.n:,}"])
         return "Measured", None, lines
-
-    def __str__(self) -> str:
-        return table(*self._lines())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return html(*self._lines())
 
 
 class _Measure(Protocol[P, Q]):

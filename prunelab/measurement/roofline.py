@@ -19,7 +19,7 @@ from .conditions import attempt, check_plain, cut, rows, undisturbed
 from .machines import ROUNDS, Machine, machine
 from .operations import transparent_kernels
 from .rounds import Task, interleaved, resolved, waited_for
-from .text import html, seconds, size, table
+from .text import seconds, shown_as_table, size
 from .timing import Latency, summary
 
 _WHOLE = "the whole model"
@@ -43,6 +43,7 @@ class Layer:
         return self.macs / self.moved if self.moved else 0.0
 
 
+@shown_as_table
 @dataclass(frozen=True, repr=False)
 class Roofline:
     """Every layer of a model under the machine's roof; `whole` is a forward pass of the whole model."""
@@ -83,14 +84,6 @@ class Roofline:
         ]
         head = ["layer", "kind", "MACs", "moved", "MACs/byte", "bound by", "predicted", "measured"]
         return f"Predicted and measured, {self.whole.conditions}; the whole model: {self.whole}", head, [*lines, total]
-
-    def __str__(self) -> str:
-        return table(*self._lines())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return html(*self._lines())
 
 
 def roofline(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from typing import Protocol, TypeVar
 
 Row = Sequence[str]
 
@@ -58,6 +59,27 @@ def html(title: str, head: Row | None, rows: Sequence[Row]) -> str:
     )
     header = f"<thead><tr>{top}</tr></thead>" if head else ""
     return f"<table><caption>{escape(title)}</caption>{header}<tbody>{body}</tbody></table>"
+
+
+class _Tabular(Protocol):
+    def _lines(self) -> tuple[str, Row | None, Sequence[Row]]: ...
+
+
+T = TypeVar("T", bound=_Tabular)
+
+
+def shown_as_table(kind: type[T]) -> type[T]:
+    """A class decorator: print its objects, and show them in a notebook, as the table that their `_lines` give."""
+
+    def text(self: T) -> str:
+        return table(*self._lines())
+
+    def page(self: T) -> str:
+        return html(*self._lines())
+
+    for name, shown in (("__str__", text), ("__repr__", text), ("_repr_html_", page)):
+        setattr(kind, name, shown)
+    return kind
 
 
 def _figures(value: float) -> str:

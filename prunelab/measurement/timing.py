@@ -15,7 +15,7 @@ from ..batches import call, to
 from ..core import PruneError, device_of
 from .conditions import attempt, check_plain, cut, first_inputs, rows, undisturbed
 from .rounds import Blocks, Task, interleaved, resolved, waited_for
-from .text import html, plural, ranged, table
+from .text import plural, ranged, shown_as_table
 
 BATCH = 64  # samples a forward, where only data was given
 
@@ -65,6 +65,7 @@ class Speedup:
     __repr__ = __str__
 
 
+@shown_as_table
 @dataclass(frozen=True, repr=False)
 class Comparison:
     """Latency of each model and its speed-up over the first, by name."""
@@ -81,14 +82,6 @@ class Comparison:
         title = f"Interleaved, {self.latency[self.baseline].conditions}: p50 [p10, p90]; speed-up [95 %]"
         lines = [[name, str(taken), str(self.speedup[name])] for name, taken in self.latency.items()]
         return title, ["model", "latency", f"against {self.baseline}"], lines
-
-    def __str__(self) -> str:
-        return table(*self._lines())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return html(*self._lines())
 
 
 def latency(

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..core import PruneError
-from .text import html, table
+from .text import shown_as_table
 from .timing import Comparison, Speedup, compare
 
 MARGIN = 0.1  # a tenth: less than that is not worth a word
@@ -21,6 +21,7 @@ WORDS = {
 }
 
 
+@shown_as_table
 @dataclass(frozen=True, repr=False)
 class Verdict:
     """What may be said of each model at each batch size, from measured intervals alone.
@@ -54,14 +55,6 @@ class Verdict:
         rows = [[name, *(str(own[b]) for b in batches), self.words(name)] for name, own in self.speedups.items()]
         head = ["model", *(f"batch {b}" for b in batches), "verdict"]
         return f"Times faster than {self.baseline} [95 %], {self.conditions}", head, rows
-
-    def __str__(self) -> str:
-        return table(*self._lines())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return html(*self._lines())
 
 
 def outcome(speedup: Speedup, margin: float = MARGIN) -> str:
