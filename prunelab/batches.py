@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -111,18 +111,36 @@ def _slices(dataset: TensorDataset, size: int, shuffle: torch.Generator | None) 
         yield tuple(t[where] for t in dataset.tensors)  # type: ignore[misc]
 
 
+def tensors(nest: Any) -> Iterator[Tensor]:
+    """Every tensor in any nest of tuples, lists and dicts, in order."""
+    if isinstance(nest, Tensor):
+        yield nest
+    elif isinstance(nest, (Mapping, tuple, list)):
+        for value in nest.values() if isinstance(nest, Mapping) else nest:
+            yield from tensors(value)
+
+
+def mapped(change: Callable[[Tensor], Tensor], nest: Any) -> Any:
+    """The same nest with every tensor changed; what is no tensor stays as it is."""
+    if isinstance(nest, Tensor):
+        return change(nest)
+    if isinstance(nest, Mapping):
+        return {k: mapped(change, v) for k, v in nest.items()}
+    if isinstance(nest, (tuple, list)):
+        values = [mapped(change, v) for v in nest]
+        return type(nest)(*values) if hasattr(nest, "_fields") else type(nest)(values)  # a namedtuple has _fields
+    return nest
+
+
 def to(batch: Any, device: torch.device) -> Any:
-    """A batch, or any nest of tuples, lists and dicts of tensors, on a device."""
-    if isinstance(batch, Tensor):
-        if batch.is_meta and device.type != "meta":
-            raise PruneError(f"a tensor of the data {shape(batch)} is on the meta device, without values: load it")
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {k: to(v, device) for k, v in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        moved = [to(v, device) for v in batch]
-        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)  # a namedtuple has _fields
-    return batch
+    """A batch, or any nest of tensors, on a device."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        if tensor.is_meta and device.type != "meta":
+            raise PruneError(f"a tensor of the data {shape(tensor)} is on the meta device, without values: load it")
+        return tensor.to(device)
+
+    return mapped(moved, batch)
 
 
 def call(model: nn.Module, inputs: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..batches import call
+from ..batches import call, mapped
 from ..core import PruneError, prunable, shape
 from ..measurement.conditions import attempt, rows, undisturbed
 from .samples import Calibration, add, checked, losses, on_device, scalar_loss, wide
@@ -136,25 +136,10 @@ def _all_at_once(
     def loss(parameters: dict[str, Tensor], inputs: Any, target: Tensor) -> Tensor:
         return scalar_loss(calib.loss, call_with(model, parameters, inputs), target)
 
-    each = vmap(grad(loss), in_dims=(None, 0, 0))(own, _alone(inputs), targets[:, None])
+    each = vmap(grad(loss), in_dims=(None, 0, 0))(own, mapped(lambda t: t[:, None], inputs), targets[:, None])
     return {name: wide(each[names[id(w)]]).square().sum(0) for name, w in weights.items()}
-
-
-def _alone(nest: Any) -> Any:
-    """(samples, ...) -> (samples, 1, ...): each sample a batch of its own."""
-    if isinstance(nest, Tensor):
-        return nest[:, None]
-    if isinstance(nest, Mapping):
-        return {k: _alone(v) for k, v in nest.items()}
-    return tuple(_alone(v) for v in nest)
 
 
 def _take(nest: Any, which: slice, size: int) -> Any:
     """Some samples of a batch of `size`: of every tensor that has one row a sample."""
-    if isinstance(nest, Tensor):
-        return nest[which] if nest.dim() and len(nest) == size else nest
-    if isinstance(nest, Mapping):
-        return {k: _take(v, which, size) for k, v in nest.items()}
-    if isinstance(nest, (tuple, list)):
-        return tuple(_take(v, which, size) for v in nest)
-    return nest
+    return mapped(lambda t: t[which] if t.dim() and len(t) == size else t, nest)

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..batches import to
+from ..batches import tensors, to
 from ..core import PruneError, device_of, shape
 from ..masking import bake
-from ..surgery.difference import run, tensors
+from ..surgery.difference import floating, run
 from .ports import Port, parameter_port, ports
 
 BY_HAND = (
@@ -114,32 +114,24 @@ def _try_out(twin: nn.Module, example: Any) -> None:
         with torch.no_grad():
             run(twin, example)
     except Exception as error:  # a forward of one's own raises what it likes
-        given = ", ".join(f"{shape(t)} {t.dtype}" for t in _all_tensors(example)) or type(example).__name__
+        given = ", ".join(f"{shape(t)} {t.dtype}" for t in tensors(example)) or type(example).__name__
         raise PruneError(
             f"{type(twin).__name__} cannot run on the example, {given}: {error}. Give inputs as its forward takes "
             "them: a tensor, a tuple for forward(*inputs), a dict for forward(**inputs)"
         ) from error
 
 
-def _all_tensors(nest: Any) -> Iterator[Tensor]:
-    if isinstance(nest, Tensor):
-        yield nest
-    elif isinstance(nest, (dict, tuple, list)):
-        for value in nest.values() if isinstance(nest, dict) else nest:
-            yield from _all_tensors(value)
-
-
 def _outputs(model: nn.Module, example: Any) -> list[Tensor]:
     """All outputs, in eval mode; those of training too if that runs more layers (GoogLeNet's auxiliary heads)."""
     reached: set[nn.Module] = set()
     hooks = [m.register_forward_hook(lambda m, *_: reached.add(m)) for m in model.modules()]
-    found = list(tensors(run(model.eval(), example)))
+    found = floating(run(model.eval(), example))
     seen = set(reached)
     if any(m not in seen for m in model.modules() if m._parameters):
         for module in model.modules():
             module.training = next(module.children(), None) is not None  # norms and dropouts stay as in evaluation
         try:
-            more = list(tensors(run(model, example)))
+            more = floating(run(model, example))
         except Exception:  # in training it wants something else, such as targets
             more = []
         found += more if reached - seen else []

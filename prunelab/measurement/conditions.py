@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from ..batches import batches, call
+from ..batches import batches, call, mapped, tensors
 from ..core import PruneError, mask_of, mode, places, shape
 
 
@@ -70,7 +70,7 @@ def known(what: str, given: Iterable[str], choices: Iterable[str]) -> tuple[str,
 
 def rows(inputs: Any) -> int:
     """How many samples inputs hold: the length of the first tensor found in them."""
-    first = next((t for t in _tensors(inputs) if t.dim() > 0), None)
+    first = next((t for t in tensors(inputs) if t.dim() > 0), None)
     if first is None or len(first) == 0:
         given = type(inputs).__name__ if first is None else f"a tensor of shape {shape(first)}"
         raise PruneError(f"the example holds no sample ({given}): give a batch, samples along its first dimension")
@@ -83,25 +83,7 @@ def cut(inputs: Any, size: int | None) -> Any:
     if size is None:
         return inputs
     check_count("batch_size", size)
-    return _cut(inputs, total, size)
-
-
-def _cut(inputs: Any, total: int, size: int) -> Any:
-    if isinstance(inputs, Tensor):
-        return inputs[:size] if inputs.dim() > 0 and len(inputs) == total else inputs
-    if isinstance(inputs, Mapping):
-        return {k: _cut(v, total, size) for k, v in inputs.items()}
-    if isinstance(inputs, (tuple, list)):
-        return type(inputs)(_cut(v, total, size) for v in inputs)
-    return inputs
-
-
-def _tensors(inputs: Any) -> Iterator[Tensor]:
-    if isinstance(inputs, Tensor):
-        yield inputs
-    elif isinstance(inputs, (Mapping, tuple, list)):
-        for value in inputs.values() if isinstance(inputs, Mapping) else inputs:
-            yield from _tensors(value)
+    return mapped(lambda t: t[:size] if t.dim() > 0 and len(t) == total else t, inputs)
 
 
 def first_inputs(data: Any, split: str, size: int) -> Any:
@@ -125,7 +107,7 @@ def attempt(model: nn.Module, inputs: Any) -> Any:
     try:
         return call(model, inputs)
     except Exception as error:  # whatever a model's own code raises, an AssertionError included
-        given = ", ".join(f"{shape(t)} {t.dtype}" for t in _tensors(inputs)) or type(inputs).__name__
+        given = ", ".join(f"{shape(t)} {t.dtype}" for t in tensors(inputs)) or type(inputs).__name__
         raise PruneError(f"{type(model).__name__} cannot run on inputs of {given}: {error}") from error
 
 

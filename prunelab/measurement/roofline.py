@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_iter
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..batches import call, to
+from ..batches import call, tensors, to
 from ..core import PruneError, device_of
 from .conditions import attempt, check_plain, cut, rows, undisturbed
 from .machines import ROUNDS, Machine, machine
@@ -143,9 +141,7 @@ class _Call:
         with transparent_kernels(), counter:
             output = self.run()
         own = (*self.layer.parameters(), *self.layer.buffers())
-        return counter.get_total_flops() // 2, sum(
-            t.nbytes for t in (*own, *_tensors((self.args, self.kwargs, output)))
-        )
+        return counter.get_total_flops() // 2, sum(t.nbytes for t in (*own, *tensors((self.args, self.kwargs, output))))
 
 
 def _calls(model: nn.Module, inputs: Any) -> dict[str, _Call]:
@@ -168,10 +164,6 @@ def _record(found: dict[str, _Call], path: str, layer: nn.Module, args: Any, kwa
 def _layer(name: str, kind: str, macs: int, moved: int, on: Machine, taken: Latency) -> Layer:
     parts = {"compute": macs / on.peak, "memory": moved / on.bandwidth(moved), "launch": on.floor(kind)}
     return Layer(name, kind, macs, moved, on.predict(macs, moved, kind), taken, max(parts, key=lambda k: parts[k]))
-
-
-def _tensors(nest: Any) -> Iterator[Tensor]:
-    return (t for t in tree_iter(nest) if isinstance(t, Tensor))
 
 
 def _times(layer: Layer) -> list[str]:

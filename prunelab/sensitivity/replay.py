@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from itertools import pairwise
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from ..batches import call
+from ..batches import call, mapped, tensors
 from ..core import lookup_all
 from ..measurement.conditions import cut
 
@@ -132,7 +132,7 @@ class Replay:
             if self._doing == "replay" and self._at < len(self.outputs):
                 self._at += 1
                 kept = self.outputs[self._at - 1]
-                return _copied(kept) if self._at - 1 in self.changed else kept
+                return mapped(Tensor.clone, kept) if self._at - 1 in self.changed else kept
             if self._doing != "record" or not self._open or self._inside:
                 return forward(*args, **kwargs)
             self._inside = True
@@ -140,8 +140,10 @@ class Replay:
                 out = forward(*args, **kwargs)
             finally:
                 self._inside = False
-            self._versions.append([(t, t._version) for t in _tensors(out)] if keep and self._probing else [])
-            self.outputs.append((_copied(out) if len(self.outputs) in self.changed else out) if keep else None)
+            self._versions.append([(t, t._version) for t in tensors(out)] if keep and self._probing else [])
+            self.outputs.append(
+                (mapped(Tensor.clone, out) if len(self.outputs) in self.changed else out) if keep else None
+            )
             return out
 
         return remembered
@@ -202,22 +204,3 @@ def _close(given: Any, expected: Any) -> bool:
         return False
     largest = float(expected.nan_to_num(0, 0, 0).abs().max()) if expected.numel() else 0.0
     return torch.allclose(given, expected, rtol=0, atol=CLOSE * largest, equal_nan=True)
-
-
-def _tensors(nest: Any) -> Iterator[Tensor]:
-    if isinstance(nest, Tensor):
-        yield nest
-    elif isinstance(nest, (Mapping, tuple, list)):
-        for value in nest.values() if isinstance(nest, Mapping) else nest:
-            yield from _tensors(value)
-
-
-def _copied(nest: Any) -> Any:
-    if isinstance(nest, Tensor):
-        return nest.clone()
-    if isinstance(nest, Mapping):
-        return {k: _copied(v) for k, v in nest.items()}
-    if isinstance(nest, (tuple, list)):
-        copies = [_copied(v) for v in nest]
-        return type(nest)(*copies) if hasattr(nest, "_fields") else type(nest)(copies)
-    return nest

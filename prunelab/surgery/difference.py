@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import units
-from ..batches import to
+from ..batches import tensors, to
 from ..core import Group, Keep, device_of, mode
 from ..masking import apply, bake
 from .shrinking import shrink
@@ -41,7 +41,7 @@ def apart(one: nn.Module, other: nn.Module, example: Any) -> float:
 def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
     """The floating-point tensors a model gives in eval mode, in order."""
     with mode(model, training=False), torch.no_grad():
-        return list(tensors(run(model, inputs)))
+        return floating(run(model, inputs))
 
 
 def run(model: nn.Module, inputs: Any) -> Any:
@@ -51,11 +51,6 @@ def run(model: nn.Module, inputs: Any) -> Any:
     return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
 
 
-def tensors(nest: Any) -> Iterator[Tensor]:
+def floating(nest: Any) -> list[Tensor]:
     """The floating-point tensors in any nest of tuples, lists and dicts."""
-    if isinstance(nest, Tensor):
-        if nest.is_floating_point():
-            yield nest
-    elif isinstance(nest, (Mapping, tuple, list)):
-        for value in nest.values() if isinstance(nest, Mapping) else nest:
-            yield from tensors(value)
+    return [t for t in tensors(nest) if t.is_floating_point()]
