@@ -1,4 +1,8 @@
-"""Who goes, compared with whom: scores and groups -> exactly as many units as were asked for."""
+"""Who goes, compared with whom: scores and groups -> exactly as many units as were asked for.
+
+A share for every layer (uniform, ERK, by sensitivity) is made in `shares`, two floors up: it may ask a scan, and a scan
+asks `allocate`.
+"""
 
 from __future__ import annotations
 

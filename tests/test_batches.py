@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from prunelab.batches import batches, call, count, has_splits, split_of, to
+from prunelab.batches import batches, call, count, has_splits, mapped, split_of, tensors, to
 from prunelab.core import PruneError
 
 X, Y = torch.arange(10.0).view(5, 2), torch.arange(5)
@@ -146,6 +146,18 @@ def test_to_keeps_the_nest():
     assert isinstance(moved["named"], Both)
     assert isinstance(moved["pair"], tuple)
     assert moved["n"] == 3
+
+
+def test_every_tensor_of_a_nest_is_found_and_changed():
+    Both = namedtuple("Both", "a b")
+    nest = {"t": X, "pair": (Y, [X, 3]), "named": Both(X, "text")}
+    assert [t is w for t, w in zip(tensors(nest), (X, Y, X, X), strict=True)] == [True] * 4
+    assert list(tensors("text")) == []
+    changed = mapped(torch.zeros_like, nest)
+    assert changed["pair"][1][1] == 3
+    assert changed["named"].b == "text"
+    assert [t.shape for t in tensors(changed)] == [t.shape for t in tensors(nest)]
+    assert not any(t.any() for t in tensors(changed))
 
 
 def test_data_without_values():
