@@ -66,8 +66,8 @@ class Checkpoint:
             theirs = facts["settings"].get(what)
             if theirs != mine:
                 raise PruneError(
-                    f"the checkpoint {self.path} is another run's: {what}: there {_short(theirs)}, here {_short(mine)}. "
-                    "Delete the file to begin anew, or give another path"
+                    f"the checkpoint {self.path} is another run's. {what}: there {_short(theirs)}, here {_short(mine)}."
+                    " Delete the file to begin anew, or give another path"
                 )
         _unpack(run, tensors, facts)
         return True
