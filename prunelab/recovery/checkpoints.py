@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -159,13 +158,13 @@ def _short(value: Any, limit: int = 80) -> str:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    handle, aside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    aside = path.with_name(f".{path.name}.part")  # one name: a killed run leaves one such file, not one a save
     try:
-        with open(handle, "wb") as out:
+        with open(aside, "wb") as out:
             out.write(content)
             out.flush()
-            os.fsync(out.fileno())  # a power cut must not leave a new name on an empty file
+            os.fsync(out.fileno())  # a power cut must not leave the new name on an empty file
         os.replace(aside, path)
     except BaseException:
-        os.unlink(aside)
+        aside.unlink(missing_ok=True)
         raise

@@ -1,0 +1,66 @@
+"""The experiments of notebook 06: what comes back, by which way, in how many rounds, and where nothing does."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from .. import zoo
+from ..measurement import evaluate
+from . import contests, recoveries
+
+Run = dict[str, Any]
+SEEDS = (0, 1, 2, 3, 4)  # of the networks "digits-cnn", "digits-cnn-1", ...
+SPARSITIES = (0.9, 0.95, 0.98)
+STAGES = (0.9, 0.95, 0.97, 0.98, 0.99)
+BUDGETS = (0, recoveries.EPOCH, 8 * recoveries.EPOCH)  # steps; the longest is twice the first training
+
+
+def name_of(seed: int) -> str:
+    """The checkpoint that this seed made."""
+    return f"digits-cnn-{seed}" if seed else "digits-cnn"
+
+
+def recovery_race(seeds: Sequence[int] = SEEDS) -> Iterator[Run]:
+    """Notebook 06: five networks, nine ways back on one budget of steps, controls among them."""
+    data = zoo.load("digits")
+    for seed in seeds:
+        past = recoveries.past(seed, data)
+        first = {"network": name_of(seed), "sparsity": 0.0, "steps": recoveries.FIRST, "seconds": past.seconds}
+        yield {**first, "way": "dense", "accuracy": evaluate(past.dense, data, "test").accuracy}
+        for sparsity in SPARSITIES:
+            for way in (*recoveries.WAYS, *recoveries.CONTROLS):
+                found = recoveries.recovered(way, past, sparsity, data)
+                yield {
+                    "network": name_of(seed),
+                    "sparsity": sparsity,
+                    "way": way,
+                    "steps": found.steps,
+                    "seconds": round(found.seconds, 2),
+                    "accuracy": evaluate(found.model, data, "test").accuracy,
+                }
+
+
+def rounds(seeds: Sequence[int] = SEEDS) -> Iterator[Run]:
+    """Notebook 06: five networks, pruned at once, in rounds or while training, on one budget of steps."""
+    data = zoo.load("digits")
+    for seed in seeds:
+        for sparsity in SPARSITIES[1:]:
+            for course, walk in recoveries.COURSES.items():
+                model = walk(zoo.checkpoint(name_of(seed)), sparsity, data, seed)
+                accuracy = evaluate(model, data, "test").accuracy
+                yield {"network": name_of(seed), "sparsity": sparsity, "course": course, "accuracy": accuracy}
+
+
+def returns(seeds: Sequence[int] = SEEDS) -> Iterator[Run]:
+    """Notebook 06: five networks, pruned at once and retrained not at all, briefly, and for long."""
+    data = zoo.load("digits")
+    for seed in seeds:
+        dense = zoo.checkpoint(name_of(seed))
+        for sparsity in (0.0, *STAGES):
+            pruned = contests.pruned(dense, "global", sparsity) if sparsity else dense
+            for steps in BUDGETS if sparsity else BUDGETS[:1]:
+                model = recoveries.retrained(copy.deepcopy(pruned), data, steps, seed)
+                accuracy = evaluate(model, data, "test").accuracy
+                yield {"network": name_of(seed), "sparsity": sparsity, "steps": steps, "accuracy": accuracy}
