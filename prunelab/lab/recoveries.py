@@ -37,7 +37,7 @@ def past(seed: int, data: zoo.Data, *, progress: bool = False) -> Past:
     """Train the course's CNN of a seed again, as its checkpoint was, and keep its state on the way."""
     model = zoo.cnn(**PLANS["digits-cnn"].arguments, seed=seed)
     early = Early(model, FIRST - STEPS)
-    made = train(model, data, steps=FIRST, on_step=early, progress=progress, **_settings(seed))
+    made = train(model, data.train, steps=FIRST, on_step=early, progress=progress, **_settings(seed))
     return Past(model.eval(), early.state, seed, made.seconds)
 
 
@@ -60,19 +60,19 @@ _END: dict[str, Any] = {"steps": STEPS, "of": FIRST, "progress": False}
 
 def _fine_tuning(model: nn.Module, past: Past, data: zoo.Data) -> object:
     settings = {**_settings(past.seed), "lr": GENTLE}
-    return finetune(model, data, steps=STEPS, lr_schedule="constant", progress=False, **settings)
+    return finetune(model, data.train, steps=STEPS, lr_schedule="constant", progress=False, **settings)
 
 
 def _rates(model: nn.Module, past: Past, data: zoo.Data) -> object:
-    return rewind_rates(model, data, **_END, **_settings(past.seed))
+    return rewind_rates(model, data.train, **_END, **_settings(past.seed))
 
 
 def _weights(model: nn.Module, past: Past, data: zoo.Data) -> object:
-    return rewind_weights(model, past.early, data, **_END, **_settings(past.seed))
+    return rewind_weights(model, past.early, data.train, **_END, **_settings(past.seed))
 
 
 def _teacher(model: nn.Module, past: Past, data: zoo.Data) -> object:
-    return distil(model, past.dense, data, train=rewind_rates, **_END, **_settings(past.seed))
+    return distil(model, past.dense, data.train, train=rewind_rates, **_END, **_settings(past.seed))
 
 
 def _statistics(model: nn.Module, past: Past, data: zoo.Data) -> object:
@@ -101,7 +101,7 @@ def recovered(way: str, past: Past, sparsity: float, data: zoo.Data) -> Recovere
     if way.startswith("small dense"):
         steps = STEPS if way == "small dense" else FIRST + STEPS
         model = zoo.cnn(width=small_width(past.dense, sparsity), seed=past.seed)
-        train(model, data, steps=steps, progress=False, **_settings(past.seed))
+        train(model, data.train, steps=steps, progress=False, **_settings(past.seed))
         return Recovered(model, steps, time.perf_counter() - start)
     by_lot = way == CONTROLS[0]
     model = contests.pruned(past.dense, "random" if by_lot else "global", sparsity)
@@ -125,7 +125,7 @@ ROUNDS = 3
 
 def in_rounds(model: nn.Module, sparsity: float, data: zoo.Data, seed: int, *, rounds: int, schedule: str) -> nn.Module:
     """Prune in place in rounds, retrained after each with its share of the budget."""
-    again = partial(train, data=data, steps=STEPS // rounds, progress=False, **_settings(seed))
+    again = partial(train, data=data.train, steps=STEPS // rounds, progress=False, **_settings(seed))
     prune(model, Recipe(sparsity=sparsity, rounds=rounds, schedule=schedule), recover=again)
     return model
 
@@ -133,7 +133,7 @@ def in_rounds(model: nn.Module, sparsity: float, data: zoo.Data, seed: int, *, r
 def while_training(model: nn.Module, sparsity: float, data: zoo.Data, seed: int, *, schedule: str) -> nn.Module:
     """Prune in place nine times within one run of the whole budget, the last time after three quarters of it."""
     recipe = Recipe(sparsity=sparsity, rounds=9, schedule=schedule)
-    train(model, data, steps=STEPS, on_step=gradually(model, recipe), progress=False, **_settings(seed))
+    train(model, data.train, steps=STEPS, on_step=gradually(model, recipe), progress=False, **_settings(seed))
     return model
 
 
@@ -150,5 +150,5 @@ COURSES: dict[str, Course] = {
 def retrained(model: nn.Module, data: zoo.Data, steps: int, seed: int) -> nn.Module:
     """Retrain in place for so many steps with one cycle of the first training's rates."""
     if steps:
-        train(model, data, steps=steps, progress=False, **_settings(seed))
+        train(model, data.train, steps=steps, progress=False, **_settings(seed))
     return model
