@@ -158,7 +158,7 @@ EXERCISES = (
             "    return ...  # linear takes the same number each time"
         ),
         hints=(
-            "Follow the share that *stays*: 1 - final after all rounds, and each round multiplies it by the same factor.",
+            "Follow the share that *stays*: 1 - final in the end, and each round multiplies it by the same factor.",
             "That factor is (1 - final) ** (1 / rounds).",
             "After n rounds (1 - final) ** (n / rounds) stays; the sparsity is one minus that.",
         ),

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .. import zoo
 from ..measurement import evaluate
-from . import contests, recoveries
+from . import contests
+from . import recoveries as ways_back
 
 Run = dict[str, Any]
 SEEDS = (0, 1, 2, 3, 4)  # of the networks "digits-cnn", "digits-cnn-1", ...
 SPARSITIES = (0.95, 0.98)
 STAGES = (0.9, 0.95, 0.97, 0.98, 0.99)
-BUDGETS = (0, recoveries.EPOCH, 6 * recoveries.EPOCH)  # steps; the longest is one and a half first trainings
+BUDGETS = (0, ways_back.EPOCH, 6 * ways_back.EPOCH)  # steps; the longest is one and a half first trainings
 
 
 def name_of(seed: int) -> str:
@@ -22,16 +23,16 @@ def name_of(seed: int) -> str:
     return f"digits-cnn-{seed}" if seed else "digits-cnn"
 
 
-def recovery_race(seeds: Sequence[int] = SEEDS) -> Iterator[Run]:
+def recoveries(seeds: Sequence[int] = SEEDS) -> Iterator[Run]:
     """Notebook 06: five networks, nine ways back on one budget of steps, controls among them."""
     data = zoo.load("digits")
     for seed in seeds:
-        past = recoveries.past(seed, data)
-        first = {"network": name_of(seed), "sparsity": 0.0, "steps": recoveries.FIRST, "seconds": past.seconds}
+        past = ways_back.past(seed, data)
+        first = {"network": name_of(seed), "sparsity": 0.0, "steps": ways_back.FIRST, "seconds": past.seconds}
         yield {**first, "way": "dense", "accuracy": evaluate(past.dense, data, "test").accuracy}
         for sparsity in SPARSITIES:
-            for way in (*recoveries.WAYS, *recoveries.CONTROLS):
-                found = recoveries.recovered(way, past, sparsity, data)
+            for way in (*ways_back.WAYS, *ways_back.CONTROLS):
+                found = ways_back.recovered(way, past, sparsity, data)
                 yield {
                     "network": name_of(seed),
                     "sparsity": sparsity,
@@ -47,7 +48,7 @@ def rounds(seeds: Sequence[int] = SEEDS) -> Iterator[Run]:
     data = zoo.load("digits")
     for seed in seeds:
         for sparsity in SPARSITIES:
-            for course, walk in recoveries.COURSES.items():
+            for course, walk in ways_back.COURSES.items():
                 model = walk(zoo.checkpoint(name_of(seed)), sparsity, data, seed)
                 accuracy = evaluate(model, data, "test").accuracy
                 yield {"network": name_of(seed), "sparsity": sparsity, "course": course, "accuracy": accuracy}
@@ -60,7 +61,10 @@ def returns(seeds: Sequence[int] = SEEDS) -> Iterator[Run]:
         dense = zoo.checkpoint(name_of(seed))
         for sparsity in (0.0, *STAGES):
             pruned = contests.pruned(dense, "global", sparsity) if sparsity else dense
-            for steps in BUDGETS if sparsity else BUDGETS[:1]:
-                model = recoveries.retrained(copy.deepcopy(pruned), data, steps, seed)
+            for steps in BUDGETS:  # the dense network too: to train on may help it as well
+                model = ways_back.retrained(copy.deepcopy(pruned), data, steps, seed)
                 accuracy = evaluate(model, data, "test").accuracy
                 yield {"network": name_of(seed), "sparsity": sparsity, "steps": steps, "accuracy": accuracy}
+
+
+GRIDS: dict[str, Callable[[], Iterator[Run]]] = {"recoveries": recoveries, "rounds": rounds, "returns": returns}

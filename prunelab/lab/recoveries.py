@@ -98,12 +98,14 @@ FREE = ("nothing", "BatchNorm only")
 def recovered(way: str, past: Past, sparsity: float, data: zoo.Data) -> Recovered:
     """Prune the dense network by global magnitude and bring it back one way; or train a control instead."""
     start = time.perf_counter()
-    if way.startswith("small dense"):
-        steps = STEPS if way == "small dense" else FIRST + STEPS
+    if way in CONTROLS[1:]:
+        steps = STEPS if way == CONTROLS[1] else FIRST + STEPS
         model = zoo.cnn(width=small_width(past.dense, sparsity), seed=past.seed)
         train(model, data.train, steps=steps, progress=False, **_settings(past.seed))
         return Recovered(model, steps, time.perf_counter() - start)
     by_lot = way == CONTROLS[0]
+    if not by_lot and way not in WAYS:
+        raise ValueError(f"no way back is called {way!r}; there are {', '.join((*WAYS, *CONTROLS))}")
     model = contests.pruned(past.dense, "random" if by_lot else "global", sparsity)
     (_rates if by_lot else WAYS[way])(model, past, data)
     return Recovered(model, 0 if way in FREE else STEPS, time.perf_counter() - start)
