@@ -15,7 +15,12 @@ Run = dict[str, Any]
 SEEDS = (0, 1, 2, 3, 4)  # of the networks "digits-cnn", "digits-cnn-1", ...
 SPARSITIES = (0.95, 0.98)
 STAGES = (0.9, 0.95, 0.97, 0.98, 0.99)
-BUDGETS = (0, ways_back.EPOCH, 6 * ways_back.EPOCH)  # steps; the longest is one and a half first trainings
+LONG = 6 * ways_back.EPOCH  # steps, one and a half first trainings
+BUDGETS = (0, ways_back.EPOCH, LONG)
+COURSES = {  # those tried with so many steps
+    ways_back.STEPS: tuple(ways_back.COURSES),
+    LONG: ("one-shot", "three rounds, cubic", "while training, cubic"),
+}
 
 
 def name_of(seed: int) -> str:
@@ -28,7 +33,7 @@ def recoveries(seeds: Sequence[int] = SEEDS) -> Iterator[Run]:
     data = zoo.load("digits")
     for seed in seeds:
         past = ways_back.past(seed, data)
-        first = {"network": name_of(seed), "sparsity": 0.0, "steps": ways_back.FIRST, "seconds": past.seconds}
+        first = {"network": name_of(seed), "sparsity": 0.0, "steps": ways_back.FIRST}
         yield {**first, "way": "dense", "accuracy": evaluate(past.dense, data, "test").accuracy}
         for sparsity in SPARSITIES:
             for way in (*ways_back.WAYS, *ways_back.CONTROLS):
@@ -38,20 +43,26 @@ def recoveries(seeds: Sequence[int] = SEEDS) -> Iterator[Run]:
                     "sparsity": sparsity,
                     "way": way,
                     "steps": found.steps,
-                    "seconds": round(found.seconds, 2),
                     "accuracy": evaluate(found.model, data, "test").accuracy,
                 }
 
 
 def rounds(seeds: Sequence[int] = SEEDS) -> Iterator[Run]:
-    """Notebook 06: five networks, pruned at once, in rounds or while training, on one budget of steps."""
+    """Notebook 06: five networks, pruned at once, in rounds or while training, on two budgets of steps."""
     data = zoo.load("digits")
     for seed in seeds:
         for sparsity in SPARSITIES:
-            for course, walk in ways_back.COURSES.items():
-                model = walk(zoo.checkpoint(name_of(seed)), sparsity, data, seed)
-                accuracy = evaluate(model, data, "test").accuracy
-                yield {"network": name_of(seed), "sparsity": sparsity, "course": course, "accuracy": accuracy}
+            for steps, courses in COURSES.items():
+                for course in courses:
+                    walk = ways_back.COURSES[course]
+                    model = walk(zoo.checkpoint(name_of(seed)), sparsity, data, seed, steps)
+                    yield {
+                        "network": name_of(seed),
+                        "sparsity": sparsity,
+                        "steps": steps,
+                        "course": course,
+                        "accuracy": evaluate(model, data, "test").accuracy,
+                    }
 
 
 def returns(seeds: Sequence[int] = SEEDS) -> Iterator[Run]:
