@@ -1,6 +1,6 @@
 """What only a notebook needs: `from prunelab import lab`. Nothing else in prunelab imports it."""
 
-from . import maps, plots, scoreboard
+from . import maps, plots, plots_recovery, recoveries, returning, scoreboard
 from .claims import ClaimError, claim
 from .contests import kept, moved, pruned, rewritten, shares_of, spread
 from .exercises import check, exercise, hint, solution
@@ -32,13 +32,16 @@ __all__ = [
     "measured",
     "moved",
     "plots",
+    "plots_recovery",
     "predict",
     "progress",
     "pruned",
     "race",
     "reading",
     "reading_of",
+    "recoveries",
     "reset",
+    "returning",
     "reveal",
     "rewritten",
     "scoreboard",
