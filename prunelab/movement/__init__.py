@@ -1,0 +1,6 @@
+"""Movement pruning: scores that are learned while fine-tuning, and keep what grows rather than what is large."""
+
+from .gates import attach, by_group, detach, gated, scores
+from .rules import Rule, Threshold, TopV
+
+__all__ = ["Rule", "Threshold", "TopV", "attach", "by_group", "detach", "gated", "scores"]
