@@ -14,7 +14,7 @@ from prunelab.movement import Threshold, TopV
 
 
 def test_a_step_by_hand():
-    """y = W' x with W' = W * mask, L = y: dL/dW' = x, so dL/dS = x * W, and dL/dW = x where kept."""
+    """Y = W' x with W' = W * mask, L = y: dL/dW' = x, so dL/dS = x * W, and dL/dW = x where kept."""
     layer = nn.Linear(3, 1, bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[2.0, -3.0, 5.0]]))
@@ -35,7 +35,7 @@ def test_a_step_by_hand():
         False,
         True,
         True,
-    ]  # the weight that was out is back: descent would have grown it
+    ]  # the weight that was out is back
 
 
 def test_blocks_get_the_sum_of_their_entries(build, data_for):

@@ -42,7 +42,7 @@ class Gate(nn.Module):
         self.scores = nn.ParameterList(scores)
 
     def forward(self, weight: Tensor, mask: Tensor) -> Tensor:
-        return _Through.apply(weight, mask, self.members, *self.scores)  # type: ignore[no-untyped-call]
+        return _Through.apply(weight, mask, self.members, *self.scores)
 
 
 def attach(model: nn.Module, groups: Sequence[Group]) -> nn.Module:
@@ -55,7 +55,7 @@ def attach(model: nn.Module, groups: Sequence[Group]) -> nn.Module:
 
     A structure is gated where it is *read* (see `gated`), until `settle` masks all of it.
 
-    Raises PruneError, before anything is changed, for a model that wears masks, frozen weights, groups of another model.
+    Raises PruneError, before anything is changed, for masks already worn, frozen weights, or foreign groups.
     """
     learning = gated(model, groups)
     _check_names(groups)

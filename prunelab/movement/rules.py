@@ -80,5 +80,5 @@ class Threshold:
         return found
 
     def cost(self, scores: Values, progress: float) -> Tensor:
-        """penalty * progress * the mean of sigmoid(S) over all units."""
+        """Penalty * progress * the mean of sigmoid(S) over all units."""
         return self.penalty * progress * torch.sigmoid(torch.cat(list(scores.values()))).mean()
