@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -258,3 +259,257 @@ def test_attaching_to_what_cannot_learn_changes_nothing(build, snapshot, prepare
     with pytest.raises(PruneError, match=message):
         movement.attach(model, groups(model))
     assert snapshot(model) == before
+
+
+# Training
+
+
+def lesson():
+    """Three classes that a line separates, with splits."""
+    dice = torch.Generator().manual_seed(0)
+    y = torch.arange(60) % 3
+    x = F.one_hot(y, 6).float() * 3 + torch.randn(60, 6, generator=dice) * 0.3
+    return SimpleNamespace(train=(x[:48], y[:48]), valid=(x[48:], y[48:]))
+
+
+QUIET = {"batch_size": 16, "progress": False}
+LEARN = {**QUIET, "lr": 1e-2}
+
+
+def mlp(build):
+    model = build("mlp")
+    return model, pl.granularity.weights(model, exclude=["2.weight"])
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_sparsity_follows_the_schedule_exactly(build, monkeypatch, scope):
+    model, groups = build("mlp"), pl.granularity.weights(build("mlp"))
+    seen = []
+    inside = movement.training.apply
+
+    def watched(model, masks):
+        seen.append([int((~m).sum()) for m in masks.values()])
+        return inside(model, masks)
+
+    monkeypatch.setattr(movement.training, "apply", watched)
+    movement.finetune(model, lesson(), groups, TopV(0.8, scope), steps=20, schedule="cubic", **LEARN)
+    wanted = [0.8 * (1 - (1 - t / 20) ** 3) for t in range(21)]
+    if scope == "layer":
+        assert seen[:21] == [[round(48 * s), round(24 * s)] for s in wanted]
+    else:
+        assert [sum(s) for s in seen[:21]] == [round(72 * s) for s in wanted]
+    assert seen[0] == [0, 0]
+
+
+def test_it_learns_and_the_result_is_like_any_other(build, snapshot):
+    model, groups = mlp(build)
+    plain = snapshot(model)
+    learned = movement.finetune(model, lesson(), groups, TopV(0.75), steps=60, **LEARN)
+    assert learned.history.steps == 60
+    assert learned.history.valid[-1].accuracy > 0.9
+    assert learned.pruned.report.sparsity == 0.75
+    assert repr(learned).startswith("0.weight")
+    assert torch.equal(
+        learned.scores["0.weight"].topk(12).indices.sort().values, learned.pruned.keep["0.weight"].nonzero()[:, 0]
+    )
+    worn = pl.masking.current_masks(model)
+    assert all(torch.equal(worn[n], m) for n, m in learned.pruned.masks.items())
+    assert not movement.by_group(model)
+    x = lesson().valid[0]
+    with torch.no_grad():
+        before = model(x)
+        assert torch.equal(pl.bake(model)(x), before)
+    assert snapshot(model)["modules"] == plain["modules"]
+    assert [p[:2] for p in snapshot(model)["parameters"]] == [p[:2] for p in plain["parameters"]]
+    assert int(model[0].weight.count_nonzero()) == 12
+
+
+@pytest.mark.parametrize("name", ["cnn", "mlp", "residual"])
+def test_structures_shrink(build, data_for, name):
+    model, data = build(name), data_for(name)
+    groups = pl.granularity.coupled(model, data[0])
+    learned = movement.finetune(model, data, groups, TopV(0.5), steps=12, **LEARN)
+    assert all(r.kept == r.units - round(0.5 * r.units) for r in learned.pruned.report.layers)
+    small = pl.shrink(model, groups, learned.pruned.keep).eval()
+    with torch.no_grad():
+        assert torch.allclose(small(data[0]), model.eval()(data[0]), atol=1e-5)
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in build(name).parameters())
+
+
+def test_blocks(build, data_for):
+    model, data = build("mlp"), data_for("mlp")
+    groups = pl.granularity.blocks(2, 3, exclude=["2.weight"])(model)
+    learned = movement.finetune(model, data, groups, TopV(0.5), steps=12, **LEARN)
+    tiles = pl.bake(model)[0].weight.detach().view(4, 2, 2, 3).transpose(1, 2).flatten(2)
+    assert ((tiles == 0).all(2).flatten() == ~learned.pruned.keep["0.weight"]).all()
+    assert int((tiles == 0).all(2).sum()) == 4
+
+
+def test_soft_prunes_more_for_a_larger_penalty(build):
+    kept = []
+    for penalty in (0.0, 30.0, 300.0):
+        model, groups = mlp(build)
+        rule = Threshold(penalty, tau=0.3)
+        learned = movement.finetune(model, lesson(), groups, rule, steps=40, scores_lr=0.05, **LEARN)
+        assert torch.equal(learned.pruned.keep["0.weight"], torch.sigmoid(learned.scores["0.weight"]) > 0.3)
+        kept.append(int(learned.pruned.keep["0.weight"].sum()))
+    assert kept[0] > kept[1] > kept[2]
+
+
+def test_the_penalty_is_no_part_of_the_validation_loss(build):
+    model, groups = mlp(build)
+    learned = movement.finetune(model, lesson(), groups, Threshold(1e4), steps=6, **LEARN)
+    assert learned.history.losses[-1] > 100 > learned.history.valid[-1].loss
+
+
+def test_the_scores_rate_does_not_matter_to_a_ranking(build):
+    kept = []
+    for rate in (1e-3, 1.0):
+        model, groups = mlp(build)
+        learned = movement.finetune(model, lesson(), groups, TopV(0.7), steps=30, scores_lr=rate, **LEARN)
+        kept.append(learned.pruned.keep["0.weight"])
+    assert torch.equal(*kept)
+
+
+def test_frozen_weights_with_learned_masks_still_learn(build):
+    """With a learning rate of next to nothing movement adapts by its masks; magnitude keeps what was large."""
+    model, groups = mlp(build)
+    first = model[0].weight.detach().clone()
+    options = {**QUIET, "lr": 1e-9, "steps": 30}
+    learned = movement.finetune(model, lesson(), groups, TopV(0.5), **options)
+    assert torch.allclose(pl.prunable(model)["0.weight"], first, atol=1e-6)
+    control, _ = mlp(build)
+    large = movement.gradual(control, lesson(), groups, TopV(0.5), pl.criteria.magnitude, **options)
+    expected = pl.allocate({"0.weight": first.abs()}, groups, 0.5)["0.weight"]
+    assert torch.equal(large.pruned.keep["0.weight"], expected)
+    assert learned.history.valid[-1].loss < large.history.valid[-1].loss
+
+
+def test_gradual_follows_its_criterion(build):
+    model, groups = mlp(build)
+    mama = pl.criteria.Mama.of(model)
+    learned = movement.gradual(model, lesson(), groups, TopV(0.75), mama, steps=20, schedule="cubic", **LEARN)
+    weight = pl.prunable(model)["0.weight"].detach()
+    score = (weight * (weight - mama.w0["0.weight"])).abs().flatten()
+    assert torch.equal(learned.scores["0.weight"], score)
+    assert int(learned.pruned.keep["0.weight"].sum()) == 12
+    assert torch.equal(learned.pruned.keep["0.weight"].nonzero()[:, 0], score.topk(12).indices.sort().values)
+
+
+@pytest.mark.parametrize("rule", [TopV(0.6), Threshold(30.0, tau=0.3)], ids=["hard", "soft"])
+@pytest.mark.parametrize("stop", [1, 7, 14])
+def test_a_broken_run_goes_on_from_its_checkpoint(build, data_for, tmp_path, rule, stop):
+    """Killed after some steps and begun again: the same scores, masks and weights to the bit; then baked and shrunk."""
+    data = data_for("cnn")
+    file = tmp_path / "run.safetensors"
+    options = {**LEARN, "batch_size": 8, "steps": 18, "scores_lr": 0.3}
+
+    def fresh():
+        model = build("cnn")
+        return model, pl.granularity.filters(model, data[0])
+
+    class Kill(BaseException):
+        pass
+
+    def killer(outputs, targets):
+        seen.append(1)
+        if len(seen) > stop:
+            raise Kill
+        return F.cross_entropy(outputs, targets)
+
+    seen, (model, groups) = [], fresh()
+    with pytest.raises(Kill):
+        checkpoint = pl.recovery.Checkpoint(file, every=1)
+        movement.finetune(model, data, groups, rule, loss=killer, checkpoint=checkpoint, **options)
+    broken, groups = fresh()
+    resumed = movement.finetune(broken, data, groups, rule, checkpoint=file, **options)
+    whole, groups = fresh()
+    straight = movement.finetune(whole, data, groups, rule, **options)
+    assert all(torch.equal(resumed.scores[n], s) for n, s in straight.scores.items())
+    assert all(torch.equal(resumed.pruned.keep[n], k) for n, k in straight.pruned.keep.items())
+    assert all(torch.equal(broken.state_dict()[k], v) for k, v in whole.state_dict().items())
+    small = pl.shrink(broken, groups, resumed.pruned.keep).eval()
+    with torch.no_grad():
+        assert torch.allclose(small(data[0]), pl.bake(broken).eval()(data[0]), atol=1e-5)
+
+
+def test_an_interrupt_leaves_a_usable_model(build):
+    model, groups = mlp(build)
+    seen = []
+
+    def interrupted(outputs, targets):
+        seen.append(1)
+        if len(seen) == 12:
+            raise KeyboardInterrupt
+        return F.cross_entropy(outputs, targets)
+
+    with pytest.raises(KeyboardInterrupt):
+        movement.finetune(model, lesson(), groups, TopV(0.8), steps=20, loss=interrupted, **LEARN)
+    assert not movement.by_group(model)
+    worn = pl.masking.current_masks(model)["0.weight"]
+    assert 0 < int((~worn).sum()) < 38
+    pl.bake(model)(lesson().valid[0])
+
+
+def ends_below(progress):
+    return progress / 2
+
+
+def starts_above(progress):
+    return 0.5 + progress / 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"schedule": ends_below}, "the schedule goes from 0 to 0.5"),
+        ({"schedule": starts_above}, "the schedule goes from 0.5 to 1"),
+        ({"schedule": "quick"}, "no schedule is called 'quick'"),
+        ({"lr": -1.0}, "lr=-1"),
+        ({"scores_lr": 0.0}, "scores_lr=0"),
+        ({"steps": 0}, "steps=0"),
+        ({"groups": []}, "no groups"),
+        ({"data": []}, "train data is empty"),
+        (
+            {"schedule": "one_shot", "optimizer": lambda m: torch.optim.SGD([m[0].bias], lr=0.1)},
+            "all movement scores are 0",
+        ),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("how", ["finetune", "gradual"])
+def test_bad_settings_change_nothing(build, snapshot, settings, message, how):
+    model, groups = mlp(build)
+    before = snapshot(model)
+    given = {"data": lesson(), "groups": groups, "steps": 3, **QUIET, **settings}
+    data, groups = given.pop("data"), given.pop("groups")
+    if how == "gradual" and {"scores_lr", "optimizer"} & settings.keys():
+        pytest.skip("of movement alone")
+    with pytest.raises(PruneError, match=message):
+        if how == "finetune":
+            movement.finetune(model, data, groups, TopV(0.5), **given)
+        else:
+            movement.gradual(model, data, groups, TopV(0.5), pl.criteria.magnitude, **given)
+    after = snapshot(model)
+    after["parameters"] = [(*p[:2], *before["parameters"][i][2:3], p[3]) for i, p in enumerate(after["parameters"])]
+    assert after["modules"] == before["modules"]
+    if "optimizer" not in settings:
+        assert after == before
+
+
+def test_diverging_takes_the_scores_off(build):
+    model, groups = mlp(build)
+    with pytest.raises(PruneError, match="training diverged"):
+        movement.finetune(
+            model, lesson(), groups, TopV(0.5), steps=6, loss=lambda o, t: F.cross_entropy(o, t) * torch.nan, **LEARN
+        )
+    assert not movement.by_group(model)
+    assert not pl.masking.current_masks(model)
+
+
+def test_between():
+    plan = pl.schedules.Between(0.25, 0.75, pl.schedules.linear)
+    assert [plan(t) for t in (0, 0.25, 0.5, 0.75, 1)] == [0, 0, 0.5, 1, 1]
+    for start, end in ((0.7, 0.1), (-0.1, 1), (0, 1.1), (0.5, 0.5)):
+        with pytest.raises(PruneError, match="two shares of all steps"):
+            pl.schedules.Between(start, end)

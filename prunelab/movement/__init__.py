@@ -2,5 +2,19 @@
 
 from .gates import attach, by_group, detach, gated, scores
 from .rules import Rule, Threshold, TopV
+from .training import GRADUAL, Learned, finetune, gradual
 
-__all__ = ["Rule", "Threshold", "TopV", "attach", "by_group", "detach", "gated", "scores"]
+__all__ = [
+    "GRADUAL",
+    "Learned",
+    "Rule",
+    "Threshold",
+    "TopV",
+    "attach",
+    "by_group",
+    "detach",
+    "finetune",
+    "gated",
+    "gradual",
+    "scores",
+]

@@ -57,11 +57,11 @@ def attach(model: nn.Module, groups: Sequence[Group]) -> nn.Module:
 
     Raises PruneError, before anything is changed, for masks already worn, frozen weights, or foreign groups.
     """
+    check_whole(model, groups)
     learning = gated(model, groups)
-    _check_names(groups)
     everywhere = lookup_all(model, _tensors(learning))
     for name, sharing in everywhere.items():
-        _check_free(name, sharing)
+        _check_learns(name, sharing[0].tensor)
     scores = {g.name: _zeros(everywhere[g.members[0].tensor][0].tensor, g.units) for g in learning}
     for group in learning:
         for member in group.members:
@@ -137,20 +137,23 @@ def _zeros(like: Tensor, count: int) -> nn.Parameter:
     return nn.Parameter(torch.zeros(count, dtype=wide, device=like.device))
 
 
-def _check_names(groups: Sequence[Group]) -> None:
+def check_whole(model: nn.Module, groups: Sequence[Group]) -> dict[str, list[Place]]:
+    """Where each tensor of the groups hangs; PruneError if one wears a mask, or there are no groups to learn of."""
     if not groups:
         raise PruneError("no groups: give those of a granularity, such as granularity.weights(model)")
     if len({g.name for g in groups}) < len(groups):
         raise PruneError("two groups have the same name: give every group its own")
+    everywhere = lookup_all(model, _tensors(groups))
+    for name, sharing in everywhere.items():
+        if any(mask_of(p.module, p.attribute) is not None for p in sharing):
+            raise PruneError(
+                f"{name} {shape(sharing[0].tensor)} wears a mask already, and gradual pruning starts with all weights "
+                "there: call pl.bake(model) first, or load a network that is whole"
+            )
+    return everywhere
 
 
-def _check_free(name: str, sharing: Sequence[Place]) -> None:
-    weight = sharing[0].tensor
-    if any(mask_of(p.module, p.attribute) is not None for p in sharing):
-        raise PruneError(
-            f"{name} {shape(weight)} wears a mask already, and movement starts with all weights there: call "
-            "pl.bake(model) first, or load a network that is whole"
-        )
+def _check_learns(name: str, weight: Tensor) -> None:
     if not weight.requires_grad:
         raise PruneError(
             f"{name} {shape(weight)} is frozen (requires_grad=False): no gradient reaches its scores. Call "
