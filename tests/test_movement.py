@@ -418,8 +418,8 @@ def test_a_broken_run_goes_on_from_its_checkpoint(build, data_for, tmp_path, rul
         return F.cross_entropy(outputs, targets)
 
     seen, (model, groups) = [], fresh()
+    checkpoint = pl.recovery.Checkpoint(file, every=1)
     with pytest.raises(Kill):
-        checkpoint = pl.recovery.Checkpoint(file, every=1)
         movement.finetune(model, data, groups, rule, loss=killer, checkpoint=checkpoint, **options)
     broken, groups = fresh()
     resumed = movement.finetune(broken, data, groups, rule, checkpoint=file, **options)
@@ -470,31 +470,48 @@ def starts_above(progress):
         ({"steps": 0}, "steps=0"),
         ({"groups": []}, "no groups"),
         ({"data": []}, "train data is empty"),
-        (
-            {"schedule": "one_shot", "optimizer": lambda m: torch.optim.SGD([m[0].bias], lr=0.1)},
-            "all movement scores are 0",
-        ),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("how", ["finetune", "gradual"])
-def test_bad_settings_change_nothing(build, snapshot, settings, message, how):
+def test_bad_settings_change_nothing(build, snapshot, settings, message):
     model, groups = mlp(build)
     before = snapshot(model)
-    given = {"data": lesson(), "groups": groups, "steps": 3, **QUIET, **settings}
-    data, groups = given.pop("data"), given.pop("groups")
-    if how == "gradual" and {"scores_lr", "optimizer"} & settings.keys():
-        pytest.skip("of movement alone")
+    given = {"data": lesson(), "groups": groups, "rule": TopV(0.5), "steps": 3, **QUIET, **settings}
     with pytest.raises(PruneError, match=message):
-        if how == "finetune":
-            movement.finetune(model, data, groups, TopV(0.5), **given)
-        else:
-            movement.gradual(model, data, groups, TopV(0.5), pl.criteria.magnitude, **given)
-    after = snapshot(model)
-    after["parameters"] = [(*p[:2], *before["parameters"][i][2:3], p[3]) for i, p in enumerate(after["parameters"])]
-    assert after["modules"] == before["modules"]
-    if "optimizer" not in settings:
-        assert after == before
+        movement.finetune(model, **given)
+    assert snapshot(model) == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"schedule": ends_below}, "the schedule goes from 0 to 0.5"),
+        ({"steps": 0}, "steps=0"),
+        ({"groups": []}, "no groups"),
+        ({"data": []}, "train data is empty"),
+        ({"criterion": pl.criteria.Mama({})}, "w0 is of another model"),
+        ({"criterion": pl.criteria.taylor}, "calib"),
+    ],
+    ids=str,
+)
+def test_bad_settings_of_gradual_change_nothing(build, snapshot, settings, message):
+    model, groups = mlp(build)
+    before = snapshot(model)
+    given = {"data": lesson(), "groups": groups, "rule": TopV(0.5), "steps": 3, "schedule": "one_shot"}
+    given |= {"criterion": pl.criteria.magnitude, "lr": 1e-12, **QUIET, **settings}
+    with pytest.raises(PruneError, match=message):
+        movement.gradual(model, **given)
+    assert snapshot(model)["modules"] == before["modules"]
+    if "criterion" not in settings:  # which is asked after a step only: that step stays
+        assert snapshot(model) == before
+
+
+def test_scores_that_no_optimizer_trains(build):
+    model, groups = mlp(build)
+    bias = {"optimizer": lambda m: torch.optim.SGD([m[0].bias], lr=0.1), "schedule": "one_shot"}
+    with pytest.raises(PruneError, match="all movement scores are 0: no training step"):
+        movement.finetune(model, lesson(), groups, TopV(0.5), steps=3, **bias, **QUIET)
+    assert not movement.by_group(model)
 
 
 def test_diverging_takes_the_scores_off(build):
