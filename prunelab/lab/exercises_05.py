@@ -21,8 +21,8 @@ def check_read(answer: Any) -> str | None:
         ("ac", "ab"): "`c` went down as a number, but *away from zero*: it is growing. Look at the size.",
         ("ac", "ad"): "those two move most *towards* zero. Movement keeps what moves away from it.",
     }  # fmt: skip
-    given = tuple("".join(sorted(x)) for x in answer)
-    return known.get(given, "not these. Write down the size of each, before and after; two sizes grow.")
+    large, growing = ("".join(sorted(x)) for x in answer)
+    return known.get((large, growing), "not these. Write down the size of each, before and after; two sizes grow.")
 
 
 def check_modify(answer: Any) -> str | None:

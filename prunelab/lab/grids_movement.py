@@ -14,10 +14,11 @@ from .resuming import Point, resumable
 from .transfers import pretrained, transfer
 
 SEEDS = range(5)
-RATES = (1e-3, 3e-4, 1e-4, 3e-5)
+RATES = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
 LEFT = (0.15, 0.10, 0.05, 0.03)
 ENDS = (RATES[0], RATES[-1])  # where the other scores run too
 OTHERS = ("MAMA's score", "random")
+PENALTIES = (30.0, 60.0, 100.0, 200.0)  # of soft movement, which learns how many are left
 
 
 def points() -> Iterator[Point]:
@@ -31,6 +32,8 @@ def points() -> Iterator[Point]:
         for lr in ENDS:
             for left in LEFT:
                 yield from ({"network": seed, "way": way, "lr": lr, "left": left} for way in OTHERS)
+            for penalty in PENALTIES:
+                yield {"network": seed, "way": "soft movement", "lr": lr, "penalty": penalty}
 
 
 def movement() -> Iterator[dict[str, Any]]:
@@ -41,7 +44,8 @@ def movement() -> Iterator[dict[str, Any]]:
 def measured(point: Point) -> Point:
     """One run."""
     start = time.perf_counter()
-    found = transfer(_network(point["network"]), point["way"], point["left"], point["lr"], seed=point["network"])
+    amount = point["penalty"] if "penalty" in point else point["left"]
+    found = transfer(_network(point["network"]), point["way"], amount, point["lr"], seed=point["network"])
     return {
         "density": round(found.density, 4),
         "accuracy": round(found.accuracy, 4),

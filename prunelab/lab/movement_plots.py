@@ -15,10 +15,10 @@ def kept_of(axes: Sequence[Axes], found: Mapping[str, Mapping[str, Tensor]]) -> 
     """A panel a method: each weight by its value before and after fine-tuning, the kept ones marked."""
     for ax, (name, weights) in zip(axes, found.items(), strict=True):
         kept = weights["kept"]
-        for where, style in ((~kept, {"color": "#BBBBBB", "marker": ".", "markersize": 2}),
-                             (kept, {"color": COLOURS[0], "marker": "o", "markersize": 3})):  # fmt: skip
-            label = "kept" if where is kept else "removed"
-            ax.plot(weights["before"][where], weights["after"][where], linestyle="none", label=label, **style)
+        gone_x, gone_y = weights["before"][~kept], weights["after"][~kept]
+        kept_x, kept_y = weights["before"][kept], weights["after"][kept]
+        ax.plot(gone_x, gone_y, linestyle="none", color="#BBBBBB", marker=".", markersize=2, label="removed")
+        ax.plot(kept_x, kept_y, linestyle="none", color=COLOURS[0], marker="o", markersize=3, label="kept")
         ax.axhline(0, color="black", lw=0.8, ls="-", marker="")
         ax.axvline(0, color="black", lw=0.8, ls="-", marker="")
         ax.set(xlabel="weight before fine-tuning", title=name)
