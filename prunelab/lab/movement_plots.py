@@ -42,15 +42,23 @@ def advantage(ax: Axes, rates: Sequence[float], left: Sequence[float], ahead: np
     ax.grid(False)
 
 
-def race(axes: Sequence[Axes], left: Sequence[float], panels: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """A panel a learning rate: accuracy against what is left, (networks, points) a method, as mean and range."""
+def race(axes: Sequence[Axes], left: Sequence[float], panels: Mapping[str, Mapping[str, np.ndarray]],
+         soft: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:  # fmt: skip
+    """A panel a learning rate: accuracy against what is left, (networks, points) a method, as mean and range.
+
+    `soft` has single runs, (densities, accuracies) by panel: what is left there nobody can choose.
+    """
     for ax, (title, runs) in zip(axes, panels.items(), strict=True):
         for name, table in runs.items():
-            (line,) = ax.plot(range(len(left)), table.mean(0), label=name)
-            ax.fill_between(
-                range(len(left)), table.min(0), table.max(0), color=line.get_color(), alpha=0.18, linewidth=0
-            )
-        ax.set_xticks(range(len(left)), [f"{x:.0%}" for x in left])
+            (line,) = ax.plot(left, table.mean(0), label=name)
+            ax.fill_between(left, table.min(0), table.max(0), color=line.get_color(), alpha=0.18, linewidth=0)
+        ax.plot(
+            *soft[title], linestyle="none", marker="x", color="black", markersize=5, label="soft movement, each run"
+        )
+        ax.set_xscale("log")
+        ax.invert_xaxis()
+        ax.set_xticks(list(left), [f"{x:.0%}" for x in left])
+        ax.minorticks_off()
         ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
         ax.set(xlabel="weights left", title=title, ylim=(0.15, 1.0))
     axes[0].set_ylabel("test accuracy on the new digits")
@@ -67,3 +75,18 @@ def stayed(ax: Axes, rates: Sequence[float], runs: Mapping[str, np.ndarray]) -> 
     ax.minorticks_off()
     ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
     ax.legend()
+
+
+def field(ax: Axes, runs: Mapping[str, np.ndarray], at: int) -> None:
+    """One field of the map: a row a method, a dot a network, a bar the mean; the dense network has one column only."""
+    names = [name for name in ("movement", "magnitude", "dense") if name in runs]
+    for row, name in enumerate(names):
+        found = runs[name][:, at if runs[name].shape[1] > 1 else 0]
+        ax.barh(row, float(found.mean()), color=COLOURS[row], alpha=0.35, height=0.6)
+        ax.plot(found, [row] * len(found), linestyle="none", marker="o", color=COLOURS[row], markersize=6)
+        ax.text(1.02, row, f"{found.mean():.0%}", va="center", fontweight="bold")
+    ax.set_yticks(range(len(names)), ["not pruned" if name == "dense" else name for name in names])
+    ax.invert_yaxis()
+    ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
+    ax.set(xlabel="new digits read (test)", xlim=(0, 1.1))
+    ax.grid(axis="y", visible=False)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -123,3 +125,23 @@ def scatter(before: nn.Module, after: Transfer, layer: str = "fc1.weight") -> di
         "after": prunable(after.model)[layer].detach().flatten(),
         "kept": after.learned.pruned.keep[layer],
     }
+
+
+def tables(runs: Sequence[Mapping[str, Any]], value: str) -> dict[float, dict[str, np.ndarray]]:
+    """A grid's runs as tables: learning rate -> way -> (networks, densities), the densities falling."""
+    networks = sorted({r["network"] for r in runs})
+    found = {(r["lr"], r["way"], r["network"], r["left"]): r[value] for r in runs if "left" in r}
+    rates = sorted({r["lr"] for r in runs}, reverse=True)
+    return {lr: {way: _table(found, lr, way, networks) for way in dict.fromkeys(k[1] for k in found if k[0] == lr)}
+            for lr in rates}  # fmt: skip
+
+
+def _table(found: Mapping[tuple[Any, ...], float], lr: float, way: str, networks: Sequence[int]) -> np.ndarray:
+    left = sorted({k[3] for k in found if k[:2] == (lr, way)}, reverse=True)
+    return np.array([[found[lr, way, network, share] for share in left] for network in networks])
+
+
+def softly(runs: Sequence[Mapping[str, Any]], lr: float) -> tuple[list[float], list[float]]:
+    """The densities that soft movement found at a learning rate, and the accuracies there, a run each."""
+    chosen = [r for r in runs if "penalty" in r and r["lr"] == lr]
+    return [r["density"] for r in chosen], [r["accuracy"] for r in chosen]
