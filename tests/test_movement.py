@@ -179,6 +179,21 @@ def test_an_unbaked_movement_model_is_not_measured(build, data_for):
         pl.measure(model, data)
 
 
+@pytest.mark.parametrize("granularity", [pl.granularity.weights, pl.granularity.coupled], ids=["weights", "coupled"])
+def test_a_model_in_the_midst_of_learning_bakes(build, data_for, snapshot, granularity):
+    model, (x, _) = build("cnn").eval(), data_for("cnn")
+    plain = snapshot(model)
+    groups = granularity(model, x)
+    movement.attach(model, groups)
+    keep = {g.name: torch.arange(g.units) % 2 > 0 for g in groups}
+    pl.apply(model, pl.expand(model, movement.gated(model, groups), keep))
+    with torch.no_grad():
+        worn = model(x)
+        assert torch.equal(pl.bake(model)(x), worn)
+    assert not movement.by_group(model)
+    assert snapshot(model)["modules"] == plain["modules"]
+
+
 # The rules
 
 

@@ -96,8 +96,9 @@ def gradual(
 ) -> Learned:
     """The control of movement: the same training, rule and schedule, by the scores of a criterion at every step.
 
-    With magnitude this is gradual magnitude pruning: Zhu and Gupta 2017, arXiv 1710.01878. What left may return, as
-    its score is that of the weight under the mask, which stands still there. Raises PruneError as `finetune`.
+    With magnitude this is gradual magnitude pruning: Zhu and Gupta 2017, arXiv 1710.01878. As under movement, and
+    unlike in `pipeline.prune`, what left may return: a weight under the mask stands still, and is scored as it is.
+    Raises PruneError as `finetune`.
     """
     share = schedules.by_name(schedule)
     gates.check_whole(model, groups)
