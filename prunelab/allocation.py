@@ -21,7 +21,19 @@ from .core import AbsoluteOfSum, Group, Keep, Member, PruneError, Scores, shape
 from .selection import lowest
 from .units import contract, expand, kept_of
 
-__all__ = ["NM", "Fared", "Report", "Scope", "allocate", "check_scope", "contract", "expand", "report", "unit_scores"]
+__all__ = [
+    "NM",
+    "Fared",
+    "Report",
+    "Scope",
+    "allocate",
+    "check_scope",
+    "choose",
+    "contract",
+    "expand",
+    "report",
+    "unit_scores",
+]
 
 SCOPES = ("global", "layer", "row")
 REDUCTIONS = ("relative", "mean", "sum")
@@ -112,8 +124,7 @@ def allocate(
         rows = {g.name: _row_length(scores, g) for g in groups}
         removed = {name: _lowest_in_rows(v, rows[name], _share_of(share, name)) for name, v in values.items()}
     else:
-        least = {g.name: min(_floor(g) if floor is None else floor, g.units) for g in groups}
-        removed = _select(values, share, scope, least)
+        removed = _select(values, share, scope, _least(groups, floor))
         if round_to > 1:
             removed = {g.name: _rounded(removed[g.name], values[g.name], g, round_to) for g in groups}
     if within is not None:
@@ -131,9 +142,19 @@ def unit_scores(scores: Scores, groups: Sequence[Group], reduce: str | None = No
     return values
 
 
+def choose(values: Mapping[str, Tensor], groups: Sequence[Group], sparsity: float, scope: str = "global") -> Keep:
+    """`allocate` for scores that are the units' own, (units,) by group, as movement learns them."""
+    removed = _select(dict(values), check_sparsity(sparsity), scope, _least(groups, None))
+    return {name: gone.logical_not_() for name, gone in removed.items()}
+
+
 def is_structure(group: Group) -> bool:
     """Whether the group's units are whole slices of tensors, which `shrink` can remove; single weights are not."""
     return any(m.dim is not None for m in group.members)
+
+
+def _least(groups: Sequence[Group], floor: int | None) -> dict[str, int]:
+    return {g.name: min(_floor(g) if floor is None else floor, g.units) for g in groups}
 
 
 def _floor(group: Group) -> int:

@@ -73,16 +73,20 @@ class Granularity(Protocol):
 class Mask(nn.Module):
     """The parametrization `masking.apply` puts on a weight: w where the mask is True, exactly 0 elsewhere.
 
-    `where` rather than a product: no -0.0, and an infinity under the mask becomes 0 instead of NaN.
+    `where` rather than a product: no -0.0, and an infinity under the mask becomes 0 instead of NaN. A `gate`,
+    (weight, mask) -> the same values, lets gradients pass in another way: that of `movement`, whose scores it holds.
     """
 
     def __init__(self, mask: Tensor, order: tuple[str, ...] = ()):
         super().__init__()
         self.register_buffer("mask", mask)
         self.order = order  # the module's parameter order before us, so that `bake` can restore it
+        self.gate: nn.Module | None = None
         self.mask: Tensor
 
     def forward(self, weight: Tensor) -> Tensor:
+        if self.gate is not None:
+            return self.gate(weight, self.mask)
         return torch.where(self.mask, weight, torch.zeros((), dtype=weight.dtype, device=weight.device))
 
 
@@ -129,8 +133,9 @@ class Place:
 def places(model: nn.Module) -> list[Place]:
     """Every parameter and buffer of a model, by the name it had before any mask; tied ones appear once a place."""
     found = []
+    ours = {id(part) for mask in model.modules() if isinstance(mask, Mask) for part in mask.modules()}
     for path, module in model.named_modules():
-        if isinstance(module, (Mask, parametrize.ParametrizationList)):
+        if id(module) in ours or isinstance(module, parametrize.ParametrizationList):
             continue  # these hold the tensors of the module above them, which names them
         own = [n for n, t in (*module._parameters.items(), *module._buffers.items()) if t is not None]
         masked = masks_on(module)

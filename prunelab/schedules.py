@@ -45,6 +45,28 @@ class Exponential:
         return (1 - (1 - self.sparsity) ** progress) / self.sparsity
 
 
+@dataclass(frozen=True)
+class Between:
+    """Nothing before `start`, everything from `end` on, and another schedule in between: a warm-up and a cool-down.
+
+    Both in [0, 1] of all steps. Between(0.1, 0.7) with the cubic one is the usual shape of gradual pruning.
+    """
+
+    start: float
+    end: float
+    schedule: Schedule = cubic
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end <= 1:
+            raise PruneError(
+                f"Between({self.start!r}, {self.end!r}): give two shares of all steps, 0 <= start < end <= 1, such as "
+                "Between(0.1, 0.7)"
+            )
+
+    def __call__(self, progress: float) -> float:
+        return self.schedule(min(max((progress - self.start) / (self.end - self.start), 0.0), 1.0))
+
+
 SCHEDULES: dict[str, Schedule] = {"one_shot": one_shot, "linear": linear, "cubic": cubic, "cosine": cosine}
 
 

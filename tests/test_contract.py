@@ -18,6 +18,8 @@ from prunelab.masking import current_masks
 MODELS = ["cnn", "mlp", "residual"]
 
 
+EVERY = [*CRITERIA, "mama"]  # which needs weights to measure movement from: `judge` gives it some
+
 LACKING = {("mlp", "filters"), ("cnn", "neurons"), ("residual", "neurons")}  # models without such structures
 
 
@@ -28,7 +30,7 @@ def fits(name, criterion, scope, granularity):
     return (granularity == "weights" or scope != "row") and (name, granularity) not in LACKING
 
 
-CASES = [c for c in itertools.product(MODELS, CRITERIA, SCOPES, GRANULARITIES) if fits(*c)]
+CASES = [c for c in itertools.product(MODELS, EVERY, SCOPES, GRANULARITIES) if fits(*c)]
 every_case = pytest.mark.parametrize(("name", "criterion", "scope", "granularity"), CASES, indirect=["name"])
 
 
@@ -63,21 +65,37 @@ def traced():
 
 
 @pytest.fixture
+def judge(build, name):
+    """A function from a name to the criterion; MAMA's weights before are those of the same network, each scaled."""
+
+    def named(criterion):
+        if criterion != "mama":
+            return CRITERIA[criterion]
+        before = build(name)
+        with torch.no_grad():
+            for w in pl.prunable(before).values():
+                w.mul_(torch.linspace(0.5, 1.4, w.numel()).view_as(w))
+        return pl.criteria.Mama.of(before)
+
+    return named
+
+
+@pytest.fixture
 def calib(data_for, name):
     return pl.Calibration.of(data_for(name), batch_size=8)
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("criterion", EVERY)
 @pytest.mark.parametrize("worn", [False, True], ids=["plain", "worn"])
-def test_scores(model, calib, snapshot, criterion, worn):
+def test_scores(model, judge, calib, snapshot, criterion, worn):
     if worn:
         pl.prune(model, pl.Recipe(sparsity=0.3))
     before = snapshot(model)
     if criterion == "bn_slimming" and not any(isinstance(m, nn.BatchNorm2d) for m in model.modules()):
         with pytest.raises(pl.PruneError, match="no BatchNorm"):
-            CRITERIA[criterion](model, calib)
+            judge(criterion)(model, calib)
         return
-    scores, again = (CRITERIA[criterion](model, calib) for _ in range(2))
+    scores, again = (judge(criterion)(model, calib) for _ in range(2))
     assert snapshot(model) == before
     scored = {n: model.get_parameter(n) for n in scores} if criterion == "bn_slimming" else pl.prunable(model)
     assert list(scores) == list(scored)
@@ -88,19 +106,19 @@ def test_scores(model, calib, snapshot, criterion, worn):
         assert torch.equal(scores[name], again[name])
 
 
-def test_criteria_with_different_names_give_different_scores(model, calib):
-    alike = {n: c for n, c in CRITERIA.items() if n != "bn_slimming"}  # which scores other tensors
+def test_criteria_with_different_names_give_different_scores(model, judge, calib):
+    alike = {n: judge(n) for n in EVERY if n != "bn_slimming"}  # which scores other tensors
     scores = {n: torch.cat([s.flatten().double() for s in c(model, calib).values()]) for n, c in alike.items()}
     for a, b in itertools.combinations(scores, 2):
         assert not torch.allclose(scores[a], scores[b]), (a, b)
 
 
 @every_case
-def test_prune_train_bake(build, data_for, name, calib, snapshot, traced, criterion, scope, granularity):
+def test_prune_train_bake(build, data_for, name, judge, calib, snapshot, traced, criterion, scope, granularity):
     model, (x, y) = build(name), data_for(name)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.3)  # made before the masks
     fresh = snapshot(model)
-    pruned = pl.prune(model, pl.Recipe(criterion, traced(name, granularity), 0.4, scope), calib, example=x)
+    pruned = pl.prune(model, pl.Recipe(judge(criterion), traced(name, granularity), 0.4, scope), calib, example=x)
     expected = [(~m).sum() for m in pruned.masks.values()]
     later = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.3)  # made after them
     for step in (optimizer, later, optimizer):
@@ -123,8 +141,8 @@ def test_prune_train_bake(build, data_for, name, calib, snapshot, traced, criter
 
 
 @every_case
-def test_the_report_says_what_was_achieved(model, calib, data_for, name, traced, criterion, scope, granularity):
-    recipe = pl.Recipe(criterion, traced(name, granularity), 0.37, scope)
+def test_the_report_says_what_was_achieved(model, judge, calib, data_for, name, traced, criterion, scope, granularity):
+    recipe = pl.Recipe(judge(criterion), traced(name, granularity), 0.37, scope)
     pruned = pl.prune(model, recipe, calib, example=data_for(name)[0])
     kept = {g.name: int(pruned.keep[g.name].sum()) for g in pruned.groups}
     assert {r.name: r.kept for r in pruned.report.layers} == kept
@@ -152,10 +170,12 @@ def test_exact_counts_under_ties(model, scope, kind):
 
 
 @every_case
-def test_masked_is_undone_to_the_bit(model, calib, data_for, name, snapshot, traced, criterion, scope, granularity):
+def test_masked_is_undone_to_the_bit(
+    model, judge, calib, data_for, name, snapshot, traced, criterion, scope, granularity
+):
     before = snapshot(model)
     groups = traced(name, granularity)(model, data_for(name)[0])
-    keep = pl.allocate(CRITERIA[criterion](model, calib), groups, 0.5, scope)
+    keep = pl.allocate(judge(criterion)(model, calib), groups, 0.5, scope)
     with pl.masked(model, pl.expand(model, groups, keep)):
         pass
     assert snapshot(model) == before

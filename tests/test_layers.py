@@ -13,6 +13,7 @@ ROOT = Path(prunelab.__file__).parent
 FLOORS = [
     "core", "batches", "masking", "measurement", "calibration", "criteria", "selection", "units", "surgery",
     "granularity", "allocation", "agreement", "sensitivity", "shares", "schedules", "recovery", "pipeline",
+    "reconstruction", "movement",
 ]  # fmt: skip
 
 
@@ -73,7 +74,10 @@ def test_imports_point_down(path):
     assert complaints(path.read_text(encoding="utf-8"), path) == []
 
 
-@pytest.mark.parametrize("package", ["", "calibration", "criteria", "measurement", "recovery", "surgery", "zoo"])
+@pytest.mark.parametrize(
+    "package",
+    ["", "calibration", "criteria", "measurement", "movement", "reconstruction", "recovery", "surgery", "zoo"],
+)
 def test_init_only_reexports(package):
     path = ROOT / package / "__init__.py"
     assert statements(path.read_text(encoding="utf-8")) == []

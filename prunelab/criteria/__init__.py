@@ -9,6 +9,7 @@ A criterion scores single weights. What a structure is worth, `allocate` makes o
 
 from .activations import wanda
 from .gradients import Grasp, fisher, gradient, grasp, synflow, taylor, taylor_sum
+from .movements import Mama
 from .registry import ALIASES, CRITERIA, Criterion, by_name, register
 from .weights import Random, bn_slimming, fpgm, magnitude, magnitude_l2, random
 
@@ -17,6 +18,7 @@ __all__ = [
     "CRITERIA",
     "Criterion",
     "Grasp",
+    "Mama",
     "Random",
     "bn_slimming",
     "by_name",

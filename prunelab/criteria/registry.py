@@ -12,6 +12,12 @@ from ..core import Criterion, PruneError, prunable, shape
 CRITERIA: dict[str, Criterion] = {}
 ALIASES = {"snip": "taylor", "obd": "fisher", "network_slimming": "bn_slimming"}  # one score, several names
 
+LACKING = {  # names that a learner will look for, and why no network at rest has such scores
+    "movement": "its scores are learned while fine-tuning: call movement.finetune(model, data, groups, "
+    "movement.TopV(0.9))",
+    "mama": "it needs the weights before fine-tuning: give criteria.Mama.of(pretrained) in place of the name",
+}
+
 
 def register(name: str) -> Callable[[Criterion], Criterion]:
     """Make a criterion known by name, to `Recipe` and to the contract checks of the tests."""
@@ -28,6 +34,8 @@ def by_name(criterion: str | Criterion) -> Criterion:
     if callable(criterion):
         return criterion
     known = ALIASES.get(criterion, criterion)
+    if known in LACKING:
+        raise PruneError(f"{criterion!r} cannot be computed from a model alone: {LACKING[known]}")
     if known not in CRITERIA:
         raise PruneError(f"no criterion is called {criterion!r}; there is {', '.join(sorted(CRITERIA))}")
     return CRITERIA[known]

@@ -1,12 +1,13 @@
 """What only a notebook needs: `from prunelab import lab`. Nothing else in prunelab imports it."""
 
-from . import maps, plots, plots_recovery, recoveries, returning, scoreboard
+from . import maps, movement_plots, plots, plots_recovery, recoveries, returning, scoreboard, transfers
 from .claims import ClaimError, claim
 from .contests import kept, moved, pruned, rewritten, shares_of, spread
 from .exercises import check, exercise, hint, solution
 from .explorers import explorer
 from .figures import figure, table
 from .grids import by_name, collect, grid
+from .intervals import ahead
 from .measuring import NO_CUDA, measured
 from .predictions import predict, reveal
 from .races import race, trials
@@ -17,6 +18,7 @@ from .store import progress, reset
 __all__ = [
     "NO_CUDA",
     "ClaimError",
+    "ahead",
     "by_hand",
     "by_name",
     "check",
@@ -31,6 +33,7 @@ __all__ = [
     "maps",
     "measured",
     "moved",
+    "movement_plots",
     "plots",
     "plots_recovery",
     "predict",
@@ -51,5 +54,6 @@ __all__ = [
     "start",
     "sweep",
     "table",
+    "transfers",
     "trials",
 ]

@@ -1,0 +1,84 @@
+"""From learned scores to who stays: the best v of all (hard), or all above a threshold that a penalty pulls under."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..allocation import check_sparsity, choose, is_structure
+from ..core import Group, Keep, PruneError
+from ..selection import lowest
+
+Values = Mapping[str, Tensor]  # group name -> (units,) scores
+
+
+class Rule(Protocol):
+    """Who stays, and what the loss pays for those who do, when so much of the way (0 to 1) is behind."""
+
+    def keep(self, scores: Values, groups: Sequence[Group], progress: float, /) -> Keep: ...
+
+    def cost(self, scores: Values, progress: float, /) -> Tensor | float: ...
+
+
+@dataclass(frozen=True)
+class TopV:
+    """Hard movement: exactly round(sparsity * progress * n) units go, the lowest of each layer, or of all ("global").
+
+    Structures keep their best unit. Sanh et al. 2020, arXiv 2005.07683, section 4.
+    """
+
+    sparsity: float
+    scope: str = "layer"
+
+    def __post_init__(self) -> None:
+        check_sparsity(self.sparsity)
+        if self.scope not in ("layer", "global"):
+            raise PruneError(f'scope {self.scope!r}: movement compares within a "layer", or "global"')
+
+    def keep(self, scores: Values, groups: Sequence[Group], progress: float) -> Keep:
+        """PruneError for scores that nothing has trained: all tie, and the first rows of each layer would go."""
+        if progress * self.sparsity > 0 and not any(bool(s.any()) for s in scores.values()):
+            raise PruneError(
+                "all movement scores are 0: no training step has moved them, and the best of equals are simply the "
+                "last. Fine-tune first, with movement.finetune, on a schedule that starts at 0"
+            )
+        return choose(scores, groups, self.sparsity * progress, self.scope)
+
+    def cost(self, scores: Values, progress: float) -> float:
+        """Nothing: the count is given."""
+        return 0.0
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Soft movement: a unit stays while sigmoid(S) > tau, and the loss pays penalty * mean(sigmoid(S)).
+
+    Both grow from 0 with the schedule. How many stay is learned, a layer as it likes: a larger penalty prunes more.
+    Structures keep their best unit. Sanh et al. 2020, arXiv 2005.07683, section 4 (the sigmoid on both sides of the
+    comparison, and the common growth, are their code's).
+    """
+
+    penalty: float
+    tau: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tau < 0.5:
+            raise PruneError(f"tau={self.tau!r}: give a threshold between 0 and 0.5, what sigmoid(0) is, such as 0.1")
+        if not 0 <= self.penalty < float("inf"):
+            raise PruneError(f"penalty={self.penalty!r}: give a number of at least 0, such as 10")
+
+    def keep(self, scores: Values, groups: Sequence[Group], progress: float) -> Keep:
+        """All above tau * progress; of a structure at least one."""
+        found = {g.name: torch.sigmoid(scores[g.name]) > self.tau * progress for g in groups}
+        for group in groups:
+            if is_structure(group) and not found[group.name].any():
+                found[group.name] = ~lowest([scores[group.name]], group.units - 1)[0]
+        return found
+
+    def cost(self, scores: Values, progress: float) -> Tensor:
+        """Penalty * progress * the mean of sigmoid(S) over all units."""
+        return self.penalty * progress * torch.sigmoid(torch.cat(list(scores.values()))).mean()

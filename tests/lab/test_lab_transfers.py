@@ -1,0 +1,103 @@
+"""Notebook 05's experiment: the halves of the task, the runs, the interval, and a grid that survives a kill."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import prunelab as pl
+from prunelab.lab import grids_movement, intervals, transfers
+from prunelab.lab.resuming import resumable
+
+
+@pytest.fixture(scope="module")
+def before():
+    return transfers.zoo.cnn(classes=5, width=4, seed=0)
+
+
+def test_the_halves_share_no_digit():
+    first, last = transfers.half(last=False), transfers.half(last=True)
+    whole = transfers.zoo.load("digits")
+    for split in ("train", "valid", "test"):
+        labels = getattr(whole, split).tensors[1]
+        assert len(getattr(first, split)[1]) == int((labels < 5).sum())
+        assert torch.equal(getattr(last, split)[1], labels[labels >= 5] - 5)
+        assert set(getattr(first, split)[1].tolist()) == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("way", transfers.WAYS)
+def test_each_way_leaves_what_was_asked(before, way):
+    weights = {n: w.detach().clone() for n, w in pl.prunable(before).items()}
+    found = transfers.transfer(before, way, 0.1, 1e-3, steps=6)
+    assert found.density == pytest.approx(0.1, abs=0.002)
+    assert 0 <= found.stayed <= 1
+    assert 0 <= found.accuracy <= 1
+    masks = pl.masking.current_masks(found.model)
+    assert "conv1.weight" not in masks
+    assert "fc2.weight" not in masks
+    assert all(torch.equal(w, weights[n]) for n, w in pl.prunable(before).items())  # a copy was trained
+
+
+def test_magnitude_without_a_learning_rate_keeps_what_was_large(before):
+    assert transfers.transfer(before, "magnitude", 0.1, 1e-12, steps=6).stayed == 1
+    assert transfers.transfer(before, "movement", 0.1, 1e-12, steps=6).stayed < 0.5
+
+
+def test_the_controls(before):
+    dense = transfers.transfer(before, "dense", 1.0, 1e-3, steps=2)
+    assert (dense.density, dense.stayed, dense.learned) == (1.0, 1.0, None)
+    soft = transfers.transfer(before, "soft movement", 1e4, 1e-3, steps=60)
+    assert soft.density < 0.9
+
+
+def test_the_same_seed_gives_the_same_run(before):
+    runs = [transfers.transfer(before, "movement", 0.1, 1e-3, steps=4, seed=s) for s in (0, 0, 1)]
+    weights = [pl.prunable(r.model)["fc1.weight"] for r in runs]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_what_the_scatter_shows(before):
+    found = transfers.transfer(before, "magnitude", 0.1, 1e-3, steps=4)
+    shown = transfers.scatter(before, found)
+    assert torch.equal(shown["before"], pl.prunable(before)["fc1.weight"].flatten())
+    assert shown["after"][shown["kept"]].abs().min() >= shown["after"][~shown["kept"]].abs().max()
+
+
+def test_every_point_of_the_grid_is_there_once():
+    points = list(grids_movement.points())
+    assert len({json.dumps(p) for p in points}) == len(points)
+    assert {p["network"] for p in points} == {0, 1, 2, 3, 4}
+
+
+def test_the_interval_is_students():
+    dice = np.random.default_rng(0)
+    one, other = dice.normal(size=(5, 3)), dice.normal(size=(5, 3))
+    found = intervals.ahead(one, other)
+    for i in range(3):
+        theirs = stats.ttest_rel(one[:, i], other[:, i]).confidence_interval(0.95)
+        assert (found.low[i], found.high[i]) == pytest.approx((theirs.low, theirs.high))
+    with pytest.raises(ValueError, match="at least two"):
+        intervals.ahead(one[:1], other[:1])
+
+
+def test_an_interrupted_grid_goes_on(tmp_path):
+    path, points, runs = tmp_path / "grid.part", [{"n": n} for n in range(4)], []
+
+    def run(point):
+        if point["n"] == 2 and len(runs) == 2:
+            raise KeyboardInterrupt
+        runs.append(point["n"])
+        return {"square": point["n"] ** 2}
+
+    with pytest.raises(KeyboardInterrupt):
+        list(resumable(path, points, lambda p: run(p)))
+    with path.open("a") as file:
+        file.write('[{"n": 2}, {"squa')  # cut off by a kill
+    runs.append("again")
+    found = list(resumable(path, points, run))
+    assert found == [{"n": n, "square": n * n} for n in range(4)]
+    assert runs == [0, 1, "again", 2, 3]
+    assert not path.exists()
