@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -79,7 +82,7 @@ class VisionTransformer(nn.Module):
         i, row by row.
         """
         x, maps = self._tokens(images), []
-        for block in self.blocks:
+        for block in cast(Iterable[Block], self.blocks):
             maps.append(block.attention.maps(block.norm1(x)))
             x = block(x)
         return maps
@@ -93,7 +96,7 @@ def vit(
     classes: int = 10,
     channels: int = 1,
     pixels: int = 16,
-    patch: int = 2,
+    patch: int = 4,
     width: int = 48,
     depth: int = 4,
     heads: int = 8,
