@@ -1,6 +1,6 @@
 """What only a notebook needs: `from prunelab import lab`. Nothing else in prunelab imports it."""
 
-from . import plots, scoreboard
+from . import plots, plots_heads, scoreboard
 from .claims import ClaimError, claim
 from .contests import kept, moved, pruned, rewritten, shares_of, spread
 from .exercises import check, exercise, hint, solution
@@ -31,6 +31,7 @@ __all__ = [
     "measured",
     "moved",
     "plots",
+    "plots_heads",
     "predict",
     "progress",
     "pruned",
