@@ -424,7 +424,7 @@ def test_without_data(build, snapshot, criterion):
 
 
 def test_the_others_need_none(build):
-    for criterion in CRITERIA.keys() - set(LOOKS_AT_DATA):
+    for criterion in CRITERIA.keys() - {*LOOKS_AT_DATA, "head_importance"}:  # of heads: tests/test_criteria_heads.py
         assert CRITERIA[criterion](build("cnn"))
 
 
@@ -558,6 +558,7 @@ def cell(model, groups, calib, criterion, scope, snapshot):
 
 def test_the_grid(build, data_for, snapshot):
     """Run with -s to see it."""
+    judges = [c for c in CRITERIA if c != "head_importance"]  # none of the networks has heads
     found = {}
     for name in MODELS:
         model, (x, y) = build(name).eval(), data_for(name)
@@ -566,7 +567,7 @@ def test_the_grid(build, data_for, snapshot):
         for g in GRAINS:
             with contextlib.suppress(PruneError):
                 groups[g] = grains(model, g, x)
-        for criterion, (g, scope) in itertools.product(CRITERIA, CELLS):
+        for criterion, (g, scope) in itertools.product(judges, CELLS):
             if g in groups:
                 found[criterion, name, g, scope] = cell(model, groups[g], calib, criterion, scope, snapshot)
     out = io.StringIO()
@@ -574,7 +575,7 @@ def test_the_grid(build, data_for, snapshot):
         columns = [(g, s) for g, s in CELLS if ("random", name, g, s) in found]
         for title, part in ((name, 0), ("", 1)):
             print(f"{title:<13}", *(f"{column[part]!s:<8}" for column in columns), file=out)
-        for criterion in CRITERIA:
+        for criterion in judges:
             print(f"{criterion:<13}", *(f"{found[criterion, name, *column]:<8}" for column in columns), file=out)
         print(file=out)
     print(f"\n{out.getvalue()}- : bn_slimming scores BatchNorm channels: no single weights, and nothing in an MLP")

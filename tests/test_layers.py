@@ -11,8 +11,8 @@ import prunelab
 
 ROOT = Path(prunelab.__file__).parent
 FLOORS = [
-    "core", "batches", "masking", "measurement", "calibration", "criteria", "selection", "units", "surgery",
-    "granularity", "allocation", "agreement", "sensitivity", "shares", "schedules", "recovery", "pipeline",
+    "core", "attention", "batches", "masking", "measurement", "calibration", "criteria", "selection", "units",
+    "surgery", "granularity", "allocation", "agreement", "sensitivity", "shares", "schedules", "recovery", "pipeline",
     "reconstruction", "movement",
 ]  # fmt: skip
 

@@ -10,7 +10,12 @@ from torch import Tensor, nn
 from ..core import Criterion, PruneError, prunable, shape
 
 CRITERIA: dict[str, Criterion] = {}
-ALIASES = {"snip": "taylor", "obd": "fisher", "network_slimming": "bn_slimming"}  # one score, several names
+ALIASES = {
+    "snip": "taylor",
+    "obd": "fisher",
+    "network_slimming": "bn_slimming",
+    "michel": "head_importance",
+}  # one score, several names
 
 LACKING = {  # names that a learner will look for, and why no network at rest has such scores
     "movement": "its scores are learned while fine-tuning: call movement.finetune(model, data, groups, "

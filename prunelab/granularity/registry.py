@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..core import Granularity, PruneError
 from .channels import coupled, filters, neurons
+from .heads import heads
 from .single import weights
 
 GRANULARITIES: dict[str, Granularity] = {
@@ -11,6 +12,7 @@ GRANULARITIES: dict[str, Granularity] = {
     "filters": filters,
     "neurons": neurons,
     "coupled": coupled,
+    "heads": heads,
 }
 
 

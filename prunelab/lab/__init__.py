@@ -1,6 +1,6 @@
 """What only a notebook needs: `from prunelab import lab`. Nothing else in prunelab imports it."""
 
-from . import maps, movement_plots, plots, plots_recovery, recoveries, returning, scoreboard, transfers
+from . import maps, movement_plots, plots, plots_heads, plots_recovery, recoveries, returning, scoreboard, transfers
 from .claims import ClaimError, claim
 from .contests import kept, moved, pruned, rewritten, shares_of, spread
 from .exercises import check, exercise, hint, solution
@@ -35,6 +35,7 @@ __all__ = [
     "moved",
     "movement_plots",
     "plots",
+    "plots_heads",
     "plots_recovery",
     "predict",
     "progress",
