@@ -8,6 +8,7 @@ A criterion scores single weights. What a structure is worth, `allocate` makes o
 """
 
 from .activations import wanda
+from .depth import AngularDistance, BlockInfluence, angular_distance, block_influence, glu_peak_to_peak
 from .gradients import Grasp, fisher, gradient, grasp, synflow, taylor, taylor_sum
 from .registry import ALIASES, CRITERIA, Criterion, by_name, register
 from .weights import Random, bn_slimming, fpgm, magnitude, magnitude_l2, random
@@ -15,13 +16,18 @@ from .weights import Random, bn_slimming, fpgm, magnitude, magnitude_l2, random
 __all__ = [
     "ALIASES",
     "CRITERIA",
+    "AngularDistance",
+    "BlockInfluence",
     "Criterion",
     "Grasp",
     "Random",
+    "angular_distance",
+    "block_influence",
     "bn_slimming",
     "by_name",
     "fisher",
     "fpgm",
+    "glu_peak_to_peak",
     "gradient",
     "grasp",
     "magnitude",

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..core import Group, PruneError
 from .channels import coupled, filters, neurons
+from .depth import attentions, layers, mlps
 from .single import weights
 
 
@@ -22,6 +23,9 @@ GRANULARITIES: dict[str, Granularity] = {
     "filters": filters,
     "neurons": neurons,
     "coupled": coupled,
+    "mlps": mlps,
+    "attentions": attentions,
+    "layers": layers,
 }
 
 

@@ -6,6 +6,7 @@ from .kernels import Crossover, Product, Products, crossover, products, two_of_f
 from .machines import Floor, Machine, floor, machine
 from .memory import peak_memory
 from .operations import macs
+from .perplexity import Perplexity, perplexity
 from .report import Measurement, measure
 from .roofline import Layer, Roofline, roofline
 from .storage import FORMATS, count, stored_bytes
@@ -22,6 +23,7 @@ __all__ = [
     "Layer",
     "Machine",
     "Measurement",
+    "Perplexity",
     "Product",
     "Products",
     "Roofline",
@@ -37,6 +39,7 @@ __all__ = [
     "macs",
     "measure",
     "peak_memory",
+    "perplexity",
     "pitfalls",
     "products",
     "roofline",

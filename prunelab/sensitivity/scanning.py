@@ -125,7 +125,7 @@ def _called(thing: Any) -> str:
 
 
 def _scores_of(group: Group, scores: Scores) -> Scores:
-    return {m.tensor: scores[m.tensor] for m in group.members if m.tensor in scores}
+    return {name: scores[name] for name in units.tensors_of(group, scores)}
 
 
 def _resumed(resume: Any, empty: Scan, groups: list[Group]) -> dict[str, Curve]:

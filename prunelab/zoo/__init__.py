@@ -4,12 +4,14 @@ from .catalog import load
 from .data import Data, ZooError
 from .digits import scans
 from .downloads import cache_dir
+from .llama import Llama, llama, reference_text
 from .networks import ARCHITECTURES, cnn, mlp
 from .trained import cards, checkpoint, checkpoints, data_dir, save_checkpoint
 
 __all__ = [
     "ARCHITECTURES",
     "Data",
+    "Llama",
     "ZooError",
     "cache_dir",
     "cards",
@@ -17,8 +19,10 @@ __all__ = [
     "checkpoints",
     "cnn",
     "data_dir",
+    "llama",
     "load",
     "mlp",
+    "reference_text",
     "save_checkpoint",
     "scans",
 ]
