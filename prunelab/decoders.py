@@ -58,14 +58,15 @@ def is_decoder(model: nn.Module) -> bool:
 
 def config_of(model: nn.Module) -> Any:
     """The Hugging Face configuration of the decoder, or None."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
 def _is_block(layer: nn.Module) -> bool:
     """An attention and an MLP, of which one or the other may have been removed."""
-    names = {name for name, _ in layer.named_children()}
-    return {"self_attn", "mlp"} <= names and _lacks_none(layer, "self_attn", ATTENTION) and _lacks_none(layer, "mlp", MLP)
+    there = {name for name, _ in layer.named_children()}
+    anatomy = {"self_attn": ATTENTION, "mlp": MLP}
+    return anatomy.keys() <= there and all(_lacks_none(layer, *part) for part in anatomy.items())
 
 
 def _has_linear(layer: nn.Module) -> bool:

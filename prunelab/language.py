@@ -19,7 +19,9 @@ def tokens(tokenizer: Any, text: str, model: nn.Module | None = None) -> Tensor:
     for another model.
     """
     if not isinstance(text, str) or not text:
-        raise PruneError(f"the text is {'empty' if text == '' else type(text).__name__}: give a str with something in it")
+        raise PruneError(
+            f"the text is {'empty' if text == '' else type(text).__name__}: give a str with something in it"
+        )
     # Not tokenizer(text): that warns of a text longer than the model's context, which `windows` cuts anyway.
     ids = torch.tensor(tokenizer.encode(text, add_special_tokens=False, verbose=False), dtype=torch.int64)
     if model is not None:

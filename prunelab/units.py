@@ -68,8 +68,10 @@ def check_parts(group: Group, names: Iterable[str]) -> None:
     known = tuple(names)
     for part in group.parts:
         if not 0 <= part.unit < group.units or not inside(part, known):
-            raise PruneError(f"the model has no tensors in {part.path}, unit {part.unit} of {group.name}: the groups "
-                             "are of another model")
+            raise PruneError(
+                f"the model has no tensors in {part.path}, unit {part.unit} of {group.name}: the groups "
+                "are of another model"
+            )
 
 
 def totals(group: Group, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,7 @@ class BlockInfluence:
         with _watched(found, self.of, turned):
             _run(model, needed(calib, "block_influence"))
         shares = {path: 1 - cosines / n for path, (cosines, n) in turned.sums.items()}
-        return _spread(model, {_part(b, self.of): [shares[b.path]] for b in found if _part(b, self.of) is not None})
+        return _spread(model, {part: shares[b.path] for b in found if (part := _part(b, self.of)) is not None})
 
 
 block_influence = BlockInfluence()
@@ -68,10 +68,10 @@ class AngularDistance:
         if not isinstance(self.n, int) or not 1 <= self.n < len(found):
             raise PruneError(f"angular distance of n={self.n!r} blocks: the model has {len(found)}, give 1 to one less")
         angles = self.angles(model, needed(calib, "angular_distance"))
-        runs = [range(start, start + self.n) for start in range(len(angles))]
-        return _spread(
-            model, {b.path: [min(a for a, run in zip(angles, runs, strict=True) if i in run)] for i, b in enumerate(found)}
-        )
+        least = [
+            min(angles[max(i - self.n + 1, 0) : i + 1]) for i in range(len(found))
+        ]  # of the runs that hold block i
+        return _spread(model, {b.path: a for b, a in zip(found, least, strict=True)})
 
     def angles(self, model: nn.Module, calib: Calibration) -> list[float]:
         """The distance over n blocks, for each block a run can start from."""
@@ -168,8 +168,8 @@ def _around(block: Block, of: str, turned: Turned) -> list[Any]:
     """Hooks that see the stream x before a part, and x plus what the part adds."""
     if block.mlp_norm is None:
         raise PruneError(
-            f"{block.path} has other norms than one before its attention and one before its MLP: what each of them adds "
-            'to the stream is not known. Take BlockInfluence(of="layers")'
+            f"{block.path} has other norms than one before its attention and one before its MLP: what either adds to "
+            'the stream is not known. Take BlockInfluence(of="layers")'
         )
     entering: list[Tensor] = []
 
@@ -221,11 +221,11 @@ def _run(model: nn.Module, calib: Calibration, after: Callable[[int], None] | No
                     after(number)
 
 
-def _spread(model: nn.Module, of: dict[Any, list[float]]) -> Scores:
+def _spread(model: nn.Module, of: dict[str, float]) -> Scores:
     """An equal part of each module's score for each entry of its parameters; it takes no memory."""
     tensors = {p.name: p.tensor for p in places(model) if isinstance(p.tensor, nn.Parameter)}
     scores: Scores = {}
-    for path, (score,) in of.items():
+    for path, score in of.items():
         own = {n: p for n, p in tensors.items() if n.startswith(f"{path}.")}
         count = sum(p.numel() for p in own.values())
         scores |= {n: torch.full((), score / count, dtype=torch.float64).expand(p.shape) for n, p in own.items()}

@@ -2,6 +2,7 @@
 
 from . import pitfalls
 from .accuracy import Evaluation, evaluate, wilson
+from .generation import Rates, rates
 from .kernels import Crossover, Product, Products, crossover, products, two_of_four
 from .machines import Floor, Machine, floor, machine
 from .memory import peak_memory
@@ -26,6 +27,7 @@ __all__ = [
     "Perplexity",
     "Product",
     "Products",
+    "Rates",
     "Roofline",
     "Speedup",
     "Verdict",
@@ -42,6 +44,7 @@ __all__ = [
     "perplexity",
     "pitfalls",
     "products",
+    "rates",
     "roofline",
     "stored_bytes",
     "two_of_four",

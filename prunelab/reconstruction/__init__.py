@@ -1,4 +1,4 @@
-"""Repair what is kept: prune a layer, and let its other weights make up for it. No gradient, a few batches of inputs."""
+"""Repair what is kept: prune a layer, and let its other weights make up for it. No gradients, a few batches."""
 
 from .blockwise import blockwise
 from .methods import Method, SparseGPT, Wanda

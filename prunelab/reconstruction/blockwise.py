@@ -126,7 +126,7 @@ def _check_present(model: nn.Module) -> None:
     if away:
         raise PruneError(
             f"{away[0]} and {len(away) - 1} more weights of this {type(model).__name__} are offloaded (device 'meta'), "
-            "where pruning in place can't reach them: load the model with all weights in memory, on one device or several"
+            "where pruning in place can't reach them: load the model with all its weights in memory, on any devices"
         )
 
 

@@ -15,7 +15,13 @@ ATTEMPTS = 4
 
 
 def sparsegpt(
-    weight: Tensor, gram: Tensor, sparsity: float | NM, *, damping: float = 0.01, columns: int = 128, name: str = "weight"
+    weight: Tensor,
+    gram: Tensor,
+    sparsity: float | NM,
+    *,
+    damping: float = 0.01,
+    columns: int = 128,
+    name: str = "weight",
 ) -> tuple[Tensor, Tensor]:
     """A pruned and repaired weight (out, in), and what it keeps (out, in) bool.
 

