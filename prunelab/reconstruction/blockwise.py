@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from ..allocation import NM, check_target
 from ..calibration import Calibration
 from ..core import Masks, PruneError, device_of, shape
+from ..criteria.registry import finite_weights
 from ..decoders import Block, blocks
 from ..language import check_tokens
 from ..measurement.conditions import attempt, check_plain, pair, undisturbed
@@ -41,6 +42,7 @@ def blockwise(
     check_plain(model)
     found = blocks(model)
     _check_present(model)
+    finite_weights(model)
     masks: Masks = {}
     with undisturbed(model), torch.no_grad(), _journal(model) as note:
         passing = _entering(model, found[0].module, calib)
