@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def wanda(weight: Tensor, x: Tensor, pattern) -> Tensor:
-    """|W| * norm2(X_j); of each row the lower half goes, or two (four) of each four (eight): arXiv 2306.11695, eq. 1."""
+    """|W| * norm2(X_j); the lower half of each row goes, or of each four (eight): arXiv 2306.11695, eq. 1."""
     score = weight.abs().double() * x.double().norm(dim=0)
     length = weight.shape[1] if pattern == 0.5 else pattern[1]
     goes = length // 2 if pattern == 0.5 else pattern[1] - pattern[0]
@@ -50,7 +50,7 @@ def layer_by_layer(model: nn.Module, rows: Tensor, method, pattern) -> None:
         for block in inner.layers:
             seen: dict[nn.Module, list[Tensor]] = {}
             hooks = [
-                m.register_forward_hook(lambda m, args, out: seen.setdefault(m, []).append(args[0][0]))
+                m.register_forward_hook(lambda m, args, out, to=seen: to.setdefault(m, []).append(args[0][0]))
                 for m in block.modules()
                 if isinstance(m, nn.Linear)
             ]

@@ -11,9 +11,9 @@ import prunelab
 
 ROOT = Path(prunelab.__file__).parent
 FLOORS = [
-    "core", "batches", "language", "decoders", "masking", "measurement", "calibration", "criteria", "selection", "units",
-    "surgery", "granularity", "allocation", "reconstruction", "agreement", "sensitivity", "shares", "schedules",
-    "recovery", "pipeline",
+    "core", "batches", "language", "decoders", "masking", "measurement", "calibration", "criteria", "selection",
+    "units", "surgery", "granularity", "allocation", "reconstruction", "agreement", "sensitivity", "shares",
+    "schedules", "recovery", "pipeline",
 ]  # fmt: skip
 
 

@@ -65,9 +65,8 @@ def test_repair_is_better_than_masking(sparsity, plain):
     w, x = layer()
     new, keep = sparsegpt(w, x.T @ x, sparsity)
     assert error(w, new, x) < 0.7 * error(w, w * keep, x), "the same mask, without the update"
-    magnitude = pl.allocate({"w": w.abs()}, [pl.Group("w", w.numel(), (pl.Member("w"),))], None if plain != 0.5 else 0.5,
-                            sparsity if plain != 0.5 else "row")["w"]  # fmt: skip
-    assert error(w, new, x) < error(w, w * magnitude.view_as(w), x)
+    by_size, _ = Wanda()(w, torch.ones(64), sparsity, "weight")  # all inputs alike: magnitude in rows
+    assert error(w, new, x) < error(w, by_size, x)
 
 
 def test_exact_counts_under_ties():
@@ -105,9 +104,7 @@ def indefinite(strength):
 
 def test_not_positive_definite_is_damped_with_a_warning():
     w, gram = indefinite(0.05)
-    with pytest.warns(
-        UserWarning, match=r"Hessian of fc \(24, 64\) is not positive definite with damping=0.01: took 0.1"
-    ):
+    with pytest.warns(UserWarning, match=r"Hessian of fc \(24, 64\) is not positive definite with damping=0.01"):
         new, _ = sparsegpt(w, gram, 0.5, name="fc")
     assert torch.isfinite(new).all()
 
@@ -225,7 +222,7 @@ def test_bad_calibration(build):
         blockwise(decoder(), pl.Calibration(((torch.zeros(3), torch.zeros(3)),)), Wanda(), 0.5)
     with pytest.raises(pl.PruneError, match="tokenizer is another model's"):
         blockwise(decoder(), pl.Calibration((next_tokens(token_ids() + 40),)), Wanda(), 0.5)
-    with pytest.raises(pl.PruneError, match="did you mean 0.5"):
+    with pytest.raises(pl.PruneError, match=r"did you mean 0\.5"):
         blockwise(decoder(), calibration(), Wanda(), 50)
     worn = decoder()
     pl.prune(worn, pl.Recipe(sparsity=0.3))

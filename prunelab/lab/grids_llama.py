@@ -7,19 +7,17 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .. import zoo
-from ..language import write
 from ..measurement import perplexity
 from ..reconstruction import SparseGPT, Wanda
 from . import llamas
 
 Run = dict[str, Any]
-SPARSITIES = ("30 %", "50 %", "60 %", "70 %", "4:8", "2:4")
+SPARSITIES = ("50 %", "2:4", "4:8", "60 %", "30 %", "70 %")
 METHODS = {"magnitude": None, "Wanda": Wanda(), "SparseGPT": SparseGPT()}
-REMOVED = (1, 2, 3, 5, 8, 12)
-COMPARED = (1, 3, 5, 8)  # with chance, three times, and with the last ones
+REMOVED = (1, 2, 3, 5, 8)
+COMPARED = (1, 3, 5)  # with chance, three times, and with the last ones
 SEEDS = (0, 1, 2)
-WRITTEN = 32  # tokens
-SOME = 6  # windows to test a depth cut on, and to measure influence on
+SOME = 4  # windows to test a depth cut on, and to measure influence on
 
 
 def weights_grid() -> Iterator[Run]:
@@ -51,20 +49,20 @@ def depth_grid() -> Iterator[Run]:
             orders[key] = llamas.order(llama.model, what, rule, calib, seed=seed, n=max(removed, 1))
         out = orders[key][:removed]
         small = llamas.without(llama.model, what, out) if removed else llama.model
-        return {"out": sorted(out), **_judged(small, llama, test, writes=rule != "random")}
+        return {"out": sorted(out), **_judged(small, llama, test, writes=rule == "influence")}
 
     yield from resumable("llama-depth", _depth_points(), run)
 
 
 def _depth_points() -> list[Run]:
+    """The curves by influence first, then what they are compared with."""
     points = [("layers", "influence", 0, 0)]
-    for what in ("layers", "mlps", "attentions"):
-        points += [(what, "influence", 0, k) for k in REMOVED]
-    for what in ("layers", "mlps"):
-        points += [(what, "last", 0, k) for k in COMPARED]
-        points += [(what, "random", seed, k) for seed in SEEDS for k in COMPARED]
-    points += [("mlps", "block influence", 0, k) for k in COMPARED]
+    points += [(what, "influence", 0, k) for what in ("layers", "mlps") for k in REMOVED]
+    points += [(what, "last", 0, k) for what in ("layers", "mlps") for k in COMPARED]
+    points += [(what, "random", seed, k) for seed in SEEDS for what in ("layers", "mlps") for k in COMPARED[1:]]
+    points += [("attentions", "influence", 0, k) for k in REMOVED]
     points += [("layers", "run", 0, k) for k in COMPARED[1:]]
+    points += [("mlps", "block influence", 0, k) for k in COMPARED[1:]]
     return [dict(zip(("what", "rule", "seed", "removed"), p, strict=True)) for p in points]
 
 
@@ -72,7 +70,7 @@ def _judged(model: Any, llama: zoo.Llama, test: Any, *, writes: bool = True) -> 
     found = perplexity(model, test)
     low, high = found.interval or (found.value, found.value)
     parameters = sum(p.numel() for p in model.parameters())
-    written = {"text": write(model, llama.tokenizer, llamas.PROMPT, WRITTEN)} if writes else {}
+    written = {"text": llamas.answer(llama, model)} if writes else {}
     return {"perplexity": found.value, "low": low, "high": high, "parameters": parameters, **written}
 
 

@@ -18,7 +18,7 @@ from ..core import Group, Keep
 from ..criteria import AngularDistance, BlockInfluence, magnitude
 from ..granularity import by_name as granularity_named
 from ..granularity import weights
-from ..language import next_token_loss, next_tokens, tokens, windows
+from ..language import next_token_loss, next_tokens, tokens, windows, write
 from ..masking import apply, bake
 from ..reconstruction import Method, blockwise
 from ..surgery import shrink
@@ -26,7 +26,8 @@ from ..units import tensors_of
 
 LENGTH = 256
 TESTED = CALIBRATED = 16  # windows
-PROMPT = "A list in Python is"
+QUESTION = "Why does a gardener prune a tree?"
+WRITTEN = 32  # tokens
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ def text_for(llama: zoo.Llama) -> Text:
     rows = windows(tokens(llama.tokenizer, zoo.reference_text(), llama.model), LENGTH)
     calib = Calibration((next_tokens(rows[-CALIBRATED:]),), next_token_loss)
     return Text(rows[:TESTED], rows[TESTED:-CALIBRATED], calib)
+
+
+def answer(llama: zoo.Llama, model: nn.Module | None = None, count: int = WRITTEN) -> str:
+    """What the Llama, or a pruned one, says when asked why a gardener prunes a tree: always its likeliest words."""
+    return write(llama.model if model is None else model, llama.tokenizer, llama.prompt(QUESTION), count).strip()
 
 
 def order(

@@ -49,6 +49,11 @@ class Llama:
     tokenizer: Any
     name: str = NAME
 
+    def prompt(self, question: str) -> str:
+        """A question in the form in which this model was trained to answer one."""
+        said = [{"role": "user", "content": question}]
+        return self.tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
+
     def __repr__(self) -> str:
         return f"Llama({self.name!r}: {sum(p.numel() for p in self.model.parameters()):,} parameters)"
 
