@@ -1,5 +1,6 @@
 """Block Influence, angular distance, GLU peak to peak: each by hand, from the outputs of the blocks themselves."""
 
+import itertools
 import math
 
 import pytest
@@ -38,7 +39,7 @@ def worth(scores, what, model):
 def test_block_influence(kind):
     model = decoder(kind)
     x = streams(model)
-    wanted = [1 - F.cosine_similarity(a, b, dim=-1).mean() for a, b in zip(x, x[1:], strict=False)]
+    wanted = [1 - F.cosine_similarity(a, b, dim=-1).mean() for a, b in itertools.pairwise(x)]
     found = worth(BlockInfluence()(model, CALIB), "layers", model)
     assert torch.allclose(found, torch.stack(wanted).double(), atol=1e-6)
 

