@@ -33,6 +33,7 @@ def test_by_hand():
     found = perplexity(Certain([0.5, 0.25, 0.125]), torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]]))
     assert found.value == pytest.approx(4, rel=1e-5)
     assert found.tokens == 6
+    assert found.accuracy == pytest.approx(1 / 3)  # 1/2 is the most; 1/4 ties, and 1/8 is less than the others' 7/24
     assert found.losses == pytest.approx([math.log(4)] * 2)
     assert found.interval == pytest.approx((4, 4), rel=1e-4)
     assert repr(found) == "perplexity 4 [4, 4] (6 tokens in 2 sequences)"

@@ -71,7 +71,14 @@ def _judged(model: Any, llama: zoo.Llama, test: Any, *, writes: bool = True) -> 
     low, high = found.interval or (found.value, found.value)
     parameters = sum(p.numel() for p in model.parameters())
     written = {"text": llamas.answer(llama, model)} if writes else {}
-    return {"perplexity": found.value, "low": low, "high": high, "parameters": parameters, **written}
+    return {
+        "perplexity": found.value,
+        "low": low,
+        "high": high,
+        "accuracy": found.accuracy,
+        "parameters": parameters,
+        **written,
+    }
 
 
 def resumable(name: str, points: Sequence[Run], run: Callable[..., Run]) -> Iterator[Run]:
