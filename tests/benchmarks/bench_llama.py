@@ -1,7 +1,7 @@
-"""The real Llama: perplexity of five ways to prune it, against plain implementations; seconds, memory, tokens a second.
+"""The real Llama: perplexity of ways to prune it, against plain implementations; seconds, memory, tokens a second.
 
-Run by hand: `python tests/benchmarks/bench_llama.py [--only methods|depth|speed] [--calib 16] [--test 16]`. It takes the
-Llama from the cache, or fetches it. One thread, so that the figures compare; a quiet machine for `speed`.
+Run by hand: `python tests/benchmarks/bench_llama.py [--only methods|depth|speed] [--calib 16] [--test 16]`. It takes
+the Llama from the cache, or fetches it. One thread, so that the figures compare; a quiet machine for `speed`.
 """
 
 from __future__ import annotations
