@@ -1,6 +1,6 @@
 """What only a notebook needs: `from prunelab import lab`. Nothing else in prunelab imports it."""
 
-from . import plots, scoreboard
+from . import llamas, plots, plots_llama, scoreboard
 from .claims import ClaimError, claim
 from .contests import kept, moved, pruned, rewritten, shares_of, spread
 from .exercises import check, exercise, hint, solution
@@ -28,9 +28,11 @@ __all__ = [
     "grid",
     "hint",
     "kept",
+    "llamas",
     "measured",
     "moved",
     "plots",
+    "plots_llama",
     "predict",
     "progress",
     "pruned",
