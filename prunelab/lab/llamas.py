@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from ..masking import apply, bake
 from ..reconstruction import Method, blockwise
 from ..surgery import shrink
 from ..units import tensors_of
+from . import display
 
 LENGTH = 256
 TESTED = CALIBRATED = 16  # windows
@@ -54,6 +56,30 @@ def text_for(llama: zoo.Llama) -> Text:
 def answer(llama: zoo.Llama, model: nn.Module | None = None, count: int = WRITTEN) -> str:
     """What the Llama, or a pruned one, says when asked why a gardener prunes a tree: always its likeliest words."""
     return write(llama.model if model is None else model, llama.tokenizer, llama.prompt(QUESTION), count).strip()
+
+
+def inputs_of(model: nn.Module, layer: nn.Module, calib: Calibration) -> Tensor:
+    """All that flows into a linear layer on the calibration text: (tokens, in)."""
+    seen: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda module, args: seen.append(args[0].flatten(0, 1)))
+    try:
+        with torch.no_grad():
+            for ids in calib.batches[0][0].split(1):
+                model(input_ids=ids, use_cache=False)
+    finally:
+        hook.remove()
+    return torch.cat(seen)
+
+
+def conversation(answers: Mapping[str, str]) -> None:
+    """The question, and what each Llama answers."""
+    lines = {"the question": QUESTION, **answers}
+    text = "\n".join(f"{name}: {said}" for name, said in lines.items())
+    rows = (
+        f"<dt><strong>{escape(n)}</strong></dt><dd style='margin: 0 0 0.5em 1.5em'>{escape(s)}</dd>"
+        for n, s in lines.items()
+    )
+    display.show(text, html=f'<dl style="max-width: {display.WIDTH}">{"".join(rows)}</dl>')
 
 
 def order(

@@ -4,7 +4,7 @@ from .catalog import load
 from .data import Data, ZooError
 from .digits import scans
 from .downloads import cache_dir
-from .llama import Llama, llama, reference_text
+from .llama import Llama, llama, llama_folder, reference_text
 from .networks import ARCHITECTURES, cnn, mlp
 from .trained import cards, checkpoint, checkpoints, data_dir, save_checkpoint
 
@@ -20,6 +20,7 @@ __all__ = [
     "cnn",
     "data_dir",
     "llama",
+    "llama_folder",
     "load",
     "mlp",
     "reference_text",

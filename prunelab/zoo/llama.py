@@ -66,13 +66,18 @@ def llama(*, root: str | Path | None = None, download: bool = True) -> Llama:
     keeps caches. Interrupted, it goes on from the last complete step. Raises ZooError without a network, without room
     on the disk, with `download=False` and no copy, and for files that are damaged.
     """
+    return _load(llama_folder(root=root, download=download))
+
+
+def llama_folder(*, root: str | Path | None = None, download: bool = True) -> Path:
+    """The folder with the checked files of the Llama, made first if need be: `llama` without the loading."""
     folder = cache_dir(root) / NAME
     if not (folder / CARD).is_file():
         if not download:
             raise ZooError(f"there is no {NAME} in {folder}: call zoo.llama() once with a network")
         _make(folder)
     _check(folder)
-    return _load(folder)
+    return folder
 
 
 def reference_text() -> str:
