@@ -149,8 +149,8 @@ def choose(values: Mapping[str, Tensor], groups: Sequence[Group], sparsity: floa
 
 
 def is_structure(group: Group) -> bool:
-    """Whether the group's units are whole slices of tensors, which `shrink` can remove; single weights are not."""
-    return any(m.dim is not None for m in group.members)
+    """Whether the group's units are slices of tensors or whole modules, which `shrink` can remove."""
+    return bool(group.parts) or any(m.dim is not None for m in group.members)
 
 
 def _least(groups: Sequence[Group], floor: int | None) -> dict[str, int]:
@@ -260,8 +260,9 @@ def _say_if_short(wanted: int, possible: int, least: dict[str, int]) -> None:
 
 def _rounded(gone: Tensor, values: Tensor, group: Group, round_to: int) -> Tensor:
     """Bring back the best of what went, until the channels kept are a multiple of round_to, or all of them."""
-    if not is_structure(group):
-        raise PruneError(f"round_to={round_to} rounds counts of channels, but {group.name} holds single weights")
+    if not is_structure(group) or group.parts:
+        what = "whole modules" if group.parts else "single weights"
+        raise PruneError(f"round_to={round_to} rounds counts of channels, but {group.name} holds {what}")
     step = round_to // math.gcd(round_to, group.members[0].block)
     kept = len(gone) - int(gone.sum())
     goal = min(-(-kept // step) * step, len(gone))
@@ -281,9 +282,9 @@ def _lowest_of_each_m(scores: Scores, groups: Sequence[Group], values: dict[str,
 def _check_windows(scores: Scores, groups: Sequence[Group], scope: NM) -> None:
     unfit = []
     for g in groups:
-        member, score = g.members[0], scores[g.members[0].tensor]
-        if member.dim is not None or member.tile != (1, 1):
+        if not _single(g):
             raise PruneError(f'scope {scope} compares single weights, but {g.name} holds structures: use "layer"')
+        member, score = g.members[0], scores[g.members[0].tensor]
         if score.dim() < 2 or score.shape[1] % scope.m:
             unfit.append(f"{member.tensor} {shape(score)}")
     if unfit:
@@ -304,16 +305,22 @@ def _lowest_in_rows(values: Tensor, length: int, share: float) -> Tensor:
     return gone.scatter_(1, order[:, : round(share * length)], True).view(-1)
 
 
+def _single(group: Group) -> bool:
+    """Whether the group's units are single weights: no slices, no modules, no blocks."""
+    return not is_structure(group) and group.members[0].tile == (1, 1)
+
+
 def _row_length(scores: Scores, group: Group) -> int:
-    member = group.members[0]
-    if member.dim is not None or member.tile != (1, 1):
+    if not _single(group):
         raise PruneError(f'scope "row" compares single weights, but {group.name} holds structures: use "layer"')
-    tensor = scores[member.tensor]
+    tensor = scores[group.members[0].tensor]
     return tensor.numel() // max(tensor.shape[0], 1)
 
 
 def _unit_scores(scores: Scores, group: Group, reduce: str | None) -> Tensor:
     """(units,): one score for each unit, of all its entries over all its members that have scores."""
+    if group.parts:
+        return _part_scores(scores, group, reduce)
     scored = [(m, scores[m.tensor]) for m in group.members if m.tensor in scores]
     if not scored:
         have = ", ".join(list(scores)[:6])
@@ -326,6 +333,18 @@ def _unit_scores(scores: Scores, group: Group, reduce: str | None) -> Tensor:
         bad = int(torch.isnan(total).sum())
         raise PruneError(f"{bad} of the {total.numel()} scores of {group.name} are NaN: they cannot be compared")
     return _reduced(total, sum(units.size(m, s) for m, s in scored), reduce or _reduction(group))
+
+
+def _part_scores(scores: Scores, group: Group, reduce: str | None) -> Tensor:
+    """(units,): of whole modules, the sum of all their scores, or what `reduce` makes of it."""
+    total, counts = units.totals(group, scores)
+    if not counts.all():
+        lacking = next(p.path for p in group.parts if not counts[p.unit])
+        raise PruneError(f"no scores for anything in {lacking}, which {group.name} needs: take another criterion")
+    total = total.abs() if isinstance(scores, AbsoluteOfSum) else total
+    if torch.isnan(total).any():
+        raise PruneError(f"{int(torch.isnan(total).sum())} of the {group.units} scores of {group.name} are NaN")
+    return total / counts if reduce == "mean" else _reduced(total, 1, reduce or _reduction(group))
 
 
 def _reduction(group: Group) -> str:

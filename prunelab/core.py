@@ -43,16 +43,31 @@ class Member:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Unit `unit` owns the whole module at `path`, with every tensor in it.
+
+    Removed, an entry of a list leaves the list; any other module is replaced by one that adds nothing: it returns 0,
+    or, of an attention that returns `outputs` things, 0 and then None.
+    """
+
+    path: str
+    unit: int
+    outputs: int = 1
+
+
+@dataclass(frozen=True)
 class Group:
     """Coupled structures: unit u of every member leaves together with the others, or not at all.
 
-    `exact` says that a model with the units masked computes the same as one with the units removed.
+    Units are slices of tensors (`members`) or whole modules (`parts`). `exact` says that a model with the units
+    masked computes the same as one with the units removed.
     """
 
     name: str
     units: int
     members: tuple[Member, ...]
     exact: bool = True
+    parts: tuple[Part, ...] = ()
 
 
 class Criterion(Protocol):

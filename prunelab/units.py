@@ -1,13 +1,13 @@
-"""Which entries of a tensor belong to which unit: the one place that reads a `Member`'s layout."""
+"""Which entries of a tensor belong to which unit: the one place that reads the layout of a `Member` or a `Part`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from .core import Group, Keep, Masks, Member, PruneError, lookup, places, shape
+from .core import Group, Keep, Masks, Member, Part, PruneError, lookup, places, shape
 
 
 def check(member: Member, tensor: Tensor, units: int) -> None:
@@ -51,6 +51,39 @@ def size(member: Member, tensor: Tensor) -> int:
     return tensor.numel() // tensor.shape[member.dim] * member.block
 
 
+def inside(part: Part, names: Iterable[str]) -> list[str]:
+    """Those of the tensors' names that lie in the part's module."""
+    return [name for name in names if name.startswith(f"{part.path}.")]
+
+
+def tensors_of(group: Group, names: Iterable[str]) -> set[str]:
+    """Those of the tensors' names of which the group's units own something."""
+    known = set(names)
+    own = {m.tensor for m in group.members} & known
+    return own.union(*(inside(part, known) for part in group.parts))
+
+
+def check_parts(group: Group, names: Iterable[str]) -> None:
+    """PruneError if a whole module of the group is not in the model."""
+    known = tuple(names)
+    for part in group.parts:
+        if not 0 <= part.unit < group.units or not inside(part, known):
+            raise PruneError(
+                f"the model has no tensors in {part.path}, unit {part.unit} of {group.name}: the groups "
+                "are of another model"
+            )
+
+
+def totals(group: Group, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """(units,) sums of what each unit's modules hold in `tensors`, and (units,) how many entries that are."""
+    owned = [(part.unit, tensors[name]) for part in group.parts for name in inside(part, tensors)]
+    sums, counts = torch.zeros(group.units, dtype=torch.float64), torch.zeros(group.units, dtype=torch.float64)
+    for unit, tensor in owned:
+        sums[unit] += float(tensor.sum())
+        counts[unit] += tensor.numel()
+    return sums, counts
+
+
 def mask(member: Member, kept: Tensor, into: Sequence[int]) -> Tensor:
     """The units kept, (units,) bools, laid out in a tensor of the given shape; what no unit owns is kept."""
     if member.dim is not None:
@@ -87,12 +120,25 @@ def expand(model: nn.Module, groups: Sequence[Group], keep: Keep) -> Masks:
             check(member, tensor, group.units)
             laid = mask(member, kept, tensor.shape)
             masks[member.tensor] = masks[member.tensor] & laid if member.tensor in masks else laid
+        masks |= _whole(model, group, kept, tensors)
     return masks
+
+
+def _whole(model: nn.Module, group: Group, kept: Tensor, tensors: Mapping[str, Tensor]) -> Masks:
+    """A mask without a single True for each parameter of the modules that go; the others need none."""
+    check_parts(group, tensors)
+    gone = [name for part in group.parts if not kept[part.unit] for name in inside(part, tensors)]
+    return {n: torch.zeros_like(tensors[n], dtype=torch.bool) for n in gone if isinstance(tensors[n], nn.Parameter)}
 
 
 def contract(groups: Sequence[Group], masks: Mapping[str, Tensor]) -> Keep:
     """The inverse of `expand`: a unit is kept if any of its entries is. Tensors without a mask keep everything."""
-    return {g.name: _kept_units(g, masks) for g in groups}
+    return {g.name: _kept_parts(g, masks) if g.parts else _kept_units(g, masks) for g in groups}
+
+
+def _kept_parts(group: Group, masks: Mapping[str, Tensor]) -> Tensor:
+    kept, worn = totals(group, masks)
+    return (kept > 0) | (worn == 0)
 
 
 def _kept_units(group: Group, masks: Mapping[str, Tensor]) -> Tensor:

@@ -15,6 +15,10 @@ from prunelab.criteria import CRITERIA
 from prunelab.granularity import GRANULARITIES
 from prunelab.masking import current_masks
 
+DECODERS_ONLY = {"block_influence", "angular_distance", "glu_peak_to_peak", "mlps", "attentions", "layers"}
+CRITERIA = {n: c for n, c in CRITERIA.items() if n not in DECODERS_ONLY}  # those: tests/test_contract_decoders.py
+GRANULARITIES = {n: g for n, g in GRANULARITIES.items() if n not in DECODERS_ONLY}
+
 EVERY = [*CRITERIA, "mama"]  # which needs weights to measure movement from: `judge` gives it some
 MODELS = ["cnn", "mlp", "residual", "vit"]
 HAS = {  # a trace of a Transformer takes seconds: the traced granularities are tried on the others

@@ -11,9 +11,9 @@ import prunelab
 
 ROOT = Path(prunelab.__file__).parent
 FLOORS = [
-    "core", "attention", "batches", "masking", "measurement", "calibration", "criteria", "selection", "units",
-    "surgery", "granularity", "allocation", "agreement", "sensitivity", "shares", "schedules", "recovery", "pipeline",
-    "reconstruction", "movement",
+    "core", "attention", "batches", "language", "decoders", "masking", "measurement", "calibration", "criteria",
+    "selection", "units", "surgery", "granularity", "allocation", "reconstruction", "agreement", "sensitivity",
+    "shares", "schedules", "recovery", "pipeline", "movement",
 ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ A criterion scores single weights. What a structure is worth, `allocate` makes o
 """
 
 from .activations import wanda
+from .depth import AngularDistance, BlockInfluence, angular_distance, block_influence, glu_peak_to_peak
 from .gradients import Grasp, fisher, gradient, grasp, synflow, taylor, taylor_sum
 from .heads import head_importance
 from .movements import Mama
@@ -18,14 +19,19 @@ from .weights import Random, bn_slimming, fpgm, magnitude, magnitude_l2, random
 __all__ = [
     "ALIASES",
     "CRITERIA",
+    "AngularDistance",
+    "BlockInfluence",
     "Criterion",
     "Grasp",
     "Mama",
     "Random",
+    "angular_distance",
+    "block_influence",
     "bn_slimming",
     "by_name",
     "fisher",
     "fpgm",
+    "glu_peak_to_peak",
     "gradient",
     "grasp",
     "head_importance",

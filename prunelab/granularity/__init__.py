@@ -1,6 +1,7 @@
 """What is removed as one: (model, example) -> groups of coupled structures."""
 
 from .channels import coupled, filters, neurons
+from .depth import attentions, glu_neurons, layers, mlps
 from .heads import heads
 from .registry import GRANULARITIES, Granularity, by_name
 from .single import Blocks, blocks, weights
@@ -9,11 +10,15 @@ __all__ = [
     "GRANULARITIES",
     "Blocks",
     "Granularity",
+    "attentions",
     "blocks",
     "by_name",
     "coupled",
     "filters",
+    "glu_neurons",
     "heads",
+    "layers",
+    "mlps",
     "neurons",
     "weights",
 ]

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from ..core import Group, Member, PruneError, join
+from ..decoders import is_decoder
+from .depth import glu_neurons
 from .ports import Port
 from .proof import proven
 from .tracing import BY_HAND, on, plain_copy, trace
@@ -36,8 +38,11 @@ def filters(model: nn.Module, example: Any = None) -> list[Group]:
 def neurons(model: nn.Module, example: Any = None) -> list[Group]:
     """Neurons of hidden Linear layers: a unit is a row and its bias, and the columns of every layer that reads it.
 
-    Otherwise as `filters`; channels that a convolution makes too are filters, not neurons.
+    Otherwise as `filters`; channels that a convolution makes too are filters, not neurons. In a Llama-like decoder they
+    are those of its gated MLPs, found without tracing and without an example: `glu_neurons`.
     """
+    if is_decoder(model):
+        return glu_neurons(model)
     found = [g for g, convolved in _found(model, example) if not convolved]
     return _some(found, "neuron of a hidden Linear layer", model)
 

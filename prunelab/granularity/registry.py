@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..core import Granularity, PruneError
 from .channels import coupled, filters, neurons
+from .depth import attentions, layers, mlps
 from .heads import heads
 from .single import weights
 
@@ -13,6 +14,9 @@ GRANULARITIES: dict[str, Granularity] = {
     "neurons": neurons,
     "coupled": coupled,
     "heads": heads,
+    "mlps": mlps,
+    "attentions": attentions,
+    "layers": layers,
 }
 
 

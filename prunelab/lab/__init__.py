@@ -1,6 +1,18 @@
 """What only a notebook needs: `from prunelab import lab`. Nothing else in prunelab imports it."""
 
-from . import maps, movement_plots, plots, plots_heads, plots_recovery, recoveries, returning, scoreboard, transfers
+from . import (
+    llamas,
+    maps,
+    movement_plots,
+    plots,
+    plots_heads,
+    plots_llama,
+    plots_recovery,
+    recoveries,
+    returning,
+    scoreboard,
+    transfers,
+)
 from .claims import ClaimError, claim
 from .contests import kept, moved, pruned, rewritten, shares_of, spread
 from .exercises import check, exercise, hint, solution
@@ -30,12 +42,14 @@ __all__ = [
     "grid",
     "hint",
     "kept",
+    "llamas",
     "maps",
     "measured",
     "moved",
     "movement_plots",
     "plots",
     "plots_heads",
+    "plots_llama",
     "plots_recovery",
     "predict",
     "progress",

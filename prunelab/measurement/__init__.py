@@ -2,10 +2,12 @@
 
 from . import pitfalls
 from .accuracy import Evaluation, evaluate, wilson
+from .generation import Rates, rates
 from .kernels import Crossover, Product, Products, crossover, products, two_of_four
 from .machines import Floor, Machine, floor, machine
 from .memory import peak_memory
 from .operations import macs
+from .perplexity import Perplexity, perplexity
 from .report import Measurement, measure
 from .roofline import Layer, Roofline, roofline
 from .storage import FORMATS, count, stored_bytes
@@ -22,8 +24,10 @@ __all__ = [
     "Layer",
     "Machine",
     "Measurement",
+    "Perplexity",
     "Product",
     "Products",
+    "Rates",
     "Roofline",
     "Speedup",
     "Verdict",
@@ -37,8 +41,10 @@ __all__ = [
     "macs",
     "measure",
     "peak_memory",
+    "perplexity",
     "pitfalls",
     "products",
+    "rates",
     "roofline",
     "stored_bytes",
     "two_of_four",

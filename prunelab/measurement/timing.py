@@ -126,7 +126,7 @@ def compare(
     "steady" is that where it can be had, and else "wall".
     Raises PruneError if a model wears masks, they lie on different devices, or rounds is below 7.
     """
-    _check_candidates(models)
+    check_candidates(models)
     if isinstance(example_or_data, (Tensor, Mapping)):
         inputs = cut(example_or_data, batch_size)
     else:
@@ -159,7 +159,8 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return _quantile(ordered, 0.5), ordered[k - 1], ordered[n - k]
 
 
-def _check_candidates(models: Mapping[str, nn.Module]) -> None:
+def check_candidates(models: Mapping[str, nn.Module]) -> None:
+    """PruneError unless these are plain models by name, all on one device."""
     if not isinstance(models, Mapping) or not models:
         raise PruneError('models must be a dict of at least one, such as {"dense": model, "pruned": small}')
     for name, model in models.items():

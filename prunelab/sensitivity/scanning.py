@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .. import criteria
+from .. import criteria, units
 from .. import granularity as granularities
 from ..allocation import check_sparsity
 from ..batches import split_of
@@ -125,7 +125,7 @@ def _called(thing: Any) -> str:
 
 
 def _scores_of(group: Group, scores: Scores) -> Scores:
-    return {m.tensor: scores[m.tensor] for m in group.members if m.tensor in scores}
+    return {name: scores[name] for name in units.tensors_of(group, scores)}
 
 
 def _resumed(resume: Any, empty: Scan, groups: list[Group]) -> dict[str, Curve]:

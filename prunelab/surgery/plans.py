@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from .. import units
-from ..core import Group, Keep, Member, PruneError, mask_of, places, shape
+from ..core import Group, Keep, Member, Part, PruneError, mask_of, places, shape
+from .removal import gone, renamed
 from .shrinking import shrink
 
 FORMAT = "prunelab plan 1"
@@ -72,12 +73,13 @@ def load_plan(path: str | os.PathLike[str], fresh_model: nn.Module) -> nn.Module
 
 def _described(group: Group, keep: Keep) -> dict[str, Any]:
     kept = units.kept_of(group, keep).nonzero().squeeze(1).tolist()
-    return {"name": group.name, "units": group.units, "exact": group.exact, "kept": kept, "members": _members(group)}
+    told = {"name": group.name, "units": group.units, "exact": group.exact, "kept": kept}
+    parts = {"parts": _without_defaults(group.parts)} if group.parts else {}
+    return told | {"members": _without_defaults(group.members)} | parts
 
 
-def _members(group: Group) -> list[dict[str, Any]]:
-    defaults = {f.name: f.default for f in fields(Member)}
-    return [{k: v for k, v in asdict(m).items() if defaults[k] != v} for m in group.members]
+def _without_defaults(things: Sequence[Member | Part]) -> list[dict[str, Any]]:
+    return [{f.name: v for f in fields(t) if (v := getattr(t, f.name)) != f.default} for t in things]
 
 
 def _check_shrunk(groups: Sequence[Group], keep: Keep, model: nn.Module) -> None:
@@ -85,10 +87,15 @@ def _check_shrunk(groups: Sequence[Group], keep: Keep, model: nn.Module) -> None
     if masked:
         raise PruneError(f"the model wears masks, on {masked[0]} and perhaps others: bake(model) first")
     tensors = units.named(model)
+    parts = gone(groups, keep)
+    _check_removed(groups, parts, tensors, model)
     for group in groups:
         kept = units.kept_of(group, keep)
         for member in group.members:
-            tensor = units.find(model, tensors, member.tensor)
+            name = renamed(member.tensor, parts)
+            if name is None:
+                continue
+            tensor = units.find(model, tensors, name)
             if member.dim is None:
                 raise PruneError(f"{group.name} holds single weights: a plan is of structures, such as filters")
             least = int(kept.sum()) * member.block
@@ -99,6 +106,33 @@ def _check_shrunk(groups: Sequence[Group], keep: Keep, model: nn.Module) -> None
                     f"{member.tensor} {shape(tensor)} is not what these groups and keep leave of it, {least} of "
                     f"{group.units * member.block} along dimension {member.dim}: give the model that shrink returned"
                 )
+
+
+def _check_removed(groups: Sequence[Group], parts: list[Part], tensors: dict[str, Tensor], model: nn.Module) -> None:
+    """PruneError if a module that should have left is still there, or one that should have stayed is not."""
+    for part in (p for g in groups for p in g.parts):
+        name = renamed(f"{part.path}.", [p for p in parts if p != part])
+        if name is None or (part in parts and part.path.rpartition(".")[2].isdigit()):
+            continue  # it went with a module around it; or with its place in a list, which the length tells
+        there = bool(units.inside(replace(part, path=name[:-1]), tensors))
+        if there is (part in parts):
+            what = "still there" if there else "not there"
+            raise PruneError(
+                f"{part.path} is {what} in this {type(model).__name__}: give the model that shrink returned"
+            )
+    for above in {p.path.rpartition(".")[0] for p in parts if p.path.rpartition(".")[2].isdigit()}:
+        _check_length(above, [p for g in groups for p in g.parts], parts, tensors)
+
+
+def _check_length(above: str, every: list[Part], parts: list[Part], tensors: dict[str, Tensor]) -> None:
+    """PruneError if a list has as many entries as before: then its first ones stand where the kept ones should."""
+    had, left = (sum(p.path.rpartition(".")[0] == above for p in some) for some in (every, parts))
+    entries = {n.removeprefix(f"{above}.").partition(".")[0] for n in tensors if n.startswith(f"{above}.")}
+    if len(entries) != had - left:
+        raise PruneError(
+            f"{above} has {len(entries)} entries, and these groups and keep leave {had - left} of {had}: give the "
+            "model that shrink returned"
+        )
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -154,10 +188,12 @@ def _read_plan(path: Path) -> dict[str, Any]:
 
 def _group_of(raw: dict[str, Any]) -> Group:
     members = [Member(**{**m, "tile": tuple(m.get("tile", (1, 1)))}) for m in raw["members"]]
+    parts = [Part(**p) for p in raw.get("parts", ())]
     numbers = [raw["units"], *(n for m in members for n in (m.dim, m.block, m.offset))]
+    numbers += [n for p in parts for n in (p.unit, p.outputs)]
     if not all(type(n) is int for n in numbers):
         raise ValueError(f"a number of group {raw['name']} is none")
-    return Group(str(raw["name"]), raw["units"], tuple(members), bool(raw["exact"]))
+    return Group(str(raw["name"]), raw["units"], tuple(members), bool(raw["exact"]), tuple(parts))
 
 
 def _keep_of(raw: dict[str, Any]) -> Tensor:

@@ -13,13 +13,14 @@ from torch.nn.utils import parametrize
 from .. import units
 from ..core import Group, Keep, Place, PruneError, lookup_all, places, shape
 from ..masking import bake
-from . import heads
+from . import heads, widths
+from .removal import gone, remove
 
 Lines = dict[tuple[str, int], Tensor]  # (tensor name, dimension) -> bool (size,), True = stays
 
 
 def shrink(model: nn.Module, groups: Sequence[Group], keep: Keep) -> nn.Module:
-    """A new model without the units that go; the old one is left as it is.
+    """A new model without the units that go, slices or whole modules; the old one is left as it is.
 
     `groups` and `keep` as from `granularity.filters` and `allocate` (whose round_to= keeps channel counts that
     hardware likes). Every tensor that loses entries is cut once a dimension, running statistics too, and its
@@ -39,6 +40,8 @@ def shrink(model: nn.Module, groups: Sequence[Group], keep: Keep) -> nn.Module:
     for module, name in touched.items():
         _declare(module, name)
     heads.settle(small, touched)
+    remove(small, gone(groups, keep))
+    widths.settle(small)
     return small
 
 
@@ -54,6 +57,7 @@ def cuts(model: nn.Module, groups: Sequence[Group], keep: Keep) -> Lines:
                 f"keep has nothing left of {group.name} ({group.units} units): without it the network is cut in two. "
                 "Keep at least one unit, as allocate does by default (floor=1)"
             )
+        units.check_parts(group, tensors)
         for member in group.members:
             tensor = units.find(model, tensors, member.tensor)
             if member.dim is None:

@@ -4,6 +4,7 @@ from .catalog import load
 from .data import Data, ZooError
 from .digits import more_views, scans
 from .downloads import cache_dir
+from .llama import Llama, llama, llama_folder, reference_text
 from .networks import cnn, mlp
 from .trained import ARCHITECTURES, cards, checkpoint, checkpoints, data_dir, save_checkpoint
 from .transformer import VisionTransformer, vit
@@ -11,6 +12,7 @@ from .transformer import VisionTransformer, vit
 __all__ = [
     "ARCHITECTURES",
     "Data",
+    "Llama",
     "VisionTransformer",
     "ZooError",
     "cache_dir",
@@ -19,9 +21,12 @@ __all__ = [
     "checkpoints",
     "cnn",
     "data_dir",
+    "llama",
+    "llama_folder",
     "load",
     "mlp",
     "more_views",
+    "reference_text",
     "save_checkpoint",
     "scans",
     "vit",

@@ -1,0 +1,232 @@
+"""Criteria for what stands on a residual stream: how much does it change what passes through?
+
+Each gives every weight of a module an equal part of the module's score, so that a unit of `granularity.layers`, `mlps`
+or `attentions` is worth its modules' scores added up, whatever their size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..calibration import Calibration, needed
+from ..calibration.samples import on_device
+from ..core import PruneError, Scores, places
+from ..decoders import Block, blocks
+from ..language import check_tokens
+from ..measurement.conditions import attempt, undisturbed
+from .registry import finite_weights, register
+
+OF = ("layers", "mlps", "attentions")
+
+
+@dataclass(frozen=True)
+class BlockInfluence:
+    """1 - E cos(X_i, X_i+1): how far a block turns what passes through it, over all tokens. Needs data, no labels.
+
+    Men et al. 2024 (ShortGPT), arXiv 2403.03853, §3.2. `of`: "layers" as there; "mlps" or "attentions" compare the
+    residual stream before and after that part alone. All weights of the part share its score, norms included.
+    """
+
+    of: str = "layers"
+
+    def __call__(self, model: nn.Module, calib: Calibration | None = None) -> Scores:
+        if self.of not in OF:
+            raise PruneError(f"block influence of {self.of!r}: give one of {', '.join(OF)}")
+        finite_weights(model)
+        found, turned = blocks(model), Turned()
+        with _watched(found, self.of, turned):
+            _run(model, needed(calib, "block_influence"))
+        shares = {path: 1 - cosines / n for path, (cosines, n) in turned.sums.items()}
+        return _spread(model, {part: shares[b.path] for b in found if (part := _part(b, self.of)) is not None})
+
+
+block_influence = BlockInfluence()
+register("block_influence")(block_influence)
+
+
+@dataclass(frozen=True)
+class AngularDistance:
+    """The least arccos(cos(X_l, X_l+n)) / pi among the runs of n blocks that a block is part of. Needs data, no labels.
+
+    So the n blocks of lowest score are the run whose removal turns the stream least. Gromov et al. 2024, arXiv
+    2403.17887, eq. 4; the paper looks at the last token of each sequence (`last_only`), here all of them count.
+    """
+
+    n: int = 1
+    last_only: bool = False
+
+    def __call__(self, model: nn.Module, calib: Calibration | None = None) -> Scores:
+        finite_weights(model)
+        found = blocks(model)
+        if not isinstance(self.n, int) or not 1 <= self.n < len(found):
+            raise PruneError(f"angular distance of n={self.n!r} blocks: the model has {len(found)}, give 1 to one less")
+        angles = self.angles(model, needed(calib, "angular_distance"))
+        least = [
+            min(angles[max(i - self.n + 1, 0) : i + 1]) for i in range(len(found))
+        ]  # of the runs that hold block i
+        return _spread(model, {b.path: a for b, a in zip(found, least, strict=True)})
+
+    def angles(self, model: nn.Module, calib: Calibration) -> list[float]:
+        """The distance over n blocks, for each block a run can start from."""
+        found = blocks(model)
+        sums, count = [0.0] * (len(found) - self.n + 1), 0
+        stream: list[Tensor] = []
+
+        def close(_: int) -> None:
+            nonlocal count
+            kept = [x[:, -1:] if self.last_only else x for x in stream]
+            for start in range(len(sums)):
+                cos = _cosines(kept[start], kept[start + self.n])
+                sums[start] += float(cos.clamp(-1, 1).arccos().sum()) / math.pi
+            count += kept[0][..., 0].numel()
+            stream.clear()
+
+        with _recorded(found, stream):
+            _run(model, calib, close)
+        return [s / count for s in sums]
+
+
+angular_distance = AngularDistance()
+register("angular_distance")(angular_distance)
+
+
+@register("glu_peak_to_peak")
+def glu_peak_to_peak(model: nn.Module, calib: Calibration | None = None) -> Scores:
+    """(max + |min|) of a neuron's gate row plus the same of its up row. Needs no data; made for gated MLPs.
+
+    A range only where the smallest weight is negative, as it nearly always is. Only gate and up rows get scores, each
+    weight an equal part of its row's, so that a unit of `granularity.neurons` is worth the formula to the digit.
+    From OptiPFair (Martra 2025).
+    """
+    weights = finite_weights(model)
+    paths = [f"{b.mlp}.{name}.weight" for b in blocks(model) if b.mlp is not None for name in ("gate_proj", "up_proj")]
+    return {path: _peak_to_peak(weights[path]) for path in paths}
+
+
+def _peak_to_peak(weight: Tensor) -> Tensor:
+    """(out, in) -> (out, in): the range of each row, in equal parts."""
+    rows = weight.amax(1, keepdim=True) + weight.amin(1, keepdim=True).abs()
+    return (rows / weight.shape[1]).expand_as(weight)
+
+
+class Turned:
+    """Sums of cosines between what enters and what leaves, by block."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, tuple[float, int]] = {}
+
+    def add(self, path: str, before: Tensor, after: Tensor) -> None:
+        """Count another batch of a block."""
+        cos = _cosines(before, after)
+        total, n = self.sums.get(path, (0.0, 0))
+        self.sums[path] = total + float(cos.sum()), n + cos.numel()
+
+
+def _cosines(a: Tensor, b: Tensor) -> Tensor:
+    return torch.nn.functional.cosine_similarity(a.float(), b.float(), dim=-1, eps=1e-12)
+
+
+def _part(block: Block, of: str) -> str | None:
+    return {"layers": block.path, "mlps": block.mlp, "attentions": block.attention}[of]
+
+
+@contextmanager
+def _watched(found: list[Block], of: str, turned: Turned) -> Iterator[None]:
+    """Compare the stream before and after each block, or each block's attention or MLP, as the model runs."""
+    handles = []
+    for block in found:
+        if of == "layers":
+            handles.append(block.module.register_forward_hook(_comparing(block.path, turned), with_kwargs=True))
+        elif _part(block, of) is not None:
+            handles += _around(block, of, turned)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _first(nest: Any) -> Tensor:
+    return nest[0] if isinstance(nest, tuple) else nest
+
+
+def _comparing(path: str, turned: Turned) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        turned.add(path, args[0] if args else kwargs["hidden_states"], _first(out))
+
+    return hook
+
+
+def _around(block: Block, of: str, turned: Turned) -> list[Any]:
+    """Hooks that see the stream x before a part, and x plus what the part adds."""
+    if block.mlp_norm is None:
+        raise PruneError(
+            f"{block.path} has other norms than one before its attention and one before its MLP: what either adds to "
+            'the stream is not known. Take BlockInfluence(of="layers")'
+        )
+    entering: list[Tensor] = []
+
+    def enters(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        entering[:] = [args[0] if args else kwargs["hidden_states"]]
+
+    def attended(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        after = entering[0] + _first(out)
+        if of == "attentions":
+            turned.add(block.path, entering[0], after)
+        entering[:] = [after]
+
+    def fed(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+        if of == "mlps":
+            turned.add(block.path, entering[0], entering[0] + out)
+
+    attention, mlp = (block.module.get_submodule(name) for name in ("self_attn", "mlp"))
+    return [
+        block.module.register_forward_pre_hook(enters, with_kwargs=True),
+        attention.register_forward_hook(attended),
+        mlp.register_forward_hook(fed),
+    ]
+
+
+@contextmanager
+def _recorded(found: list[Block], stream: list[Tensor]) -> Iterator[None]:
+    """Note what enters the first block, and what leaves each."""
+
+    def enters(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        stream.append(args[0] if args else kwargs["hidden_states"])
+
+    handles = [found[0].module.register_forward_pre_hook(enters, with_kwargs=True)]
+    handles += [b.module.register_forward_hook(lambda m, args, out: stream.append(_first(out))) for b in found]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _run(model: nn.Module, calib: Calibration, after: Callable[[int], None] | None = None) -> None:
+    """All sequences through the model, one at a time; `after` each."""
+    with undisturbed(model), torch.no_grad():
+        for inputs, _, _ in on_device(model, calib):
+            check_tokens(model, inputs)
+            for number, ids in enumerate(inputs.split(1)):
+                attempt(model, {"input_ids": ids, "use_cache": False})
+                if after:
+                    after(number)
+
+
+def _spread(model: nn.Module, of: dict[str, float]) -> Scores:
+    """An equal part of each module's score for each entry of its parameters; it takes no memory."""
+    tensors = {p.name: p.tensor for p in places(model) if isinstance(p.tensor, nn.Parameter)}
+    scores: Scores = {}
+    for path, score in of.items():
+        own = {n: p for n, p in tensors.items() if n.startswith(f"{path}.")}
+        count = sum(p.numel() for p in own.values())
+        scores |= {n: torch.full((), score / count, dtype=torch.float64).expand(p.shape) for n, p in own.items()}
+    return scores

@@ -1,0 +1,157 @@
+"""A whole decoder, pruned one block at a time: only one block's statistics are held, and the inputs of the next."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..allocation import NM, check_target
+from ..calibration import Calibration
+from ..core import Masks, PruneError, device_of, shape
+from ..criteria.registry import finite_weights
+from ..decoders import Block, blocks
+from ..language import check_tokens
+from ..measurement.conditions import attempt, check_plain, pair, undisturbed
+from .methods import Method
+
+Passing = list[tuple[Tensor, dict[str, Any]]]  # of each sequence: what enters a block, and what else it is told
+
+
+def blockwise(
+    model: nn.Module, calib: Calibration, method: Method, sparsity: float | NM, *, progress: bool = False
+) -> Masks:
+    """Prune every linear layer of a decoder's blocks in place; returns the masks, for `apply` to hold the zeros.
+
+    Block by block: the inputs are run through it and each layer's statistic gathered; its weights are pruned; the
+    inputs are run through what is left, and its outputs are the next block's inputs. So a block is judged on what it
+    will really see, and memory stays near one block beyond the model. Embeddings, norms and the output layer stay.
+    The calibration's inputs are token ids (n, length); it looks at no targets.
+
+    The weights are kept on disk until all is done: if anything fails, the model is as it was. Raises PruneError for a
+    model that is no Llama-like decoder, wears masks, or is not all in memory, and for tokens it does not know.
+    """
+    check_target(None if isinstance(sparsity, NM) else sparsity, sparsity if isinstance(sparsity, NM) else "row")
+    check_plain(model)
+    found = blocks(model)
+    _check_present(model)
+    finite_weights(model)
+    masks: Masks = {}
+    with undisturbed(model), torch.no_grad(), _journal(model) as note:
+        passing = _entering(model, found[0].module, calib)
+        for block in tqdm(found, desc="blocks", unit="block", disable=not progress, leave=False):
+            note(block)
+            masks |= _prune_block(block, passing, method, sparsity)
+            passing = [(_through(block.module, x, told), told) for x, told in passing]
+    return masks
+
+
+def _prune_block(block: Block, passing: Passing, method: Method, sparsity: float | NM) -> Masks:
+    layers = {name: m for name, m in block.module.named_modules() if isinstance(m, nn.Linear)}
+    gathered: dict[nn.Module, Tensor] = {}
+
+    def note(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        found = method.gather(args[0].flatten(0, -2).float())
+        gathered[layer] = gathered[layer] + found if layer in gathered else found
+
+    handles = [layer.register_forward_pre_hook(note) for layer in layers.values()]
+    try:
+        for x, told in passing:
+            _through(block.module, x, told)
+    finally:
+        for handle in handles:
+            handle.remove()
+    masks = {}
+    for name, layer in layers.items():
+        full = f"{block.path}.{name}.weight"
+        statistic = gathered.pop(layer)
+        if not torch.isfinite(statistic).all():
+            raise PruneError(f"the inputs of {full} {shape(layer.weight)} are not finite: look for NaN in the weights")
+        new, masks[full] = method(layer.weight.detach(), statistic, sparsity, full)
+        layer.weight.copy_(new)
+    return masks
+
+
+class _Reached(Exception):
+    """The first block was reached: there is no need to run the others."""
+
+
+def _entering(model: nn.Module, first: nn.Module, calib: Calibration) -> Passing:
+    """What the first block is given, a sequence at a time: the hidden states, and masks and positions by keyword."""
+    passing: Passing = []
+
+    def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden, *others = args
+        if others:
+            raise PruneError(f"{type(module).__name__} takes more than one positional input: blockwise can't replay it")
+        passing.append((hidden, kwargs))
+        raise _Reached
+
+    handle = first.register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        for ids in _sequences(model, calib):
+            try:
+                attempt(model, {"input_ids": ids, "use_cache": False})
+            except PruneError as error:
+                if not isinstance(error.__cause__, _Reached):
+                    raise
+    finally:
+        handle.remove()
+    return passing
+
+
+def _sequences(model: nn.Module, calib: Calibration) -> Iterator[Tensor]:
+    """The calibration's token ids, one (1, length) at a time: the widest layer's inputs are what takes memory."""
+    for batch in calib.batches:
+        ids = pair(batch)[0]
+        if not isinstance(ids, Tensor) or ids.dim() != 2:
+            given = shape(ids) if isinstance(ids, Tensor) else type(ids).__name__
+            raise PruneError(f"the calibration's inputs are {given}: give token ids (n, length), as language.windows")
+        check_tokens(model, ids)
+        yield from ids.to(device_of(model)).split(1)
+
+
+def _through(block: nn.Module, x: Tensor, told: dict[str, Any]) -> Tensor:
+    out = block(x, **told)
+    return out[0] if isinstance(out, tuple) else out
+
+
+def _check_present(model: nn.Module) -> None:
+    away = [name for name, p in model.named_parameters() if p.device.type == "meta"]
+    if away:
+        raise PruneError(
+            f"{away[0]} and {len(away) - 1} more weights of this {type(model).__name__} are offloaded (device 'meta'), "
+            "where pruning in place can't reach them: load the model with all its weights in memory, on any devices"
+        )
+
+
+@contextmanager
+def _journal(model: nn.Module) -> Iterator[Any]:
+    """Gives a function that writes a block's weights to disk; if the block of code fails, all of them come back."""
+    with tempfile.TemporaryDirectory(prefix="prunelab-") as folder:
+        noted: list[tuple[Block, Path]] = []
+
+        def note(block: Block) -> None:
+            path = Path(folder) / f"{len(noted)}.safetensors"
+            state = {n: p.detach().contiguous() for n, p in block.module.named_parameters()}
+            try:
+                save_file(state, path)
+            except Exception as error:  # safetensors' own, or the system's
+                raise PruneError(f"no copy of {block.path} could be kept in {folder} ({error}): make room") from error
+            noted.append((block, path))
+
+        try:
+            yield note
+        except BaseException:
+            for block, path in noted:
+                saved = load_file(path)
+                for name, parameter in block.module.named_parameters():
+                    parameter.data.copy_(saved[name])
+            raise

@@ -1,0 +1,114 @@
+"""SparseGPT: prune the columns of a weight one after the other, and let those to the right take over."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from ..allocation import NM, allocate, check_target
+from ..core import Group, Member, PruneError, shape
+
+HARDER = 10.0  # times the damping, where the Hessian was not positive definite
+ATTEMPTS = 4
+
+
+def sparsegpt(
+    weight: Tensor,
+    gram: Tensor,
+    sparsity: float | NM,
+    *,
+    damping: float = 0.01,
+    columns: int = 128,
+    name: str = "weight",
+) -> tuple[Tensor, Tensor]:
+    """A pruned and repaired weight (out, in), and what it keeps (out, in) bool.
+
+    It minimizes norm(W X - W' X)^2 for the layer's inputs X, given as the Gram matrix XX' (in, in), half the Hessian.
+    With U the upper Cholesky factor of its inverse, a weight in column j costs w^2 / U_jj^2; each block of `columns`
+    loses its cheapest, exactly the sparsity, or NM(n, m) of each m in a row; then, column by column, the error w / U_jj
+    of what goes is spread over the columns not reached yet, by row j of U. An input that was always 0 keeps no weight.
+
+    Frantar and Alistarh 2023, arXiv 2301.00774, algorithm 1; the damping, a share of the mean diagonal, from §3.4.
+    Raises PruneError for a Gram matrix of another size, or one that no damping makes positive definite.
+    """
+    scope = sparsity if isinstance(sparsity, NM) else "layer"
+    share = check_target(None if isinstance(sparsity, NM) else sparsity, scope)
+    if isinstance(sparsity, NM) and columns % sparsity.m:
+        raise PruneError(f"blocks of {columns} columns cut through the {sparsity.m} of {sparsity}: give a multiple")
+    factor = inverse_factor(gram, weight, damping=damping, name=name)
+    new = weight.detach().float().clone()
+    new[:, gram.diagonal() == 0] = 0
+    keep = torch.ones_like(new, dtype=torch.bool)
+    for start in range(0, new.shape[1], columns):
+        here = slice(start, start + columns)
+        part, u = new[:, here], factor[here, here]
+        costs = part.square() / u.diagonal().square()
+        if not isinstance(sparsity, NM):
+            keep[:, here] = cheapest_gone(costs, share, scope)
+        errors = _sweep(part, u, keep[:, here], sparsity if isinstance(sparsity, NM) else None)
+        new[:, start + columns :] -= errors @ factor[here, start + columns :]
+    return new.to(weight.dtype), keep
+
+
+def inverse_factor(gram: Tensor, weight: Tensor, *, damping: float = 0.01, name: str = "weight") -> Tensor:
+    """U (in, in), upper triangular, with U'U the inverse of the Gram matrix plus damping * its mean diagonal.
+
+    Too few inputs, or rounding, can leave it short of positive definite: then the damping is raised tenfold, with a
+    warning, up to three times, before PruneError.
+    """
+    n = weight.shape[1]
+    if gram.shape != (n, n) or not torch.isfinite(gram).all():
+        raise PruneError(f"the Gram matrix of {name} {shape(weight)} is {shape(gram)}: give finite numbers, ({n}, {n})")
+    damped = gram.float().clone()
+    diagonal = damped.diagonal()
+    diagonal[diagonal == 0] = 1  # an input that was always 0: its column stands alone
+    mean = float(diagonal.mean())
+    added = 0.0
+    for attempt in range(ATTEMPTS):
+        wanted = damping * HARDER**attempt * mean
+        diagonal += wanted - added
+        added = wanted
+        factor = _factored(damped)
+        if factor is not None:
+            if attempt:
+                warnings.warn(
+                    f"the Hessian of {name} {shape(weight)} is not positive definite with damping={damping:g}: took "
+                    f"{damping * HARDER**attempt:g}. More calibration text would help",
+                    stacklevel=2,
+                )
+            return factor
+    raise PruneError(
+        f"the Hessian of {name} {shape(weight)} is not positive definite, not even with damping="
+        f"{damping * HARDER ** (ATTEMPTS - 1):g}: give more calibration inputs than the layer's {n}, or more damping"
+    )
+
+
+def _factored(matrix: Tensor) -> Tensor | None:
+    """chol(matrix^-1)', or None if the matrix, or its inverse as computed, is not positive definite."""
+    lower, failed = torch.linalg.cholesky_ex(matrix)
+    if failed:
+        return None
+    upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    return None if failed or not torch.isfinite(upper).all() else upper
+
+
+def cheapest_gone(costs: Tensor, share: float | None, scope: str | NM) -> Tensor:
+    """What stays (rows, columns) if the cheapest of a table go; ties go by index."""
+    group = Group("costs", costs.numel(), (Member("costs"),))
+    return allocate({"costs": costs}, [group], share, scope)["costs"].view(costs.shape)
+
+
+def _sweep(part: Tensor, u: Tensor, keep: Tensor, pattern: NM | None) -> Tensor:
+    """Prune a block's columns (rows, columns) in place, left to right; the errors of each, for what lies beyond."""
+    errors = torch.zeros_like(part)
+    for j in range(part.shape[1]):
+        if pattern is not None and j % pattern.m == 0:  # chosen late, of weights that were repaired so far
+            ahead = slice(j, j + pattern.m)
+            keep[:, ahead] = cheapest_gone(part[:, ahead].square() / u.diagonal()[ahead].square(), None, pattern)
+        lost = torch.where(keep[:, j], 0, part[:, j])
+        errors[:, j] = lost / u[j, j]
+        part[:, j:] -= errors[:, j, None] * u[j, j:]  # column j itself: w - w / u_jj * u_jj, and exactly 0 below
+        part[:, j].masked_fill_(~keep[:, j], 0)
+    return errors

@@ -1,0 +1,126 @@
+"""The real Llama: perplexity of ways to prune it, against plain implementations; seconds, memory, tokens a second.
+
+Run by hand: `python tests/benchmarks/bench_llama.py [--only methods|depth|speed] [--calib 16] [--test 16]`. It takes
+the Llama from the cache, or fetches it. One thread, so that the figures compare; a quiet machine for `speed`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import plain_methods
+
+import prunelab as pl
+from prunelab import zoo
+from prunelab.lab import llamas
+from prunelab.measurement import perplexity, rates
+from prunelab.reconstruction import SparseGPT, Wanda, blockwise
+
+METHODS = {"Wanda": Wanda(), "SparseGPT": SparseGPT()}
+PATTERNS = {"50 %": 0.5, "2:4": (2, 4), "4:8": (4, 8)}
+
+
+def memory(field: str) -> int:
+    """A line of the kernel's account of this process, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
+
+
+def peak_over(model: nn.Module, task) -> tuple[float, float]:
+    """Seconds, and the most memory a task held, in sizes of the model: what it had before counts as one model."""
+    size = sum(p.numel() * p.itemsize for p in {id(p): p for p in model.parameters()}.values())
+    before = memory("VmRSS:")
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts from here
+    start = time.perf_counter()
+    task()
+    return time.perf_counter() - start, 1 + (memory("VmHWM:") - before) / size
+
+
+def methods(llama: zoo.Llama, text: llamas.Text, patterns: list[str], plain: bool) -> None:
+    """Perplexity on the same tokens, each method beside its plain implementation."""
+    dense = perplexity(llama.model, text.test).value
+    print(f"dense: {dense:.2f} on {text.test.numel():,} tokens")
+    print("pattern  method      perplexity  plain       apart    seconds  peak / model", flush=True)
+    for pattern in patterns:
+        wanted = llamas.pattern_of(pattern)
+        by_size = llamas.by_magnitude(copy.deepcopy(llama.model), wanted)
+        print(f"{pattern:7s}  magnitude   {perplexity(by_size, text.test).value:10.2f}", flush=True)
+        del by_size
+        for name, method in METHODS.items():
+            model = copy.deepcopy(llama.model)
+            took, peak = peak_over(model, lambda m=model, how=method, p=wanted: blockwise(m, text.calib, how, p))
+            ours, told = perplexity(model, text.test).value, f"{took:9.1f}  {peak:.2f}"
+            del model
+            if not plain:
+                print(f"{pattern:7s}  {name:10s}  {ours:10.2f}  {'-':10s}  {'-':7s} {told}", flush=True)
+                continue
+            model = copy.deepcopy(llama.model)
+            rows = text.calib.batches[0][0]
+            plain_methods.layer_by_layer(model, rows, getattr(plain_methods, name.lower()), PATTERNS[pattern])
+            theirs = perplexity(model, text.test).value
+            del model
+            print(
+                f"{pattern:7s}  {name:10s}  {ours:10.2f}  {theirs:<10.2f}  {ours / theirs - 1:+.3%} {told}", flush=True
+            )
+
+
+def depth(llama: zoo.Llama, text: llamas.Text) -> None:
+    """Without the MLPs, or the whole blocks, of lowest block influence: the figures of the field notes."""
+    for what in ("mlps", "layers"):
+        order = llamas.order(llama.model, what, "block influence", text.calib)
+        for count in (1, 3, 5, 8):
+            small = llamas.without(llama.model, what, order[:count])
+            print(
+                f"{what:7s} without {count}: {perplexity(small, text.test).value:.2f}  {sorted(order[:count])}",
+                flush=True,
+            )
+
+
+def speed(llama: zoo.Llama, text: llamas.Text) -> None:
+    """Tokens a second against parameters removed, one table, one run."""
+    order = llamas.order(llama.model, "layers", "influence", text.some(2))
+    models: dict[str, nn.Module] = {"dense": llama.model}
+    for count in (5, 10, 15):
+        models[f"{count} of 30 blocks out"] = llamas.without(llama.model, "layers", order[:count])
+    models["10 MLPs out"] = llamas.without(llama.model, "mlps", order[:10])
+    groups = pl.granularity.neurons(llama.model)
+    keep = pl.allocate(pl.criteria.magnitude(llama.model), groups, 0.5, "layer")
+    models["half of all neurons out"] = pl.shrink(llama.model, groups, keep)
+    found = rates(models, text.test[:1, :128])
+    print(found)
+    whole = sum(p.numel() for p in llama.model.parameters())
+    for name, model in models.items():
+        left = sum(p.numel() for p in model.parameters())
+        print(f"{name:26s} parameters removed {1 - left / whole:6.1%}  decode {found.decode_rate(name):6.1f} tokens/s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=["methods", "depth", "speed"])
+    parser.add_argument("--patterns", nargs="+", default=["50 %", "2:4", "4:8"], choices=list(PATTERNS))
+    parser.add_argument("--calib", type=int, default=llamas.CALIBRATED, help="windows of 256 tokens")
+    parser.add_argument("--test", type=int, default=llamas.TESTED, help="windows of 256 tokens")
+    parser.add_argument("--no-plain", action="store_true", help="leave the plain implementations out")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    llama = zoo.llama()
+    text = llamas.text_for(llama)
+    text = llamas.Text(text.test[: given.test], text.train, text.some(given.calib))
+    if given.only in (None, "methods"):
+        methods(llama, text, given.patterns, not given.no_plain)
+    if given.only in (None, "depth"):
+        depth(llama, text)
+    if given.only in (None, "speed"):
+        speed(llama, text)
+
+
+if __name__ == "__main__":
+    main()

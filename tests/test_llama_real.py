@@ -1,0 +1,99 @@
+"""The real Llama: what the tiny ones show, once where it counts. From the cache, or fetched once; else skipped."""
+
+import copy
+
+import plain_methods
+import pytest
+import torch
+
+import prunelab as pl
+from prunelab import zoo
+from prunelab.lab import llamas
+from prunelab.language import continued
+from prunelab.measurement import perplexity
+from prunelab.reconstruction import SparseGPT, Wanda, blockwise
+
+pytestmark = pytest.mark.slow
+FRONT = 3  # blocks that the plain implementations prune: they are slow
+
+
+@pytest.fixture(scope="module")
+def llama():
+    try:
+        return zoo.llama()
+    except zoo.ZooError as error:
+        pytest.skip(f"the Llama can't be had: {error}")
+
+
+@pytest.fixture(scope="module")
+def text(llama):
+    return llamas.text_for(llama)
+
+
+@pytest.fixture(scope="module")
+def dense(llama, text):
+    return perplexity(llama.model, text.test[:2]).value
+
+
+def test_it_is_the_llama(llama, text, dense):
+    assert sum(p.numel() for p in llama.model.parameters()) == 134_515_008
+    assert llama.model.config.tie_word_embeddings
+    assert "lm_head.weight" not in pl.prunable(llama.model)
+    assert len(pl.prunable(llama.model)) == 30 * 7
+    assert 10 < dense < 30
+    assert "tree" in llamas.answer(llama, count=12).lower()
+
+
+def test_magnitude_ruins_it_and_wanda_does_not(llama, text, dense):
+    by_size = perplexity(llamas.by_magnitude(copy.deepcopy(llama.model), 0.5), text.test[:2]).value
+    model = copy.deepcopy(llama.model)
+    blockwise(model, text.some(4), Wanda(), 0.5)
+    by_wanda = perplexity(model, text.test[:2]).value
+    assert dense < by_wanda < 4 * dense
+    assert by_size > 3 * by_wanda
+
+
+@pytest.mark.parametrize("method", [Wanda(), SparseGPT()], ids=["wanda", "sparsegpt"])
+@pytest.mark.parametrize(("sparsity", "plain"), [(0.5, 0.5), (pl.NM(2, 4), (2, 4))], ids=["half", "2:4"])
+def test_within_half_a_percent_of_the_papers_formulas(llama, text, dense, method, sparsity, plain):
+    """The first blocks pruned by ours and by the plain implementation, the others dense: the same perplexity."""
+    found = []
+    groups, keep = pl.granularity.layers(llama.model), {"layers": torch.arange(30) < FRONT}
+    for prune in (
+        lambda m: blockwise(m, text.some(2), method, sparsity),
+        lambda m: plain_methods.layer_by_layer(
+            m, text.some(2).batches[0][0], getattr(plain_methods, type(method).__name__.lower()), plain
+        ),
+    ):
+        front = pl.shrink(llama.model, groups, keep)
+        prune(front)
+        whole = copy.deepcopy(llama.model)
+        for i in range(FRONT):
+            whole.model.layers[i].load_state_dict(front.model.layers[i].state_dict())
+        found.append(perplexity(whole, text.test[:1]).value)
+    assert found[0] == pytest.approx(found[1], rel=0.005)
+
+
+@pytest.mark.parametrize("what", ["layers", "mlps", "attentions", "neurons"])
+def test_masked_and_removed_agree_and_the_cache_is_right(llama, text, what):
+    model, ids = llama.model, text.test[:1, :16]
+    groups = getattr(pl.granularity, what)(model)
+    if what == "neurons":
+        keep = pl.allocate(pl.criteria.glu_peak_to_peak(model), groups, 0.25, "layer")
+    else:
+        keep = llamas.keep_without(what, 30, [3, 14, 25])
+    small = pl.shrink(model, groups, keep)
+    with pl.masked(model, pl.expand(model, groups, keep)), torch.no_grad():
+        masked = model(ids).logits
+    with torch.no_grad():
+        gap = (small(ids).logits - masked).abs().max() / masked.abs().max()
+    assert float(gap) < 1e-4
+    assert torch.equal(continued(small, ids, 6), continued(small, ids, 6, cache=False))
+
+
+def test_influence_costs_less_than_chance(llama, text, dense):
+    model, calib = llama.model, text.some(2)
+    by_influence = llamas.without(model, "layers", llamas.order(model, "layers", "influence", calib)[:3])
+    by_chance = llamas.without(model, "layers", llamas.order(model, "layers", "random", seed=0)[:3])
+    low, high = (perplexity(m, text.test[:2]).value for m in (by_influence, by_chance))
+    assert dense < low < high

@@ -1,0 +1,275 @@
+"""SparseGPT and Wanda: against the papers' formulas, exact counts, memory of the old weights, bad input."""
+
+import copy
+import sys
+
+import plain_methods
+import pytest
+import torch
+from tiny_decoders import KINDS, decoder, token_ids
+
+import prunelab as pl
+from prunelab.language import next_token_loss, next_tokens
+from prunelab.reconstruction import SparseGPT, Wanda, blockwise, inverse_factor, sparsegpt
+
+PATTERNS = [(0.5, 0.5), (pl.NM(2, 4), (2, 4)), (pl.NM(4, 8), (4, 8))]
+patterns = pytest.mark.parametrize(("sparsity", "plain"), PATTERNS, ids=["half", "2:4", "4:8"])
+
+
+def layer(rows=24, columns=64, n=500, seed=0):
+    """A weight, and inputs that are correlated and of unlike sizes."""
+    dice = torch.Generator().manual_seed(seed)
+    mixed = torch.randn(n, columns, generator=dice) @ torch.randn(columns, columns, generator=dice) / 8
+    return torch.randn(rows, columns, generator=dice), mixed * (torch.rand(columns, generator=dice) + 0.1)
+
+
+def calibration(n=4):
+    return pl.Calibration((next_tokens(token_ids(n, 13)), next_tokens(token_ids(2, 13, seed=5))), next_token_loss)
+
+
+def error(weight, new, x):
+    return float(((weight - new) @ x.T).square().sum())
+
+
+@patterns
+@pytest.mark.parametrize("columns", [16, 64])
+def test_sparsegpt_is_the_papers(sparsity, plain, columns):
+    w, x = layer()
+    new, keep = sparsegpt(w, x.T @ x, sparsity, columns=columns)
+    wanted = plain_methods.sparsegpt(w, x, plain, columns)
+    assert torch.equal(new == 0, wanted == 0)
+    assert torch.equal(keep, new != 0)
+    assert torch.allclose(new, wanted, atol=1e-4)
+
+
+@patterns
+def test_wanda_is_the_papers(sparsity, plain):
+    w, x = layer()
+    new, keep = Wanda()(w, Wanda().gather(x), sparsity, "weight")
+    assert torch.equal(new, plain_methods.wanda(w, x, plain))
+    assert torch.equal(keep, new != 0)
+
+
+def test_one_column_by_hand():
+    """Two inputs, one goes: what is left takes over as least squares would have it."""
+    x = torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 1.0]])
+    w = torch.tensor([[1.0, 4.0]])  # the first costs 1 / [H^-1]_11 = 2 * (1 - 2/3), the second far more
+    new, keep = sparsegpt(w, x.T @ x, 0.5, damping=1e-9)
+    assert keep.tolist() == [[False, True]]
+    best = torch.linalg.lstsq(x[:, 1:], x @ w.T).solution
+    assert torch.allclose(new, torch.tensor([[0.0, float(best)]]), atol=1e-5)
+
+
+@patterns
+def test_repair_is_better_than_masking(sparsity, plain):
+    w, x = layer()
+    new, keep = sparsegpt(w, x.T @ x, sparsity)
+    assert error(w, new, x) < 0.7 * error(w, w * keep, x), "the same mask, without the update"
+    by_size, _ = Wanda()(w, torch.ones(64), sparsity, "weight")  # all inputs alike: magnitude in rows
+    assert error(w, new, x) < error(w, by_size, x)
+
+
+def test_exact_counts_under_ties():
+    w, x = torch.ones(6, 40), torch.ones(50, 40).diff(dim=0, append=torch.zeros(1, 40)) + torch.eye(50)[:, :40]
+    _, keep = sparsegpt(w, x.T @ x, 0.3, columns=16)
+    assert [int((~keep[:, a:b]).sum()) for a, b in ((0, 16), (16, 32), (32, 40))] == [29, 29, 14]
+    _, keep = sparsegpt(w, x.T @ x, pl.NM(1, 4), columns=16)
+    assert (keep.view(6, 10, 4).sum(-1) == 1).all()
+
+
+def test_an_input_that_was_always_zero():
+    w, x = layer()
+    x[:, 7] = 0
+    new, _ = sparsegpt(w, x.T @ x, 0.5)
+    assert torch.isfinite(new).all()
+    assert not new[:, 7].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_dtypes(dtype):
+    w, x = layer()
+    new, _ = sparsegpt(w.to(dtype), x.T @ x, 0.5)
+    assert new.dtype == dtype
+    assert torch.allclose(new.float(), sparsegpt(w, x.T @ x, 0.5)[0], atol=0.1 if dtype == torch.bfloat16 else 1e-4)
+
+
+def indefinite(strength):
+    """A symmetric matrix with one eigenvalue below zero: -strength times the mean diagonal."""
+    w, x = layer()
+    gram = x.T @ x
+    values, vectors = torch.linalg.eigh(gram)
+    values[0] = -strength * float(gram.diagonal().mean())
+    return w, vectors @ torch.diag(values) @ vectors.T
+
+
+def test_not_positive_definite_is_damped_with_a_warning():
+    w, gram = indefinite(0.05)
+    with pytest.warns(UserWarning, match=r"Hessian of fc \(24, 64\) is not positive definite with damping=0.01"):
+        new, _ = sparsegpt(w, gram, 0.5, name="fc")
+    assert torch.isfinite(new).all()
+
+
+def test_not_positive_definite_at_all():
+    w, gram = indefinite(100)
+    with pytest.raises(pl.PruneError, match=r"Hessian of fc \(24, 64\) is not positive definite, not even"):
+        sparsegpt(w, gram, 0.5, name="fc")
+
+
+def test_the_factor_is_that_of_the_inverse():
+    w, x = layer()
+    u = inverse_factor(x.T @ x, w, damping=0.1)
+    gram = x.T @ x
+    gram += 0.1 * gram.diagonal().mean() * torch.eye(64)
+    assert torch.allclose(u.T @ u @ gram, torch.eye(64), atol=1e-3)
+    assert torch.equal(u, u.triu())
+
+
+@pytest.mark.parametrize(
+    ("gram", "sparsity", "columns", "message"),
+    [
+        (torch.eye(63), 0.5, 128, r"Gram matrix of weight \(24, 64\) is \(63, 63\)"),
+        (torch.eye(64) * torch.nan, 0.5, 128, "finite numbers"),
+        (torch.eye(64), 50, 128, "did you mean 0.5"),
+        (torch.eye(64), pl.NM(2, 4), 30, "cut through the 4 of 2:4"),
+    ],
+)
+def test_bad_input(gram, sparsity, columns, message):
+    with pytest.raises(pl.PruneError, match=message):
+        sparsegpt(layer()[0], gram, sparsity, columns=columns)
+
+
+@pytest.mark.parametrize("method", [Wanda(), SparseGPT()], ids=["wanda", "sparsegpt"])
+@patterns
+def test_a_whole_decoder_block_by_block(method, sparsity, plain):
+    """As the plain implementation, which runs the blocks itself: the same zeros, and the same weights."""
+    ours, theirs = decoder(), decoder()
+    calib = calibration()
+    masks = blockwise(ours, calib, method, sparsity)
+    rows = torch.cat([inputs for inputs, _ in calib.batches])
+    plain_methods.layer_by_layer(theirs, rows, getattr(plain_methods, type(method).__name__.lower()), plain)
+    assert masks.keys() == pl.prunable(ours).keys()
+    for name, w in theirs.named_parameters():
+        assert torch.allclose(ours.get_parameter(name), w, atol=1e-3), name
+    for name, keep in masks.items():
+        assert torch.equal(keep, ours.get_parameter(name) != 0)
+        assert float(keep.float().mean()) == pytest.approx(0.5, abs=0.001)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_families(kind, snapshot):
+    model = decoder(kind)
+    before, embedding = snapshot(model), model.model.embed_tokens.weight.clone()
+    masks = blockwise(model, calibration(), SparseGPT(), 0.5)
+    after = snapshot(model)
+    assert (after["modules"], after["random"]) == (before["modules"], before["random"])
+    assert torch.equal(model.model.embed_tokens.weight, embedding)
+    pl.apply(model, masks)
+    assert torch.isfinite(model(token_ids()).logits).all()
+
+
+def test_a_decoder_that_lost_parts():
+    model = decoder()
+    groups = [f(model)[0] for f in (pl.granularity.mlps, pl.granularity.attentions)]
+    keep = {"mlps": torch.tensor([True, False, True, True]), "attentions": torch.tensor([False, True, True, True])}
+    small = pl.shrink(model, groups, keep)
+    assert len(blockwise(small, calibration(), Wanda(), 0.5)) == 28 - 3 - 4
+
+
+def test_a_failure_in_a_later_block_leaves_the_model_as_it_was(snapshot):
+    """The second block's Hessian fails after the first was pruned: everything comes back."""
+
+    class Fails(SparseGPT):
+        def __call__(self, weight, gathered, sparsity, name):
+            if "layers.2.self_attn.o_proj" in name:
+                gathered = gathered - 1e6 * torch.eye(len(gathered))
+            return super().__call__(weight, gathered, sparsity, name)
+
+    model = decoder()
+    before = snapshot(model)
+    with pytest.raises(pl.PruneError, match=r"layers\.2\.self_attn\.o_proj.*not positive definite"):
+        blockwise(model, calibration(), Fails(), 0.5)
+    assert snapshot(model) == before
+
+
+def test_nan_in_a_weight(snapshot):
+    model = decoder()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
+    before = snapshot(model)
+    with pytest.raises(pl.PruneError, match=r"layers\.1\.mlp\.up_proj\.weight .*holds 1 NaN"):
+        blockwise(model, calibration(), Wanda(), 0.5)
+    assert snapshot(model) == before
+
+
+def test_a_full_disk(snapshot, monkeypatch):
+    model = decoder()
+    before = snapshot(model)
+    module = sys.modules["prunelab.reconstruction.blockwise"]  # the package has a function of that name
+
+    def full(state, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "save_file", full)
+    with pytest.raises(pl.PruneError, match=r"no copy of model\.layers\.0 could be kept .*No space left"):
+        blockwise(model, calibration(), Wanda(), 0.5)
+    assert snapshot(model) == before
+
+
+def test_bad_calibration(build):
+    with pytest.raises(pl.PruneError, match="no Llama-like decoder"):
+        blockwise(build("mlp"), calibration(), Wanda(), 0.5)
+    with pytest.raises(pl.PruneError, match="give token ids"):
+        blockwise(decoder(), pl.Calibration(((torch.zeros(3), torch.zeros(3)),)), Wanda(), 0.5)
+    with pytest.raises(pl.PruneError, match="tokenizer is another model's"):
+        blockwise(decoder(), pl.Calibration((next_tokens(token_ids() + 40),)), Wanda(), 0.5)
+    with pytest.raises(pl.PruneError, match=r"did you mean 0\.5"):
+        blockwise(decoder(), calibration(), Wanda(), 50)
+    worn = decoder()
+    pl.prune(worn, pl.Recipe(sparsity=0.3))
+    with pytest.raises(pl.PruneError, match="still wears masks"):
+        blockwise(worn, calibration(), Wanda(), 0.5)
+
+
+def test_wanda_blockwise_begins_as_the_criterion():
+    """In the first block, whose inputs nothing has changed yet, the criterion at row scope makes the same choice."""
+    model = decoder()
+    masks = blockwise(copy.deepcopy(model), calibration(), Wanda(), 0.5)
+    keep = pl.allocate(pl.criteria.wanda(model, calibration()), pl.granularity.weights(model), 0.5, "row")
+    for name in ("model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.k_proj.weight"):
+        assert torch.equal(masks[name], keep[name].view_as(masks[name]))
+
+
+class TestDispatched:
+    """Models that accelerate has spread over devices and offloaded."""
+
+    @staticmethod
+    def spread(tmp_path, place):
+        import accelerate
+
+        model = decoder(tie_word_embeddings=False)
+        places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+        places |= {f"model.layers.{i}": "cpu" if i < 2 else place for i in range(4)}
+        return accelerate.dispatch_model(model, places, main_device="cpu", offload_dir=str(tmp_path))
+
+    def test_all_in_memory(self, tmp_path):
+        import accelerate
+
+        plain, model = decoder(), decoder()
+        model = accelerate.dispatch_model(model, {"": "cpu"}, force_hooks=True)
+        blockwise(plain, calibration(), SparseGPT(), 0.5)
+        blockwise(model, calibration(), SparseGPT(), 0.5)
+        assert torch.equal(plain(token_ids()).logits, model(token_ids()).logits)
+
+    def test_offloaded_is_refused(self, tmp_path):
+        model = self.spread(tmp_path, "disk")
+        assert next(model.model.layers[3].parameters()).device.type == "meta"
+        with pytest.raises(pl.PruneError, match=r"model\.layers\.2\.\S+ and \d+ more weights .* are offloaded"):
+            blockwise(model, calibration(), Wanda(), 0.5)
+
+    def test_offloaded_is_measured(self, tmp_path):
+        model = self.spread(tmp_path, "disk")
+        plain = decoder(tie_word_embeddings=False)
+        rows = token_ids()
+        assert pl.measurement.perplexity(model, rows).value == pytest.approx(
+            pl.measurement.perplexity(plain, rows).value
+        )
