@@ -22,6 +22,7 @@ from .core import Group, Keep, Masks, Member, PruneError, Schedule, Scores, prun
 from .masking import apply, bake, masked
 from .measurement import measure
 from .pipeline import Pruned, Recipe, prune
+from .recipes import load_recipe, save_recipe
 from .surgery import load_plan, save_plan, shrink
 
 __version__ = "0.1.0"
@@ -50,6 +51,7 @@ __all__ = [
     "expand",
     "granularity",
     "load_plan",
+    "load_recipe",
     "masked",
     "masking",
     "measure",
@@ -60,6 +62,7 @@ __all__ = [
     "recovery",
     "report",
     "save_plan",
+    "save_recipe",
     "schedules",
     "sensitivity",
     "shares",

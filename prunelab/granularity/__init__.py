@@ -3,11 +3,13 @@
 from .channels import coupled, filters, neurons
 from .registry import GRANULARITIES, Granularity, by_name
 from .single import Blocks, blocks, weights
+from .together import Together
 
 __all__ = [
     "GRANULARITIES",
     "Blocks",
     "Granularity",
+    "Together",
     "blocks",
     "by_name",
     "coupled",
