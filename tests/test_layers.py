@@ -11,8 +11,8 @@ import prunelab
 
 ROOT = Path(prunelab.__file__).parent
 FLOORS = [
-    "core", "files", "batches", "masking", "measurement", "calibration", "criteria", "selection", "units", "surgery",
-    "granularity", "allocation", "agreement", "sensitivity", "shares", "schedules", "recovery", "pipeline",
+    "core", "files", "attention", "batches", "masking", "measurement", "calibration", "criteria", "selection", "units",
+    "surgery", "granularity", "allocation", "agreement", "sensitivity", "shares", "schedules", "recovery", "pipeline",
     "recipes", "exports", "budget",
 ]  # fmt: skip
 

@@ -1,6 +1,7 @@
 """What is removed as one: (model, example) -> groups of coupled structures."""
 
 from .channels import coupled, filters, neurons
+from .heads import heads
 from .registry import GRANULARITIES, Granularity, by_name
 from .single import Blocks, blocks, weights
 from .together import Together
@@ -14,6 +15,7 @@ __all__ = [
     "by_name",
     "coupled",
     "filters",
+    "heads",
     "neurons",
     "weights",
 ]

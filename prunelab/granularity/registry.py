@@ -8,6 +8,7 @@ from torch import nn
 
 from ..core import Group, PruneError
 from .channels import coupled, filters, neurons
+from .heads import heads
 from .single import weights
 
 
@@ -22,6 +23,7 @@ GRANULARITIES: dict[str, Granularity] = {
     "filters": filters,
     "neurons": neurons,
     "coupled": coupled,
+    "heads": heads,
 }
 
 

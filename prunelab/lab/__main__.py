@@ -14,7 +14,8 @@ def main() -> None:
     """Run one command."""
     parser = argparse.ArgumentParser(prog="python -m prunelab.lab", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("checkpoints", help="train the course's networks again and rewrite data/")
+    command = commands.add_parser("checkpoints", help="train the course's networks again and rewrite data/")
+    command.add_argument("names", nargs="*", choices=[*checkpoints.PLANS, []], help="which; by default all")
     command = commands.add_parser("grids", help="run the long experiments again and rewrite data/grid-*.json")
     command.add_argument("names", nargs="*", choices=[*grids.GRIDS, []], help="which; by default all")
     for name, text in (
@@ -25,7 +26,7 @@ def main() -> None:
         command.add_argument("notebooks", nargs="+", type=Path)
     given = parser.parse_args()
     if given.command == "checkpoints":
-        checkpoints.remake()
+        checkpoints.remake(given.names)
     if given.command == "grids":
         grids.remake(given.names)
     for path in getattr(given, "notebooks", []):

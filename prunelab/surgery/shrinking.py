@@ -1,4 +1,4 @@
-"""`shrink`: cut the units that go out of every tensor they own entries of. Knows no architecture."""
+"""`shrink`: cut the units that go out of every tensor they own entries of. Knows layers, and no architecture."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from .. import units
 from ..core import Group, Keep, Place, PruneError, lookup_all, places, shape
 from ..masking import bake
+from . import heads
 
 Lines = dict[tuple[str, int], Tensor]  # (tensor name, dimension) -> bool (size,), True = stays
 
@@ -37,6 +38,7 @@ def shrink(model: nn.Module, groups: Sequence[Group], keep: Keep) -> nn.Module:
         touched.update({place.module: place.name for place in shared[name]})
     for module, name in touched.items():
         _declare(module, name)
+    heads.settle(small, touched)
     return small
 
 
@@ -160,4 +162,5 @@ DECLARED: dict[type[nn.Module], Callable[[Any, str], None]] = {
     nn.RMSNorm: _layer_norm,
     nn.PReLU: _prelu,
     nn.Embedding: _embedding,
+    nn.MultiheadAttention: heads.multihead,
 }

@@ -1,15 +1,17 @@
-"""Data sets, the course's two networks, and trained checkpoints of them; nothing here knows of pruning."""
+"""Data sets, the course's networks, and trained checkpoints of them; nothing here knows of pruning."""
 
 from .catalog import load
 from .data import Data, ZooError
-from .digits import scans
+from .digits import more_views, scans
 from .downloads import cache_dir
-from .networks import ARCHITECTURES, cnn, mlp
-from .trained import cards, checkpoint, checkpoints, data_dir, save_checkpoint
+from .networks import cnn, mlp
+from .trained import ARCHITECTURES, cards, checkpoint, checkpoints, data_dir, save_checkpoint
+from .transformer import VisionTransformer, vit
 
 __all__ = [
     "ARCHITECTURES",
     "Data",
+    "VisionTransformer",
     "ZooError",
     "cache_dir",
     "cards",
@@ -19,6 +21,8 @@ __all__ = [
     "data_dir",
     "load",
     "mlp",
+    "more_views",
     "save_checkpoint",
     "scans",
+    "vit",
 ]

@@ -47,6 +47,18 @@ def digits() -> Data:
     )
 
 
+def more_views(count: int, *, seed: int = 1) -> TensorDataset:
+    """`count` further pictures of each *training* scan, for a network that needs more than four: images and labels.
+
+    View after view: any 1000 pictures in a row are of all scans. The same seed gives the same pictures.
+    """
+    images, labels = scans()
+    random = np.random.RandomState(seed)
+    origin = _rendered()["train"][2][: SIZES["train"]]
+    pictures = [_render(images[origin], random) for _ in range(count)]
+    return TensorDataset(torch.cat(pictures), labels[origin].repeat(count))
+
+
 @cache
 def _rendered() -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     images, labels = scans()

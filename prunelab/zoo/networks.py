@@ -1,16 +1,18 @@
-"""The course's two networks. Every layer has a name, so that a report can say which one it means."""
+"""The course's two plain networks. Every layer has a name, so that a report can say which one it means."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from .data import ZooError
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def cnn(classes: int = 10, channels: int = 1, width: int = 32, *, seed: int = 0) -> nn.Module:
@@ -19,9 +21,9 @@ def cnn(classes: int = 10, channels: int = 1, width: int = 32, *, seed: int = 0)
     82,282 parameters for 10 classes of grey images. The seed decides the initial weights, whatever torch's
     global generator has been through, which is left alone. Raises ZooError for a size that is no count.
     """
-    _counts(classes=classes, channels=channels, width=width)
+    counts(classes=classes, channels=channels, width=width)
     wide = 2 * width
-    return _seeded(
+    return seeded(
         seed,
         lambda: nn.Sequential(
             OrderedDict(
@@ -49,7 +51,7 @@ def mlp(classes: int = 10, inputs: int = 256, hidden: tuple[int, ...] = (300, 10
     108,210 parameters for 16x16 images. The seed decides the initial weights; torch's global generator is
     left alone. Raises ZooError for a size that is no count.
     """
-    _counts(classes=classes, inputs=inputs, **{f"hidden[{i}]": size for i, size in enumerate(hidden)})
+    counts(classes=classes, inputs=inputs, **{f"hidden[{i}]": size for i, size in enumerate(hidden)})
 
     def build() -> nn.Module:
         layers: list[tuple[str, nn.Module]] = [("flatten", nn.Flatten())]
@@ -58,10 +60,7 @@ def mlp(classes: int = 10, inputs: int = 256, hidden: tuple[int, ...] = (300, 10
             layers += [(f"fc{i}", nn.Linear(before, after)), (f"relu{i}", nn.ReLU())]
         return nn.Sequential(OrderedDict([*layers, (f"fc{len(sizes)}", nn.Linear(sizes[-1], classes))]))
 
-    return _seeded(seed, build)
-
-
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"cnn": cnn, "mlp": mlp}
+    return seeded(seed, build)
 
 
 def _convolution(number: int, before: int, after: int) -> list[tuple[str, nn.Module]]:
@@ -73,14 +72,16 @@ def _convolution(number: int, before: int, after: int) -> list[tuple[str, nn.Mod
     ]
 
 
-def _seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
+def seeded(seed: int, build: Callable[[], Network]) -> Network:
+    """What `build` makes, its initial weights decided by the seed alone."""
     # On the CPU only: torch.manual_seed would also reseed every GPU, and their weights differ from the CPU's.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         return build()
 
 
-def _counts(**sizes: Any) -> None:
+def counts(**sizes: Any) -> None:
+    """ZooError for a size that is no count."""
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise ZooError(f"{name}={size!r}: give a whole number, at least 1")

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ import torch
 from torch import nn
 
 from .data import ZooError
-from .networks import ARCHITECTURES
+from .networks import cnn, mlp
+from .transformer import vit
 
 REMAKE = "python -m prunelab.lab checkpoints"
 CARDS = "checkpoints.json"
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"cnn": cnn, "mlp": mlp, "vit": vit}
 
 
 def data_dir() -> Path:

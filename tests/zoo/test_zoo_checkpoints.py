@@ -67,8 +67,8 @@ def test_the_course_checkpoints_are_what_their_cards_say(name):
 
 
 def test_the_course_has_its_checkpoints_and_the_readme_their_numbers():
-    cnns = ("digits-cnn", *(f"digits-cnn-{seed}" for seed in (1, 2, 3, 4)))
-    assert sorted(zoo.checkpoints()) == [*cnns, "digits-mlp"]
+    cnns, vits = ([f"digits-{kind}{seed}" for seed in ("", "-1", "-2", "-3", "-4")] for kind in ("cnn", "vit"))
+    assert sorted(zoo.checkpoints()) == [*cnns, "digits-mlp", *vits]
     readme = (zoo.data_dir() / "README.md").read_text(encoding="utf-8")
     assert trained.with_table(readme, zoo.cards()) == readme
     assert "digits-cnn` |" in readme
@@ -78,6 +78,14 @@ def test_the_cnn_is_good_but_not_saturated_and_the_mlp_clearly_worse():
     cnn, mlp = (zoo.cards()[name]["accuracy"]["valid"]["value"] for name in ("digits-cnn", "digits-mlp"))
     assert 0.93 < cnn < 0.98
     assert 0.80 < mlp < cnn - 0.05
+
+
+def test_every_vit_is_near_the_cnn():
+    cards = zoo.cards()
+    for seed in ("", "-1", "-2", "-3", "-4"):
+        cnn, vit = (cards[f"digits-{kind}{seed}"]["accuracy"]["test"]["value"] for kind in ("cnn", "vit"))
+        assert cnn - 0.03 < vit < 0.98
+        assert cards[f"digits-vit{seed}"]["bytes"] < 500_000
 
 
 def test_what_is_saved_comes_back(folder):
@@ -175,8 +183,8 @@ def test_damaged_cards_are_not_overwritten(folder):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"architecture": "vit"}, "known are cnn, mlp"),
-        ({"architecture": None}, "known are cnn, mlp"),
+        ({"architecture": "resnet"}, "known are cnn, mlp, vit"),
+        ({"architecture": None}, "known are cnn, mlp, vit"),
         ({"arguments": {"classes": 3, "inputs": 4, "hidden": [3]}}, "do not fit"),
         ({"arguments": {"wide": 3}}, "do not fit"),
         ({"note": float("nan")}, "not JSON"),

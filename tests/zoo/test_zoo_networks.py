@@ -1,4 +1,4 @@
-"""The two networks: named layers, any image size, initial weights that depend on the seed alone."""
+"""The plain networks: named layers, any image size, initial weights that depend on the seed alone."""
 
 import pytest
 import torch
