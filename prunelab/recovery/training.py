@@ -4,102 +4,219 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from os import PathLike
+from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import AdamW, Optimizer
 from tqdm.auto import tqdm
 
-from ..batches import batches, call, count, has_splits, to
+from ..batches import Batch, batches, call, count, has_splits, to
 from ..calibration import Loss
 from ..core import PruneError, device_of, mode, places
 from ..measurement import Evaluation, evaluate
+from .checkpoints import Checkpoint
+from .history import History
+from .rates import ONE_CYCLE, Rate, Tail, check_schedule
+from .run import Run, begin, random_state, set_random_state
+from .snapshots import Snapshot
+
+OnStep: TypeAlias = Callable[[int, int], None]  # (steps done, steps in all)
+EPOCHS = 10
 
 
-@dataclass
-class History:
-    """What a training run did: the loss of every step, the validation result of every epoch, its cost."""
+@dataclass(frozen=True)
+class Objective:
+    """A training loss that sees the inputs too, as a teacher must: of(inputs, outputs, targets) -> a scalar.
 
-    losses: list[float] = field(default_factory=list)
-    valid: list[Evaluation] = field(default_factory=list)
-    seconds: float = 0.0
+    `report` is the loss of (outputs, targets) that validation shows.
+    """
 
-    @property
-    def steps(self) -> int:
-        """How many optimizer steps were made."""
-        return len(self.losses)
-
-    def __repr__(self) -> str:
-        if not self.losses:
-            return "History(no steps)"
-        last = f", validation accuracy {self.valid[-1].accuracy:.1%}" if self.valid else ""
-        return f"History({self.steps} steps in {self.seconds:.1f} s, last loss {self.losses[-1]:.3f}{last})"
+    of: Callable[[Any, Any, Tensor], Tensor]
+    report: Loss = F.cross_entropy
 
 
 def train(
     model: nn.Module,
     data: Any,
     *,
-    epochs: int = 10,
+    epochs: int | None = None,
+    steps: int | None = None,
     lr: float = 1e-2,
     weight_decay: float = 1e-2,
     batch_size: int = 64,
     seed: int = 0,
-    loss: Loss = F.cross_entropy,
+    loss: Loss | Objective = F.cross_entropy,
+    optimizer: Callable[[nn.Module], Optimizer] | None = None,
+    lr_schedule: str | Rate | Tail = ONE_CYCLE,
+    on_step: OnStep | None = None,
+    checkpoint: str | PathLike[str] | Checkpoint | None = None,
     progress: bool = True,
 ) -> History:
     """Train in place with AdamW and a one-cycle learning rate that peaks at `lr`, on the data's train split.
 
-    Masks stay exact throughout. The same seed gives the same weights; nobody else's random numbers are
-    disturbed, and each module gets its own mode back. After each epoch it looks at the validation split, if
-    there is one, to report it, not to choose. If the loss becomes NaN or infinite, the model gets the weights
-    back that it had before the epoch, and a PruneError says so.
+    The budget is `epochs` (10 if nothing is said) or `steps`. Masks stay exact throughout. The same seed gives the
+    same weights; nobody else's random numbers are disturbed, and each module gets its own mode back. It looks at
+    the validation split, if there is one, at the start and after each epoch, to report it, not to choose.
+
+    optimizer: makes another than AdamW, with parameter groups perhaps; `lr` and `weight_decay` are then not used.
+    lr_schedule: "one_cycle", "constant", "linear" (down to 0), a function progress -> factor, or a `Tail`.
+    on_step: on_step(done, total) is called with done = 0 before the first step, and after every step; it may change
+    masks and weights. A resumed run first calls it for the step it goes on from.
+    checkpoint: a file that the run is saved to every so often. If it is there already, the run goes on from it, to
+    the same weights as an unbroken one; random numbers other than torch's are not in it.
+
+    If the loss or a weight becomes NaN or infinite, the model gets back its best weights by validation, or without
+    validation those it had before the epoch, and a PruneError says so. An interrupt leaves it with the weights of
+    the moment, finite and usable.
     """
-    _check_settings(epochs, lr)
+    _check_settings(epochs, steps, lr)
+    check_schedule(lr_schedule)
     trained = _trainable(model)
-    device, dice = device_of(model), torch.Generator().manual_seed(seed)
-    total = epochs * count(data, size=batch_size)
-    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=total)
-    history, start = History(), time.perf_counter()
+    total = steps or (epochs or EPOCHS) * count(data, size=batch_size)
+    made = optimizer(model) if optimizer else AdamW(trained, lr=lr, weight_decay=weight_decay)
+    run = begin(model, made, lr_schedule, total, batch_size, seed)
+    lesson = Lesson(data, batch_size, loss if isinstance(loss, Objective) else Objective(lambda _, *x: loss(*x), loss))
+    saved = Checkpoint(checkpoint) if isinstance(checkpoint, (str, PathLike)) else checkpoint
+    device = device_of(model)
     with (
         torch.random.fork_rng([device] if device.type == "cuda" else []),
         mode(model, training=True),
+        _left_sound(run),
         tqdm(total=total, desc="training", unit="step", disable=not progress, leave=False) as bar,
     ):
         torch.manual_seed(seed)
-        for _ in range(epochs):
-            before = {name: t.clone() for name, t in model.state_dict().items()}
-            for batch in batches(data, size=batch_size, shuffle=dice):
-                history.losses.append(_step(model, to(batch, device), loss, optimizer))
-                optimizer.zero_grad(set_to_none=True)
-                if not math.isfinite(history.losses[-1]):
-                    break
-                cycle.step()
-                bar.update()
-            if not (math.isfinite(history.losses[-1]) and _finite(model)):
-                model.load_state_dict(before)
-                raise _diverged(history, lr)
-            if has_splits(data):
-                history.valid.append(evaluate(model, data, "valid", loss=loss))
-                bar.set_postfix_str(f"validation {history.valid[-1].accuracy:.1%}")
-    history.seconds = time.perf_counter() - start
-    return history
+        _go(run, lesson, on_step, saved, bar)
+    return run.history
 
 
-def finetune(model: nn.Module, data: Any, *, epochs: int = 2, lr: float = 3e-3, **options: Any) -> History:
-    """Retrain a pruned model to recover: `train`, shorter and gentler. Call it before `bake`, while masks hold.
+def finetune(
+    model: nn.Module,
+    data: Any,
+    *,
+    epochs: int | None = None,
+    steps: int | None = None,
+    lr: float = 3e-3,
+    **options: Any,
+) -> History:
+    """Retrain a pruned model to recover: `train`, gentler and, if nothing is said, for 2 epochs.
 
-    Raises PruneError for a model that has nothing to recover with: all of it frozen.
+    Call it before `bake`, while masks hold. Raises PruneError for a model that has nothing to recover with: all of it
+    frozen.
     """
-    return train(model, data, epochs=epochs, lr=lr, **options)
+    if epochs is None and steps is None:
+        epochs = 2
+    return train(model, data, epochs=epochs, steps=steps, lr=lr, **options)
 
 
-def _check_settings(epochs: Any, lr: Any) -> None:
-    if not isinstance(epochs, int) or epochs < 1:
+@dataclass(frozen=True)
+class Lesson:
+    """What a run learns from."""
+
+    data: Any
+    batch_size: int
+    objective: Objective
+
+    @property
+    def watched(self) -> bool:
+        """Whether there is a validation split."""
+        return has_splits(self.data) and hasattr(self.data, "valid")
+
+    def examine(self, model: nn.Module) -> Evaluation:
+        """The validation result."""
+        return evaluate(model, self.data, "valid", loss=self.objective.report)
+
+
+def _go(run: Run, lesson: Lesson, on_step: OnStep | None, saved: Checkpoint | None, bar: tqdm) -> None:
+    """All the steps that are left: the one training loop of the library."""
+    resumed = saved is not None and saved.resume(run)
+    if lesson.watched and not resumed:
+        run.history.start = lesson.examine(run.model)
+    bar.update(run.done)
+    start = time.perf_counter() - run.history.seconds
+    if on_step:
+        on_step(run.done, run.total)
+    while run.done < run.total:
+        for batch in islice(_rest_of_epoch(run, lesson), run.total - run.done):
+            run.history.losses.append(_step(run, batch, lesson.objective))
+            if not math.isfinite(run.history.losses[-1]):
+                break
+            run.rates.step()
+            run.position += 1
+            if on_step:
+                on_step(run.done, run.total)
+            bar.update()
+            if saved and saved.due(run):
+                _refuse_divergence(run)
+                run.history.seconds = time.perf_counter() - start
+                saved.save(run)
+        _refuse_divergence(run)
+        _end_epoch(run, lesson)
+        if run.history.valid:
+            bar.set_postfix_str(f"validation {run.history.valid[-1].accuracy:.1%}")
+    run.history.seconds = time.perf_counter() - start
+    if saved:
+        saved.save(run)
+
+
+def _rest_of_epoch(run: Run, lesson: Lesson) -> Iterator[Batch]:
+    """The epoch's batches from where the run stands; those before are passed over, drawn by the dice they had."""
+    if run.position == 0:
+        run.epoch = {"dice": run.dice.get_state(), "random": random_state(run.model)}
+    else:
+        run.dice.set_state(run.epoch["dice"])
+        set_random_state(run.model, run.epoch["random"])
+    stream = batches(lesson.data, size=lesson.batch_size, shuffle=run.dice)
+    for _ in islice(stream, run.position):
+        pass
+    if run.resumed is not None:
+        set_random_state(run.model, run.resumed)
+        run.resumed = None
+    yield from stream
+
+
+def _step(run: Run, batch: Batch, objective: Objective) -> float:
+    inputs, targets = to(batch, device_of(run.model))
+    run.optimizer.zero_grad(set_to_none=True)
+    value = objective.of(inputs, call(run.model, inputs), targets)
+    value.backward()
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    return float(value.detach())
+
+
+def _end_epoch(run: Run, lesson: Lesson) -> None:
+    """Validate, and keep the weights to fall back on: the best ones, or without validation these."""
+    if run.position == 0:
+        raise PruneError("the train data is empty: there is nothing to run the model on")
+    run.position = 0
+    if lesson.watched:
+        before = _best(run.history)
+        run.history.valid.append(lesson.examine(run.model))
+        if _best(run.history) is before:
+            return
+    run.safe = Snapshot.of(run.model)
+
+
+def _best(history: History) -> Evaluation | None:
+    """The best validation result so far, the first of equals; None without validation."""
+    results = [history.start, *history.valid] if history.start else []
+    return max(results, key=lambda r: (r.accuracy, -r.loss), default=None)
+
+
+def _check_settings(epochs: Any, steps: Any, lr: Any) -> None:
+    if epochs is not None and steps is not None:
+        raise PruneError(f"epochs={epochs!r} and steps={steps!r}: give the budget as one of them")
+    if epochs is not None and (not isinstance(epochs, int) or epochs < 1):
         raise PruneError(f"epochs={epochs!r}: train for a whole number of them, at least 1")
+    if steps is not None and (not isinstance(steps, int) or steps < 1):
+        raise PruneError(f"steps={steps!r}: make a whole number of them, at least 1")
     if not isinstance(lr, (int, float)) or not 0 < lr < math.inf:
         raise PruneError(f"lr={lr!r}: give a positive learning rate, such as 0.003")
 
@@ -120,19 +237,32 @@ def _trainable(model: nn.Module) -> list[nn.Parameter]:
     return trained
 
 
-def _diverged(history: History, lr: float) -> PruneError:
-    last = history.losses[-1]
+@contextmanager
+def _left_sound(run: Run) -> Iterator[None]:
+    """However the block ends: no gradients stay, and no weight that is not finite."""
+    try:
+        yield
+    except BaseException:  # a KeyboardInterrupt too
+        if not _finite(run.model):
+            run.safe.put_back(run.model)
+        raise
+    finally:
+        run.optimizer.zero_grad(set_to_none=True)
+
+
+def _refuse_divergence(run: Run) -> None:
+    """Give the model its safe weights back and raise PruneError if the loss or a weight is not finite."""
+    last = run.history.losses[-1] if run.history.losses else 0.0
+    if math.isfinite(last) and _finite(run.model):
+        return
+    run.safe.put_back(run.model)
     what = "a weight became NaN or infinite" if math.isfinite(last) else f"the loss became {last}"
-    return PruneError(
-        f"training diverged: {what} at step {history.steps} with lr={lr:g}. The model "
-        f"has the weights it had before this epoch; try lr={lr / 10:g}"
+    best, peak = _best(run.history), max(group.get("max_lr", group["lr"]) for group in run.optimizer.param_groups)
+    has = (
+        "the weights it had before this epoch"
+        if best is None
+        else f"its best weights ({best.accuracy:.1%} on validation)"
     )
-
-
-def _step(model: nn.Module, batch: Any, loss: Loss, optimizer: torch.optim.Optimizer) -> float:
-    inputs, targets = batch
-    optimizer.zero_grad(set_to_none=True)
-    value = loss(call(model, inputs), targets)
-    value.backward()
-    optimizer.step()
-    return float(value.detach())
+    raise PruneError(
+        f"training diverged: {what} at step {run.done} with lr={peak:g}. The model has {has}; try lr={peak / 10:g}"
+    )
