@@ -3,13 +3,16 @@
 from . import (
     agreement,
     allocation,
+    budget,
     calibration,
     core,
     criteria,
+    exports,
     granularity,
     masking,
     measurement,
     pipeline,
+    recipes,
     recovery,
     schedules,
     sensitivity,
@@ -17,8 +20,10 @@ from . import (
     surgery,
 )
 from .allocation import NM, Report, allocate, expand, report
+from .budget import fit_budget
 from .calibration import Calibration
 from .core import Group, Keep, Masks, Member, PruneError, Schedule, Scores, prunable
+from .exports import export
 from .masking import apply, bake, masked
 from .measurement import measure
 from .pipeline import Pruned, Recipe, prune
@@ -45,10 +50,14 @@ __all__ = [
     "allocation",
     "apply",
     "bake",
+    "budget",
     "calibration",
     "core",
     "criteria",
     "expand",
+    "export",
+    "exports",
+    "fit_budget",
     "granularity",
     "load_plan",
     "load_recipe",
@@ -59,6 +68,7 @@ __all__ = [
     "pipeline",
     "prunable",
     "prune",
+    "recipes",
     "recovery",
     "report",
     "save_plan",

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
 from .batches import call, to
-from .core import PruneError, device_of, mode, shape
+from .core import PruneError, mode, shape
 from .files import write_whole
-from .measurement.conditions import attempt, check_plain, cut, rows
+from .measurement.conditions import attempt, check_plain, rows
 from .measurement.text import size
 
 TOLERANCE = 1e-4  # of the largest output: float32 rounding in another order of sums stays far below

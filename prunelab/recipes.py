@@ -100,7 +100,7 @@ def _named(what: str, value: Any, registered: Mapping[str, Any]) -> Any:
             return name
     for name, known in registered.items():
         if is_dataclass(known) and type(value) is type(known):
-            return {"name": name, **_plain(asdict(value))}
+            return {"name": name, **_plain(asdict(value))}  # type: ignore[arg-type]
     called = getattr(value, "__name__", None) or repr(value)
     raise PruneError(
         f"the {what} {called} can't be written to a file: only names can, and it is not registered. Known are "
@@ -135,9 +135,16 @@ def _granularity(value: Any) -> Any:
         return {"name": "together", "names": list(value.names)}
     if isinstance(value, Blocks):
         return {"name": "blocks", **_plain(asdict(value))}
-    if isinstance(value, functools.partial) and value.func is weights and not value.args:
-        if set(value.keywords) == {"exclude"}:
-            return {"name": "weights", "exclude": sorted(value.keywords["exclude"])}
+    if (
+        isinstance(value, functools.partial)
+        and value.func is weights
+        and (value.args, set(value.keywords))
+        == (
+            (),
+            {"exclude"},
+        )
+    ):
+        return {"name": "weights", "exclude": sorted(value.keywords["exclude"])}
     return _named("granularity", value, GRANULARITIES)
 
 

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 from ..core import PruneError
@@ -19,6 +18,7 @@ UNITS: dict[str, dict[str, float]] = {
     "macs": {"MACs": 1, "kMACs": 1e3, "MMACs": 1e6, "GMACs": 1e9},
 }
 EXAMPLES = {"latency": '"2.5 ms"', "bytes": '"300 kB"', "macs": '"1.5 MMACs"'}
+NUMBER = (int, float)
 _QUANTITY = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e-?\d+)?)\s*([A-Za-zµ]+)\s*")
 
 
@@ -84,7 +84,7 @@ def written(cost: str, value: float) -> str:
 def _goal(cost: str, value: Any) -> Goal:
     if isinstance(value, str):
         return Goal(cost, _quantity(cost, value), relative=False)
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(float(value)) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, NUMBER) or not 0 < value < math.inf:
         raise PruneError(
             f"{cost}={value!r}: give a fraction of the dense model's, such as 0.5, or a text with its unit, such as "
             f"{EXAMPLES[cost]}"
@@ -106,7 +106,7 @@ def _quantity(cost: str, text: str) -> float:
 
 
 def _drop(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < 1:
-        meant = f" Did you mean {value / 100:g}?" if isinstance(value, Real) and 1 <= value < 100 else ""
+    if isinstance(value, bool) or not isinstance(value, NUMBER) or not 0 <= value < 1:
+        meant = f" Did you mean {value / 100:g}?" if isinstance(value, NUMBER) and 1 <= value < 100 else ""
         raise PruneError(f"max_drop={value!r}: give the share of labels that may be lost, 0.01 for one point.{meant}")
     return float(value)

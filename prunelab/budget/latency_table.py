@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import combinations_with_replacement
 from typing import Any, TypeAlias
 
@@ -80,6 +80,22 @@ class LatencyTable:
         """Seconds, bytes or MACs of the model with so many units in each group."""
         shares = {g.name: layout[g.name] / g.units for g in self.groups}
         return sum(fit.at(shares) for fit in self.fits[cost].values())
+
+    def saved(self, layout: Layout, group: str, kept: int, cost: str = "latency") -> float:
+        """What a layout costs less if one group keeps so many units instead."""
+        shares = {g.name: layout[g.name] / g.units for g in self.groups}
+        units = next(g.units for g in self.groups if g.name == group)
+        fewer = {**shares, group: kept / units}
+        return sum(fit.at(shares) - fit.at(fewer) for fit in self._touching[cost, group])
+
+    @cached_property
+    def _touching(self) -> dict[tuple[str, str], list[Fit]]:
+        """The fits that a group's share is part of."""
+        return {
+            (cost, g.name): [fit for fit in fits.values() if any(g.name in term for term in fit.terms)]
+            for cost, fits in self.fits.items()
+            for g in self.groups
+        }
 
     def ratio(self, layout: Layout, cost: str = "latency") -> float:
         """The predicted cost as a fraction of the dense model's."""

@@ -1,4 +1,4 @@
-"""Layouts: how many units each group keeps. Which counts are worth trying, and a few layouts that tell them all apart."""
+"""Layouts: how many units each group keeps; which counts are worth trying, and a few layouts to learn from."""
 
 from __future__ import annotations
 
