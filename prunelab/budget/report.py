@@ -57,7 +57,7 @@ class Result:
 
     @property
     def advice(self) -> str:
-        """ "prune" or "don't"."""
+        """What to do: "prune" or "don't"."""
         return "don't" if self.chosen is self.dense else "prune"
 
     @property

@@ -33,7 +33,7 @@ class Measured:
     speedup: Speedup
 
     def within(self, limits: Limits, margin: float = 0.0) -> bool:
-        """Whether every cost is below its limit by a margin; a measured time by the whole margin, counts as they are."""
+        """Whether every cost is within its limit, and a measured time below it by a margin."""
         return all(self.ratios[c] <= limit * (1 - (margin if c == "latency" else 0)) for c, limit in limits.items())
 
 
