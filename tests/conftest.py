@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from prunelab import zoo
+
 
 class Residual(nn.Module):
     """x + f(x) twice, with BatchNorm: channels are coupled through the sums."""
@@ -87,6 +89,10 @@ def _mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
 
 
+def _vit() -> nn.Module:
+    return zoo.vit(classes=3, pixels=8, patch=4, width=8, depth=2, heads=4, hidden=4)
+
+
 BUILDERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "cnn": (_cnn, (1, 6, 6)),
     "mlp": (_mlp, (6,)),
@@ -94,6 +100,7 @@ BUILDERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "tied": (TiedLinears, (6,)),
     "attention": (Attention, (8,)),
     "attention_kdim": (lambda: Attention(6), (8,)),
+    "vit": (_vit, (1, 8, 8)),
 }
 
 

@@ -424,7 +424,7 @@ def test_without_data(build, snapshot, criterion):
 
 
 def test_the_others_need_none(build):
-    for criterion in CRITERIA.keys() - set(LOOKS_AT_DATA):
+    for criterion in CRITERIA.keys() - {*LOOKS_AT_DATA, "head_importance"}:  # of heads: tests/test_criteria_heads.py
         assert CRITERIA[criterion](build("cnn"))
 
 
@@ -546,6 +546,7 @@ def cell(model, groups, calib, criterion, scope, snapshot):
 
 def test_the_grid(build, data_for, snapshot):
     """Run with -s to see it."""
+    judges = [c for c in CRITERIA if c != "head_importance"]  # none of the networks has heads
     found = {}
     for name in MODELS:
         model, (x, y) = build(name).eval(), data_for(name)
@@ -554,14 +555,14 @@ def test_the_grid(build, data_for, snapshot):
         for g in ("weights", "filters", "neurons"):
             with contextlib.suppress(PruneError):
                 groups[g] = granularity.by_name(g)(model, x)
-        for criterion, (g, scope) in itertools.product(CRITERIA, CELLS):
+        for criterion, (g, scope) in itertools.product(judges, CELLS):
             if g in groups:
                 found[criterion, name, g, scope] = cell(model, groups[g], calib, criterion, scope, snapshot)
     out = io.StringIO()
-    columns = [(n, g, s) for n in MODELS for g, s in CELLS if any((c, n, g, s) in found for c in CRITERIA)]
+    columns = [(n, g, s) for n in MODELS for g, s in CELLS if any((c, n, g, s) in found for c in judges)]
     for part in range(3):
         print(f"{'':<14}", *(f"{column[part]:<9}" for column in columns), file=out)
-    for criterion in CRITERIA:
+    for criterion in judges:
         print(f"{criterion:<14}", *(f"{found[criterion, *column]:<9}" for column in columns), file=out)
     print(f"\n{out.getvalue()}\n- : bn_slimming scores BatchNorm channels: no single weights, and nothing in an MLP")
     missing = {(c, n, g) for (c, n, g, _), result in found.items() if result != "ok"}

@@ -5,7 +5,7 @@ sample by the others of its batch, so that "the gradient of one sample" would no
 The model is left exactly as it was: no gradient is put into `.grad`, and nothing is unfrozen.
 """
 
-from .derivatives import call_with, differentiable, fisher_information, gradients, hessian_gradient
+from .derivatives import call_with, differentiable, fisher_information, gradients, hessian_gradient, over_samples
 from .inputs import input_norms
 from .samples import Calibration, Loss, checked, needed, scalar_loss
 
@@ -20,5 +20,6 @@ __all__ = [
     "hessian_gradient",
     "input_norms",
     "needed",
+    "over_samples",
     "scalar_loss",
 ]

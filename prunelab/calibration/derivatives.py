@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -17,18 +17,19 @@ from ..core import PruneError, prunable, shape
 from ..measurement.conditions import attempt, rows, undisturbed
 from .samples import Calibration, add, checked, losses, on_device, scalar_loss, wide
 
+OfSamples = Callable[[str, Tensor], Tensor]  # (a weight's name, gradients (samples, *shape)) -> (samples, ...)
 AT_ONCE = 16  # samples whose gradients are taken together: more is not faster on a CPU
 HELD = 1 << 27  # ... and how many numbers such gradients may hold at a time: each is as large as the model
 PLAIN_ATTENTION = SDPBackend.MATH  # the only kernel that vmap batches, and that has a second derivative
 
 
-def gradients(model: nn.Module, calib: Calibration) -> dict[str, Tensor]:
-    """dL/dw for each prunable weight, L the mean loss over all calibration samples.
+def gradients(model: nn.Module, calib: Calibration, names: Collection[str] | None = None) -> dict[str, Tensor]:
+    """dL/dw for each prunable weight (or those named), L the mean loss over all calibration samples.
 
     Under a mask it is that of the underlying weight: zero where the mask is. Half precision gives float32.
     Raises PruneError for a frozen weight, and for one the loss does not reach: neither has a gradient.
     """
-    weights = _unfrozen(model)
+    weights = _unfrozen(_chosen(model, names))
     total: dict[str, Tensor] = {}
     with differentiable(model):
         for loss, share in losses(model, calib):
@@ -40,10 +41,20 @@ def fisher_information(model: nn.Module, calib: Calibration) -> dict[str, Tensor
     """E[g^2], g the gradient of a *single* sample's loss: the diagonal of the empirical Fisher information.
 
     The square of the mean gradient is something else: there samples that pull in opposite directions cancel.
+    """
+    return checked(over_samples(model, calib, lambda name, g: g.square()), prunable(model), "Fisher information")
+
+
+def over_samples(
+    model: nn.Module, calib: Calibration, of: OfSamples, names: Collection[str] | None = None
+) -> dict[str, Tensor]:
+    """The mean over the samples of of(name, g), g (samples, *shape) the gradients of the single samples' losses.
+
+    `of` gives a tensor of (samples, ...); `names` are the weights to differentiate by, all prunable ones by default.
     Several samples at once by torch.func.vmap; where that can't follow a forward, one after another.
     """
-    gradients(model, calib)  # raises for what has no gradient, which vmap would take for zero
-    weights = prunable(model)
+    gradients(model, calib, names)  # raises for what has no gradient, which vmap would take for zero
+    weights = _chosen(model, names)
     at_once = max(1, min(AT_ONCE, HELD // sum(w.numel() for w in weights.values())))
     total: dict[str, Tensor] = {}
     with differentiable(model), sdpa_kernel(PLAIN_ATTENTION):
@@ -51,9 +62,9 @@ def fisher_information(model: nn.Module, calib: Calibration) -> dict[str, Tensor
             size = rows(inputs)
             for start in range(0, size, at_once):
                 few = slice(start, start + at_once)
-                squares = _sum_of_squares(model, calib, weights, _take(inputs, few, size), _take(targets, few, size))
-                add(total, squares, share / size)
-    return checked(total, weights, "Fisher information")
+                sums = _sum_over(model, calib, of, weights, _take(inputs, few, size), _take(targets, few, size))
+                add(total, sums, share / size)
+    return total
 
 
 def hessian_gradient(model: nn.Module, calib: Calibration) -> dict[str, Tensor]:
@@ -81,8 +92,11 @@ def call_with(model: nn.Module, tensors: dict[str, Tensor], inputs: Any) -> Any:
     return call(cast(nn.Module, lambda *args, **kwargs: functional_call(model, tensors, args, kwargs)), inputs)
 
 
-def _unfrozen(model: nn.Module) -> dict[str, nn.Parameter]:
-    weights = prunable(model)
+def _chosen(model: nn.Module, names: Collection[str] | None) -> dict[str, nn.Parameter]:
+    return {n: w for n, w in prunable(model).items() if names is None or n in names}
+
+
+def _unfrozen(weights: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
     frozen = [f"{name} {shape(w)}" for name, w in weights.items() if not w.requires_grad]
     if frozen:
         raise PruneError(
@@ -104,31 +118,31 @@ def _derivatives(of: Tensor, weights: Mapping[str, Tensor], *, create_graph: boo
     return {name: wide(g) for name, g in zip(weights, found, strict=True) if g is not None}
 
 
-def _sum_of_squares(
-    model: nn.Module, calib: Calibration, weights: Mapping[str, Tensor], inputs: Any, targets: Tensor
+def _sum_over(
+    model: nn.Module, calib: Calibration, of: OfSamples, weights: Mapping[str, Tensor], inputs: Any, targets: Tensor
 ) -> dict[str, Tensor]:
-    """The sum over the samples of g^2."""
+    """The sum over the samples of of(name, g)."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # operations that vmap can only do slowly: the loop does them in peace
-            return _all_at_once(model, calib, weights, inputs, targets)
+            return _all_at_once(model, calib, of, weights, inputs, targets)
     except Exception:  # vmap can't follow what branches on its data, or changes a buffer
-        return _one_by_one(model, calib, weights, inputs, targets)
+        return _one_by_one(model, calib, of, weights, inputs, targets)
 
 
 def _one_by_one(
-    model: nn.Module, calib: Calibration, weights: Mapping[str, Tensor], inputs: Any, targets: Tensor
+    model: nn.Module, calib: Calibration, of: OfSamples, weights: Mapping[str, Tensor], inputs: Any, targets: Tensor
 ) -> dict[str, Tensor]:
     total: dict[str, Tensor] = {}
     size = rows(inputs)
     for one in (slice(i, i + 1) for i in range(size)):
         loss = scalar_loss(calib.loss, attempt(model, _take(inputs, one, size)), _take(targets, one, size))
-        add(total, {name: g.square() for name, g in _derivatives(loss, weights).items()})
+        add(total, {name: of(name, g[None])[0] for name, g in _derivatives(loss, weights).items()})
     return total
 
 
 def _all_at_once(
-    model: nn.Module, calib: Calibration, weights: Mapping[str, Tensor], inputs: Any, targets: Tensor
+    model: nn.Module, calib: Calibration, of: OfSamples, weights: Mapping[str, Tensor], inputs: Any, targets: Tensor
 ) -> dict[str, Tensor]:
     names = {id(p): name for name, p in model.named_parameters()}  # as the model calls them, masked or not
     own = {names[id(w)]: w.detach() for w in weights.values()}
@@ -137,7 +151,7 @@ def _all_at_once(
         return scalar_loss(calib.loss, call_with(model, parameters, inputs), target)
 
     each = vmap(grad(loss), in_dims=(None, 0, 0))(own, _alone(inputs), targets[:, None])
-    return {name: wide(each[names[id(w)]]).square().sum(0) for name, w in weights.items()}
+    return {name: of(name, wide(each[names[id(w)]])).sum(0) for name, w in weights.items()}
 
 
 def _alone(nest: Any) -> Any:

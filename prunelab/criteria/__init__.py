@@ -1,14 +1,16 @@
 """How important is each weight? One function a criterion: (model, calibration) -> scores, higher = keep.
 
-Every criterion leaves the model exactly as it was, and gives each prunable weight a score of its own shape
-(`bn_slimming` alone scores BatchNorms instead). A masked weight is scored by its underlying value, so that a mask can
-be reconsidered; but a gradient stops at a mask, and whatever is multiplied by one is 0 there.
+Every criterion leaves the model exactly as it was, and gives each prunable weight a score of its own shape (but
+`bn_slimming` scores BatchNorms instead, and `head_importance` what reads attention heads). A masked weight is scored by
+its underlying value, so that a mask can be reconsidered; but a gradient stops at a mask, and whatever is multiplied by
+one is 0 there.
 
 A criterion scores single weights. What a structure is worth, `allocate` makes of the scores of its weights.
 """
 
 from .activations import wanda
 from .gradients import Grasp, fisher, gradient, grasp, synflow, taylor, taylor_sum
+from .heads import head_importance
 from .registry import ALIASES, CRITERIA, Criterion, by_name, register
 from .weights import Random, bn_slimming, fpgm, magnitude, magnitude_l2, random
 
@@ -24,6 +26,7 @@ __all__ = [
     "fpgm",
     "gradient",
     "grasp",
+    "head_importance",
     "magnitude",
     "magnitude_l2",
     "random",

@@ -19,7 +19,12 @@ class Criterion(Protocol):
 
 
 CRITERIA: dict[str, Criterion] = {}
-ALIASES = {"snip": "taylor", "obd": "fisher", "network_slimming": "bn_slimming"}  # one score, several names
+ALIASES = {
+    "snip": "taylor",
+    "obd": "fisher",
+    "network_slimming": "bn_slimming",
+    "michel": "head_importance",
+}  # one score, several names
 
 
 def register(name: str) -> Callable[[Criterion], Criterion]:

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..attention import layers
 from ..batches import to
-from ..core import PruneError, device_of, shape
+from ..core import PruneError, device_of, join, shape
 from ..masking import bake
 from ..surgery.difference import run, tensors
 from .ports import Port, parameter_port, ports
@@ -174,6 +175,7 @@ def _read(graph: Any, twin: nn.Module) -> Ties:
     at = {(id(p.module), p.side): p for p in ties.ports}
     _tie_whole_groups(ties, at)
     _tie_shared_tensors(ties)
+    _freeze_heads(ties, twin)
     met: dict[tuple[Any, ...], int] = {}  # (node, side, channel there) -> a channel it is tied to
     for port in ties.ports:
         start = ties.start[port]
@@ -251,6 +253,15 @@ def _tie_whole_groups(ties: Ties, at: dict[tuple[int, str], Port]) -> None:
             each, made = port.size // module.groups, out.size // module.groups
             for channel in range(port.size):
                 ties.tie(start + channel, ties.start[out] + channel // each * made)
+
+
+def _freeze_heads(ties: Ties, twin: nn.Module) -> None:
+    """What is inside an attention head stays: `granularity.heads` removes whole heads, and less would mix them up."""
+    inside = {(name, "out") for a in layers(twin) for r in (a.query, a.key, a.value) for name, *_ in r.places}
+    inside |= {(a.out, "in") for a in layers(twin)}
+    for port in ties.ports:
+        if (join(port.layer, "weight"), port.side) in inside:
+            ties.frozen.update(range(ties.start[port], ties.start[port] + port.size))
 
 
 def _tie_shared_tensors(ties: Ties) -> None:

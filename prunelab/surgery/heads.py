@@ -42,6 +42,13 @@ def settle(model: nn.Module, touched: Collection[nn.Module]) -> None:
     from the width (BERT's), or where its own rules refuse the count. There `from_pretrained` refuses the weights, and
     `load_plan` rebuilds the model.
     """
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder) and any(
+            isinstance(m, PrunedMultiheadAttention) for m in module.modules()
+        ):
+            module.use_nested_tensor = (
+                False  # it asked its layers when it was made, and only their old kernels take nests
+            )
     every = layers(model)
     cut = [a for a in every if any(m in touched for m in a.module.modules())]
     for layer in cut:
