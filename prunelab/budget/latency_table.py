@@ -28,6 +28,7 @@ from .layouts import Layout, any_keep, dense_layout, telling_layouts
 
 BLOCK = 2e-3  # seconds a timing: hundreds of layers are timed, and what one gets wrong the fit evens out
 ROUNDS = 7
+RIDGE = 0.01
 PROBED = 2  # samples with which it is found out which group a layer depends on
 REST = "between the layers"
 
@@ -231,7 +232,9 @@ def _fit(
     if not target.any():
         return Fit(tuple(terms), (0.0,) * len(terms))
     lowest = np.array([-np.inf if scale and not term else 0.0 for term in terms])
-    found = lsq_linear(design * weight[:, None], target * weight, bounds=(lowest, np.inf))
+    # A little ridge: of terms that the layouts can't tell apart, each gets its part.
+    scaled = np.vstack([design * weight[:, None], RIDGE * weight.mean() * np.eye(len(terms))])
+    found = lsq_linear(scaled, np.append(target * weight, np.zeros(len(terms))), bounds=(lowest, np.inf))
     return Fit(tuple(terms), tuple(float(w) for w in found.x))
 
 

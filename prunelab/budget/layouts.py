@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import TypeAlias
@@ -12,6 +13,7 @@ from ..core import Group, Keep
 
 Layout: TypeAlias = dict[str, int]  # group name -> units kept
 LEVELS = (1.0, 0.75, 0.5, 0.25)  # shares kept at which layers are timed
+SCATTERED = 12  # layouts drawn at random
 
 
 def dense_layout(groups: Sequence[Group]) -> Layout:
@@ -47,17 +49,20 @@ def any_keep(groups: Sequence[Group], layout: Layout) -> Keep:
 def telling_layouts(
     groups: Sequence[Group], rungs: Mapping[str, Sequence[int]], together: Iterable[frozenset[str]]
 ) -> list[Layout]:
-    """Sixteen layouts in which every two groups that meet in a layer take every pair of levels, or nearly.
+    """Sixteen layouts in which every two groups that meet in a layer take every pair of levels, or nearly; and more.
 
     `together`: the sets of groups that meet. Groups that meet get different colours; the first colour counts through
-    the levels in one digit, the second in the other, the others in the rows of Latin squares.
+    the levels in one digit, the second in the other, the others in the rows of Latin squares. Groups of one colour
+    go in step there, so that dice throw some layouts in which they don't: what happens between layers shows only there.
     """
     colours = _colours([g.name for g in groups], list(together))
     n = len(LEVELS)
     found = []
     for a, b in product(range(n), range(n)):
-        level = {name: LEVELS[_square(colour, a, b) % n] for name, colour in colours.items()}
-        found.append({g.name: nearest(rungs[g.name], level[g.name] * g.units) for g in groups})
+        found.append({name: _square(colour, a, b) % n for name, colour in colours.items()})
+    dice = random.Random(0)
+    found += [{g.name: dice.randrange(n) for g in groups} for _ in range(SCATTERED)]
+    found = [{g.name: nearest(rungs[g.name], LEVELS[x[g.name]] * g.units) for g in groups} for x in found]
     return [dict(t) for t in dict.fromkeys(tuple(f.items()) for f in found)]
 
 

@@ -156,11 +156,13 @@ class Call:
 
 
 def layer_calls(model: nn.Module, inputs: Any) -> dict[str, Call]:
-    """Every call of a module without children in one forward pass, in order; attention never calls its own child."""
+    """Every call of a module without children in one forward pass, in order; torch's attention counts as one."""
     found: dict[str, Call] = {}
+    attention = [m for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
+    inside = {child for m in attention for child in m.modules() if child is not m}
     with ExitStack() as stack:
         for path, module in model.named_modules():
-            if not any(module.children()) or isinstance(module, nn.MultiheadAttention):
+            if module not in inside and (module in attention or not any(module.children())):
                 hook = partial(_record, found, path or type(module).__name__)
                 stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         attempt(model, inputs)
