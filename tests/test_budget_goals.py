@@ -3,7 +3,7 @@
 import pytest
 
 from prunelab import PruneError
-from prunelab.budget import Goal, goals
+from prunelab.budget.goals import Goal, goals
 
 
 @pytest.mark.parametrize(

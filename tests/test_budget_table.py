@@ -7,7 +7,7 @@ from torch import nn
 
 import prunelab as pl
 from prunelab.budget import latency_table
-from prunelab.budget.latency_table import REST, Fit, _fit
+from prunelab.budget.layer_costs import REST, Fit, _fit
 from prunelab.budget.layouts import any_keep, dense_layout, ladder
 from prunelab.measurement import macs, stored_bytes
 
@@ -78,7 +78,7 @@ def test_attention_is_a_layer(build, data_for):
     model = build("attention")
     groups = pl.granularity.heads(model, x)
     table = latency_table(model, groups, x, {g.name: (1, 2) for g in groups})
-    assert {row.kind for row in table.rows} == {"MultiheadAttention", "Identity", "Linear"}
+    assert {row.layer for row in table.rows} == {"attend", "widen", "head"}
 
 
 def test_a_fit_recovers_its_polynomial():

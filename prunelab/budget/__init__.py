@@ -1,9 +1,9 @@
 """One call with a goal: the best pruned model within a budget of time, bytes, MACs or accuracy."""
 
 from .front import draw_front, frontier
-from .goals import Goal, Goals, goals
+from .goals import Goal, Goals
 from .job import How
-from .latency_table import LatencyTable, latency_table
+from .layer_costs import LatencyTable, latency_table
 from .report import GoalNotMet, Result
 from .search import fit_budget
 from .trials import Candidate, Trial
@@ -20,6 +20,5 @@ __all__ = [
     "draw_front",
     "fit_budget",
     "frontier",
-    "goals",
     "latency_table",
 ]

@@ -21,7 +21,7 @@ from ..surgery import save_plan
 from .front import save_front
 from .goals import Goals
 from .job import Job
-from .latency_table import LatencyTable
+from .layer_costs import LatencyTable
 from .report import Result
 from .structures import Structures
 from .trials import Trial, better, shortfall
@@ -59,7 +59,6 @@ class Log:
     def __post_init__(self) -> None:
         self.path = None if self.save is None else Path(self.save)
         self.best = self.dense
-        self.add(self.dense)
 
     @property
     def groups(self) -> tuple[Group, ...]:

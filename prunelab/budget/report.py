@@ -14,7 +14,7 @@ from ..core import Group, Keep, PruneError
 from ..measurement.text import html, table
 from ..pipeline import Recipe
 from .goals import Goals
-from .latency_table import LatencyTable
+from .layer_costs import LatencyTable
 from .trials import COLUMNS, Trial
 from .words import verdict
 

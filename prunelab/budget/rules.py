@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core import Group, PruneError
 from ..sensitivity import Scan
-from .latency_table import LatencyTable
+from .layer_costs import LatencyTable
 from .layouts import Layout, at_least, dense_layout
 
 STEPS = 128  # shares tried between all and nothing

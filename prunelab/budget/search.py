@@ -21,7 +21,7 @@ from ..sensitivity import Scan, scan
 from ..surgery import shrink
 from .goals import Goals, goals
 from .job import How, Job, Recovery, job
-from .latency_table import latency_table
+from .layer_costs import latency_table
 from .layouts import Layout, dense_layout
 from .log import Found, Log, OnTrial
 from .report import GoalNotMet, Result
@@ -82,6 +82,7 @@ def fit_budget(
         log = Log(work, wanted, found, _dense(bench, found.groups), save, on_trial)
         bar.update()
         try:
+            log.add(log.dense)
             Search(log, bench, bar).run()
         except KeyboardInterrupt:
             warnings.warn(f"interrupted: {log.best.trial.name} is the best so far, of {len(log.trials)}", stacklevel=2)

@@ -13,7 +13,7 @@ from ..measurement import Speedup, compare, macs, stored_bytes
 from ..measurement.conditions import rows
 from ..surgery import shrink
 from .job import Job
-from .latency_table import Costs, LatencyTable
+from .layer_costs import Costs, LatencyTable
 from .layouts import Layout, any_keep
 from .rules import RULES, Limits, Question
 from .trials import Candidate

@@ -10,7 +10,7 @@ from ..criteria import Criterion
 from ..measurement import Speedup
 from ..measurement.text import percent, seconds, size
 from .goals import Goals
-from .latency_table import Costs
+from .layer_costs import Costs
 from .layouts import Layout
 
 NOTHING = "nothing pruned"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from ..measurement.text import percent
 from .goals import Goals
-from .latency_table import REST, LatencyTable
+from .layer_costs import REST, LatencyTable
 from .layouts import Layout
 from .rules import Limits
 from .trials import Trial, shortfall

@@ -176,16 +176,14 @@ def table(found: list[dict]) -> str:
             cells.append("      none     " if t is None else f"{100 * t['test']:6.2f} ({t['ratio']:.3f})")
         fresh = f"{r['fresh_ratio']:.3f} [{r['fresh_low']:.3f}, {r['fresh_high']:.3f}]"
         lines.append(
-            f"{r['network']:<9} {r['seed']}    {100 * r['dense_test']:6.2f} {100 * r['test']:6.2f}  {'   '.join(cells)}   "
-            f"{fresh}  {'yes' if r['fresh_ratio'] <= GOAL else 'NO ':<3}  {r['chosen']}"
+            f"{r['network']:<9} {r['seed']}    {100 * r['dense_test']:6.2f} {100 * r['test']:6.2f}  "
+            f"{'   '.join(cells)}   {fresh}  {'yes' if r['fresh_ratio'] <= GOAL else 'NO ':<3}  {r['chosen']}"
         )
     for network in dict.fromkeys(r["network"] for r in found):
         own = [r for r in found if r["network"] == network]
         lead = [100 * (r["test"] - r["theirs"]["local"]["test"]) for r in own if r["theirs"]["local"]]
         if lead:
-            lines.append(
-                f"{network}: ours minus TP local, points of test accuracy: {', '.join(f'{x:+.2f}' for x in lead)}"
-            )
+            lines.append(f"{network}: ours minus TP local, points: {', '.join(f'{x:+.2f}' for x in lead)}")
     return "\n".join(lines)
 
 
