@@ -31,7 +31,7 @@ from ..measurement import evaluate
 from ..recovery import finetune
 from ..sensitivity import scan
 from ..shares import by_sensitivity
-from . import contests
+from . import contests, grids_budget
 
 Run = dict[str, Any]
 SEEDS = ("digits-cnn", "digits-cnn-1", "digits-cnn-2", "digits-cnn-3", "digits-cnn-4")
@@ -101,7 +101,12 @@ def truths() -> Iterator[Run]:
                 )  # fmt: skip
 
 
-GRIDS: dict[str, Callable[[], Iterator[Run]]] = {"scopes": scopes, "budgets": budgets, "truths": truths}
+GRIDS: dict[str, Callable[[], Iterator[Run]]] = {
+    "scopes": scopes,
+    "budgets": budgets,
+    "truths": truths,
+    "fronts": grids_budget.fronts,
+}
 
 
 def remake(names: list[str] | None = None) -> None:

@@ -5,6 +5,7 @@ from .data import Data, ZooError
 from .digits import more_views, scans
 from .downloads import cache_dir
 from .networks import cnn, mlp
+from .residual import resnet
 from .trained import ARCHITECTURES, cards, checkpoint, checkpoints, data_dir, save_checkpoint
 from .transformer import VisionTransformer, vit
 
@@ -22,6 +23,7 @@ __all__ = [
     "load",
     "mlp",
     "more_views",
+    "resnet",
     "save_checkpoint",
     "scans",
     "vit",
