@@ -1,13 +1,15 @@
 """What only a notebook needs: `from prunelab import lab`. Nothing else in prunelab imports it."""
 
-from . import plots, scoreboard
+from . import fronts, plots, scoreboard
 from .claims import ClaimError, claim
 from .contests import kept, moved, pruned, rewritten, shares_of, spread
+from .exam import exam
 from .exercises import check, exercise, hint, solution
 from .explorers import explorer
 from .figures import figure, table
 from .grids import by_name, collect, grid
 from .measuring import NO_CUDA, measured
+from .picking import pick
 from .predictions import predict, reveal
 from .races import race, trials
 from .readings import by_hand, reading, reading_of, sweep
@@ -22,14 +24,17 @@ __all__ = [
     "check",
     "claim",
     "collect",
+    "exam",
     "exercise",
     "explorer",
     "figure",
+    "fronts",
     "grid",
     "hint",
     "kept",
     "measured",
     "moved",
+    "pick",
     "plots",
     "predict",
     "progress",
