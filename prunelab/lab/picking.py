@@ -30,7 +30,7 @@ class OnDigits(nn.Module):
 
 
 def pick(name: str = "digits-cnn", *, pixels: int = 32, steps: int = STEPS, progress: bool = True) -> tuple[Any, Any]:
-    """(model, data) by name: a checkpoint of the zoo; "torchvision:resnet18"; or the path of a Python file of one's own.
+    """(model, data) by name: the zoo's checkpoint; "torchvision:resnet18"; or the path of a Python file of your own.
 
     torchvision's come with their weights where these lie in torch's cache already (nothing is downloaded), else fresh;
     their last layer is new, and they are taught the digits for so many steps, at so many pixels, first. A file of
