@@ -3,15 +3,18 @@
 from . import (
     agreement,
     allocation,
+    budget,
     calibration,
     core,
     criteria,
+    exports,
     granularity,
     language,
     masking,
     measurement,
     movement,
     pipeline,
+    recipes,
     reconstruction,
     recovery,
     schedules,
@@ -20,11 +23,14 @@ from . import (
     surgery,
 )
 from .allocation import NM, Report, allocate, expand, report
+from .budget import fit_budget
 from .calibration import Calibration
 from .core import Criterion, Granularity, Group, Keep, Masks, Member, PruneError, Schedule, Scores, prunable
+from .exports import export
 from .masking import apply, bake, masked
 from .measurement import measure
 from .pipeline import Pruned, Recipe, prune
+from .recipes import load_recipe, save_recipe
 from .surgery import load_plan, save_plan, shrink
 
 __version__ = "0.1.0"
@@ -49,13 +55,18 @@ __all__ = [
     "allocation",
     "apply",
     "bake",
+    "budget",
     "calibration",
     "core",
     "criteria",
     "expand",
+    "export",
+    "exports",
+    "fit_budget",
     "granularity",
     "language",
     "load_plan",
+    "load_recipe",
     "masked",
     "masking",
     "measure",
@@ -64,10 +75,12 @@ __all__ = [
     "pipeline",
     "prunable",
     "prune",
+    "recipes",
     "reconstruction",
     "recovery",
     "report",
     "save_plan",
+    "save_recipe",
     "schedules",
     "sensitivity",
     "shares",

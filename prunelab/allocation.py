@@ -216,7 +216,12 @@ def _check_shares(shares: Mapping[str, float], groups: Sequence[Group], scope: S
     if astray or lacking:
         what = f"there is no group {astray[0]!r}" if astray else f"no share is given for {', '.join(lacking)}"
         raise PruneError(f"{what}: the groups are {', '.join(names)}")
-    return {n: 1.0 if s == 1 and not isinstance(s, bool) else check_sparsity(s) for n, s in shares.items()}
+    return {n: check_share(s) for n, s in shares.items()}
+
+
+def check_share(share: Any) -> float:
+    """One group's share: a fraction as `check_sparsity` has it, or 1, which empties a group and not the model."""
+    return 1.0 if share == 1 and not isinstance(share, bool) else check_sparsity(share)
 
 
 def _share_of(share: Share, name: str) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from . import criteria, granularity, schedules
-from .allocation import NM, Report, Scope, allocate, check_target, contract, expand, report
+from .allocation import NM, Report, Scope, Share, allocate, check_share, check_target, contract, expand, report
 from .calibration import Calibration
 from .core import Group, Keep, Masks, PruneError, Schedule, Scores, prunable, shape
 from .criteria import Criterion
@@ -25,20 +25,21 @@ class Recipe:
     """What to prune and how, as plain values that can be printed, compared and shared.
 
     criterion, granularity and schedule are registered names or functions of one's own; sparsity is the final
-    share of units removed, by default half of them or what an N:M scope implies; `rounds` is in how many steps
-    the schedule gets there.
+    share of units removed, by default half of them or what an N:M scope implies, or the share of each group by its
+    name; `rounds` is in how many steps the schedule gets there.
     """
 
     criterion: str | Criterion = "magnitude"
     granularity: str | Granularity = "weights"
-    sparsity: float | None = None
+    sparsity: float | Mapping[str, float] | None = None
     scope: Scope = "global"
     schedule: str | Schedule = "one_shot"
     rounds: int = 1
 
     def __post_init__(self) -> None:
         asked = 0.5 if self.sparsity is None and not isinstance(self.scope, NM) else self.sparsity
-        object.__setattr__(self, "sparsity", check_target(asked, self.scope))  # so that a printed recipe says it
+        checked = _shares(asked, self.scope) if isinstance(asked, Mapping) else check_target(asked, self.scope)
+        object.__setattr__(self, "sparsity", checked)  # so that a printed recipe says it
         criteria.by_name(self.criterion)
         granularity.by_name(self.granularity)
         schedules.by_name(self.schedule)
@@ -145,11 +146,23 @@ def _round(
     return keep
 
 
-def _target(recipe: Recipe, progress: float) -> tuple[float | None, Scope]:
+def _shares(shares: Mapping[str, float], scope: Scope) -> dict[str, float]:
+    """A copy of the shares by group, checked; which groups there are only a model can tell."""
+    if isinstance(scope, NM) or scope not in ("global", "layer"):
+        check_target(0.5, scope)  # an unknown scope is named first
+        raise PruneError(
+            f"scope {scope} with a share for each group: give the scope 'layer', in which each is compared"
+        )
+    return {name: check_share(share) for name, share in shares.items()}
+
+
+def _target(recipe: Recipe, progress: float) -> tuple[Share | None, Scope]:
     """What to ask of `allocate` at a share of the way: N:M grows in its own steps, 2:4 by way of 3:4."""
     if isinstance(recipe.scope, NM):
         return None, recipe.scope.after(progress)
     assert recipe.sparsity is not None  # Recipe resolved it
+    if isinstance(recipe.sparsity, Mapping):
+        return {name: share * progress for name, share in recipe.sparsity.items()}, recipe.scope
     return recipe.sparsity * progress, recipe.scope
 
 

@@ -11,9 +11,9 @@ import prunelab
 
 ROOT = Path(prunelab.__file__).parent
 FLOORS = [
-    "core", "attention", "batches", "language", "decoders", "masking", "measurement", "calibration", "criteria",
+    "core", "files", "attention", "batches", "language", "decoders", "masking", "measurement", "calibration", "criteria",
     "selection", "units", "surgery", "granularity", "allocation", "reconstruction", "agreement", "sensitivity",
-    "shares", "schedules", "recovery", "pipeline", "movement",
+    "shares", "schedules", "recovery", "pipeline", "movement", "recipes", "exports", "budget",
 ]  # fmt: skip
 
 
@@ -76,7 +76,18 @@ def test_imports_point_down(path):
 
 @pytest.mark.parametrize(
     "package",
-    ["", "calibration", "criteria", "measurement", "movement", "reconstruction", "recovery", "surgery", "zoo"],
+    [
+        "",
+        "budget",
+        "calibration",
+        "criteria",
+        "measurement",
+        "movement",
+        "reconstruction",
+        "recovery",
+        "surgery",
+        "zoo",
+    ],
 )
 def test_init_only_reexports(package):
     path = ROOT / package / "__init__.py"

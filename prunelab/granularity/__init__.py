@@ -5,11 +5,13 @@ from .depth import attentions, glu_neurons, layers, mlps
 from .heads import heads
 from .registry import GRANULARITIES, Granularity, by_name
 from .single import Blocks, blocks, weights
+from .together import Together
 
 __all__ = [
     "GRANULARITIES",
     "Blocks",
     "Granularity",
+    "Together",
     "attentions",
     "blocks",
     "by_name",

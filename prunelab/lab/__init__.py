@@ -1,6 +1,7 @@
 """What only a notebook needs: `from prunelab import lab`. Nothing else in prunelab imports it."""
 
 from . import (
+    fronts,
     llamas,
     maps,
     movement_plots,
@@ -15,12 +16,14 @@ from . import (
 )
 from .claims import ClaimError, claim
 from .contests import kept, moved, pruned, rewritten, shares_of, spread
+from .exam import exam
 from .exercises import check, exercise, hint, solution
 from .explorers import explorer
 from .figures import figure, table
 from .grids import by_name, collect, grid
 from .intervals import ahead
 from .measuring import NO_CUDA, measured
+from .picking import pick
 from .predictions import predict, reveal
 from .races import race, trials
 from .readings import by_hand, reading, reading_of, sweep
@@ -36,9 +39,11 @@ __all__ = [
     "check",
     "claim",
     "collect",
+    "exam",
     "exercise",
     "explorer",
     "figure",
+    "fronts",
     "grid",
     "hint",
     "kept",
@@ -47,6 +52,7 @@ __all__ = [
     "measured",
     "moved",
     "movement_plots",
+    "pick",
     "plots",
     "plots_heads",
     "plots_llama",

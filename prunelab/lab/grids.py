@@ -31,7 +31,7 @@ from ..measurement import evaluate
 from ..recovery import finetune
 from ..sensitivity import scan
 from ..shares import by_sensitivity
-from . import contests, grids_heads, grids_llama, grids_movement, grids_recovery
+from . import contests, grids_budget, grids_heads, grids_llama, grids_movement, grids_recovery
 
 Run = dict[str, Any]
 SEEDS = ("digits-cnn", "digits-cnn-1", "digits-cnn-2", "digits-cnn-3", "digits-cnn-4")
@@ -110,6 +110,7 @@ GRIDS: dict[str, Callable[[], Iterator[Run]]] = {
     "heads": grids_heads.grid,
     "llama-weights": grids_llama.weights_grid,
     "llama-depth": grids_llama.depth_grid,
+    "fronts": grids_budget.fronts,
 }
 
 

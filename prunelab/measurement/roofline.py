@@ -108,7 +108,7 @@ def roofline(
     clock = resolved(clock, on.threads, device.type)
     inputs = to(cut(example, batch_size), device)
     with undisturbed(model), torch.inference_mode():
-        calls = _calls(model, inputs)
+        calls = layer_calls(model, inputs)
         if not calls:
             raise PruneError(f"{type(model).__name__} has no layers: no module without children was called")
         tasks: dict[str, Task] = {name: waited_for(c.run, device) for name, c in calls.items()}
@@ -121,8 +121,8 @@ def roofline(
 
 
 @dataclass(frozen=True)
-class _Call:
-    """A layer with the arguments it was called with."""
+class Call:
+    """A layer, and the arguments it was called with."""
 
     layer: nn.Module
     args: tuple[Any, ...]
@@ -144,21 +144,23 @@ class _Call:
         return counter.get_total_flops() // 2, sum(t.nbytes for t in (*own, *tensors((self.args, self.kwargs, output))))
 
 
-def _calls(model: nn.Module, inputs: Any) -> dict[str, _Call]:
-    """Every call of a module without children in one forward pass, in order."""
-    found: dict[str, _Call] = {}
+def layer_calls(model: nn.Module, inputs: Any) -> dict[str, Call]:
+    """Every call of a module without children in one forward pass, in order; torch's attention counts as one."""
+    found: dict[str, Call] = {}
+    attention = [m for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
+    inside = {child for m in attention for child in m.modules() if child is not m}
     with ExitStack() as stack:
         for path, module in model.named_modules():
-            if not any(module.children()):
+            if module not in inside and (module in attention or not any(module.children())):
                 hook = partial(_record, found, path or type(module).__name__)
                 stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         attempt(model, inputs)
     return found
 
 
-def _record(found: dict[str, _Call], path: str, layer: nn.Module, args: Any, kwargs: Any) -> None:
+def _record(found: dict[str, Call], path: str, layer: nn.Module, args: Any, kwargs: Any) -> None:
     again = sum(name.partition(" ")[0] == path for name in found)
-    found[f"{path} ({again + 1})" if again else path] = _Call(layer, args, kwargs)
+    found[f"{path} ({again + 1})" if again else path] = Call(layer, args, kwargs)
 
 
 def _layer(name: str, kind: str, macs: int, moved: int, on: Machine, taken: Latency) -> Layer:

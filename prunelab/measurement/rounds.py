@@ -34,8 +34,9 @@ def interleaved(
     rounds: int | None = None,
     clock: str = "wall",
     device: str = "cpu",
+    block: float = BLOCK,
 ) -> Blocks:
-    """Seconds a call, for each task in each round: the mean over a block of at least 10 ms.
+    """Seconds a call, for each task in each round: the mean over a block of at least 10 ms, or of `block` seconds.
 
     In every round each task is timed once, in an order that rotates. A task on a GPU has to wait for it itself.
     `threads` may differ from task to task.
@@ -51,7 +52,7 @@ def interleaved(
         for name, task in tasks.items()
     }
     once = {name: max(timer.timeit(1).median, _SHORTEST) for name, timer in timers.items()}
-    inner = {name: math.ceil(BLOCK / t) for name, t in once.items()}
+    inner = {name: math.ceil(block / t) for name, t in once.items()}
     round_takes = sum((inner[name] + 2) * t for name, t in once.items())  # timeit warms up with two
     for turn in range(rounds or _affordable(round_takes / len(tasks))):
         for name in _rotated(list(tasks), turn):

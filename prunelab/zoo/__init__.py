@@ -6,6 +6,7 @@ from .digits import more_views, scans
 from .downloads import cache_dir
 from .llama import Llama, llama, llama_folder, reference_text
 from .networks import cnn, mlp
+from .residual import resnet
 from .trained import ARCHITECTURES, cards, checkpoint, checkpoints, data_dir, save_checkpoint
 from .transformer import VisionTransformer, vit
 
@@ -27,6 +28,7 @@ __all__ = [
     "mlp",
     "more_views",
     "reference_text",
+    "resnet",
     "save_checkpoint",
     "scans",
     "vit",

@@ -18,11 +18,12 @@ from torch import nn
 
 from .data import ZooError
 from .networks import cnn, mlp
+from .residual import resnet
 from .transformer import vit
 
 REMAKE = "python -m prunelab.lab checkpoints"
 CARDS = "checkpoints.json"
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"cnn": cnn, "mlp": mlp, "vit": vit}
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"cnn": cnn, "mlp": mlp, "vit": vit, "resnet": resnet}
 
 
 def data_dir() -> Path:
