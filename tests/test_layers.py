@@ -11,7 +11,7 @@ import prunelab
 
 ROOT = Path(prunelab.__file__).parent
 FLOORS = [
-    "core", "batches", "masking", "measurement", "calibration", "criteria", "selection", "units", "surgery",
+    "core", "files", "batches", "masking", "measurement", "calibration", "criteria", "selection", "units", "surgery",
     "granularity", "allocation", "agreement", "sensitivity", "shares", "schedules", "recovery", "pipeline",
 ]  # fmt: skip
 
@@ -42,7 +42,7 @@ def allowed(floor: str) -> set[str] | None:
     """What a floor may import; None: anything."""
     if floor in ("lab", "__init__"):
         return None
-    return {"zoo"} if floor == "zoo" else set(FLOORS[: FLOORS.index(floor) + 1])
+    return {"zoo", "files"} if floor == "zoo" else set(FLOORS[: FLOORS.index(floor) + 1])
 
 
 def complaints(source: str, path: Path) -> list[str]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .. import units
 from ..core import Group, Keep, Member, PruneError, mask_of, places, shape
+from ..files import write_whole
 from .shrinking import shrink
 
 FORMAT = "prunelab plan 1"
@@ -40,8 +41,8 @@ def save_plan(path: str | os.PathLike[str], groups: Sequence[Group], keep: Keep,
     lines = ",\n  ".join(json.dumps(_described(g, keep)) for g in groups)
     text = json.dumps(plan, indent=1)[:-2] + f',\n "groups": [\n  {lines}\n ]\n}}\n'
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / weights, data)
-    _write(folder / PLAN, text.encode())
+    write_whole(folder / weights, data)
+    write_whole(folder / PLAN, text.encode())
     for old in folder.glob("weights-*.safetensors"):
         if old.name != weights:
             old.unlink(missing_ok=True)
@@ -116,19 +117,6 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
     return {name: t.detach().cpu().contiguous() for name, t in _tensors(model).items()}
-
-
-def _write(path: Path, data: bytes) -> None:
-    """All of it or nothing: written beside, then renamed onto the name."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _read_plan(path: Path) -> dict[str, Any]:
