@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from . import units
-from .core import AbsoluteOfSum, Group, Keep, Member, PruneError, Scores, shape
-from .selection import lowest
+from .core import AbsoluteOfSum, Group, Keep, Member, PruneError, Scores, at_once, shape
+from .selection import lowest, lowest_where_gone
 from .units import contract, expand, kept_of
 
 __all__ = [
@@ -116,15 +116,17 @@ def allocate(
     if (isinstance(scope, NM) or scope == "row") and (floor is not None or round_to > 1):
         raise PruneError(f"scope {scope} takes the same from every row: floor and round_to are for global and layer")
     values = unit_scores(scores, groups, reduce)
-    if within is not None:
-        values = {g.name: _lowest_where_gone(values[g.name], within, g) for g in groups}
+    kept = None if within is None else {g.name: _fitting(within, g, values[g.name]) for g in groups}
+    streams = not isinstance(scope, NM) and scope != "row" and not floor and not any(map(is_structure, groups))
+    if kept is not None and not streams:
+        values, kept = {name: lowest_where_gone(v, kept[name]) for name, v in values.items()}, None
     if isinstance(scope, NM):
         removed = _lowest_of_each_m(scores, groups, values, scope)
     elif scope == "row":
         rows = {g.name: _row_length(scores, g) for g in groups}
         removed = {name: _lowest_in_rows(v, rows[name], _share_of(share, name)) for name, v in values.items()}
     else:
-        removed = _select(values, share, scope, _least(groups, floor))
+        removed = _select(values, share, scope, _least(groups, floor), kept)
         if round_to > 1:
             removed = {g.name: _rounded(removed[g.name], values[g.name], g, round_to) for g in groups}
     if within is not None:
@@ -139,12 +141,17 @@ def unit_scores(scores: Scores, groups: Sequence[Group], reduce: str | None = No
     values = {g.name: _unit_scores(scores, g, reduce) for g in groups}
     if len(values) < len(groups):
         raise PruneError("two groups have the same name: give every group its own")
+    sums = at_once([v.sum() for v in values.values()])
+    for (name, v), total in zip(values.items(), sums, strict=True):
+        bad = int(torch.isnan(v).sum()) if math.isnan(total) else 0  # a sum is NaN for inf - inf too
+        if bad:
+            raise PruneError(f"{bad} of the {v.numel()} scores of {name} are NaN: they cannot be compared")
     return values
 
 
 def choose(values: Mapping[str, Tensor], groups: Sequence[Group], sparsity: float, scope: str = "global") -> Keep:
     """`allocate` for scores that are the units' own, (units,) by group, as movement learns them."""
-    removed = _select(dict(values), check_sparsity(sparsity), scope, _least(groups, None))
+    removed = _select(dict(values), check_sparsity(sparsity), scope, _least(groups, None), None)
     return {name: gone.logical_not_() for name, gone in removed.items()}
 
 
@@ -228,16 +235,18 @@ def _share_of(share: Share, name: str) -> float:
     return share[name] if isinstance(share, Mapping) else share
 
 
-def _select(values: dict[str, Tensor], share: Share, scope: str, least: dict[str, int]) -> dict[str, Tensor]:
+def _select(
+    values: dict[str, Tensor], share: Share, scope: str, least: dict[str, int], kept: Keep | None
+) -> dict[str, Tensor]:
     if scope == "layer":
         wanted = {name: round(_share_of(share, name) * len(v)) for name, v in values.items()}
         counts = {name: min(k, len(values[name]) - least[name]) for name, k in wanted.items()}
         _say_if_short(sum(wanted.values()), sum(counts.values()), least)
-        return {name: lowest([v], counts[name])[0] for name, v in values.items()}
+        return {name: _lowest({name: v}, counts[name], kept)[name] for name, v in values.items()}
     assert not isinstance(share, Mapping)  # shares are for layers
     k = round(share * sum(len(v) for v in values.values()))
     if not any(least.values()):
-        return dict(zip(values, lowest(list(values.values()), k), strict=True))
+        return _lowest(values, k, kept)
     free = {name: _all_but_best(v, least[name]) for name, v in values.items()}
     candidates = [v[free[name]] for name, v in values.items()]
     _say_if_short(k, min(k, sum(map(len, candidates))), least)
@@ -245,6 +254,11 @@ def _select(values: dict[str, Tensor], share: Share, scope: str, least: dict[str
     for (name, gone), chosen in zip(removed.items(), lowest(candidates, k), strict=True):
         gone[free[name]] = chosen
     return removed
+
+
+def _lowest(values: dict[str, Tensor], k: int, kept: Keep | None) -> dict[str, Tensor]:
+    wearing = None if kept is None else [kept[name] for name in values]
+    return dict(zip(values, lowest(list(values.values()), k, wearing), strict=True))
 
 
 def _all_but_best(values: Tensor, best: int) -> Tensor:
@@ -334,9 +348,6 @@ def _unit_scores(scores: Scores, group: Group, reduce: str | None) -> Tensor:
     total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
     if isinstance(scores, AbsoluteOfSum):
         total = total.abs()
-    if torch.isnan(total.sum()) and torch.isnan(total).any():  # the sum alone is NaN for inf - inf too
-        bad = int(torch.isnan(total).sum())
-        raise PruneError(f"{bad} of the {total.numel()} scores of {group.name} are NaN: they cannot be compared")
     return _reduced(total, sum(units.size(m, s) for m, s in scored), reduce or _reduction(group))
 
 
@@ -371,17 +382,15 @@ def _member_scores(member: Member, score: Tensor, group: Group) -> Tensor:
     return owned[:, 0] if owned.shape[1] == 1 else owned.sum(1)
 
 
-def _lowest_where_gone(values: Tensor, within: Keep, group: Group) -> Tensor:
+def _fitting(within: Keep, group: Group, values: Tensor) -> Tensor:
     if group.name not in within or within[group.name].shape != values.shape:
         raise PruneError(f"`within` does not fit {group.name} with {group.units} units: it is of other groups")
-    if values.is_floating_point():
-        values = values.clamp(min=torch.finfo(values.dtype).min)  # -inf is for what is gone alone
-    return torch.where(within[group.name].to(values.device), values, -torch.inf)
+    return within[group.name].to(values.device)
 
 
 def _check_nested(removed: dict[str, Tensor], within: Keep, share: Share) -> None:
-    for name, gone in removed.items():
-        back = int((~gone & ~within[name].to(gone.device)).sum())
+    returning = at_once([(~gone & ~within[name].to(gone.device)).sum() for name, gone in removed.items()])
+    for name, back in zip(removed, map(int, returning), strict=True):
         if back:
             had = float((~within[name]).float().mean())
             raise PruneError(
@@ -456,7 +465,8 @@ class Report:
 
 def report(groups: Sequence[Group], keep: Keep) -> Report:
     """Count what a result of `allocate` keeps, group by group."""
-    return Report(tuple(_fared(g, int(kept_of(g, keep).sum())) for g in groups))
+    counts = at_once([kept_of(g, keep).sum() for g in groups])
+    return Report(tuple(_fared(g, int(count)) for g, count in zip(groups, counts, strict=True)))
 
 
 def _fared(group: Group, kept: int) -> Fared:

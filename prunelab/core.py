@@ -232,6 +232,11 @@ def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
             module.training = was
 
 
+def at_once(scalars: Sequence[Tensor]) -> list[float]:
+    """The numbers in tensors of one element each, read together: an accelerator is waited for once, not for each."""
+    return torch.stack([s.to(scalars[0].device, torch.float64) for s in scalars]).tolist() if scalars else []
+
+
 def shape(tensor: Tensor) -> str:
     """A tensor's shape as errors print it: (64, 32, 3, 3)."""
     return str(tuple(tensor.shape))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tally import COUNTS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -189,3 +190,9 @@ def offline() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", refuse)
         yield
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What the robustness tests tried."""
+    for what, count in sorted(COUNTS.items()):
+        terminalreporter.write_line(f"{what}: {count:,}")

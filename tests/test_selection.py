@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunelab import selection
-from prunelab.selection import kth_lowest, lowest
+from prunelab.selection import Values, kth_lowest, lowest, lowest_by_bits, lowest_where_gone
 
 
-@pytest.fixture(params=[(1 << 20, 1 << 18, 1 << 17), (16, 8, 5), (3, 64, 7), (0, 1, 1), (1, 4, 64)], ids=str)
+@pytest.fixture(params=[(1 << 21, 1 << 20, 1 << 17), (16, 8, 5), (3, 64, 7), (0, 1, 1), (1, 4, 64)], ids=str)
 def sizes(request, monkeypatch):
     """The real thresholds, then tiny ones, so that small inputs walk down every branch."""
     for name, size in zip(("SORT_AT_MOST", "SAMPLE", "CHUNK"), request.param, strict=True):
@@ -27,11 +28,17 @@ def by_sorting(values, k):
 
 def check(values, k):
     copies = [v.clone() for v in values]
-    got = lowest(values, k)
     expected = by_sorting(values, k)
-    assert [g.dtype for g in got] == [torch.bool] * len(values)
-    assert all(torch.equal(g, e) for g, e in zip(got, expected, strict=True)), (k, values)
+    found = [lowest(values, k)]
+    if 0 < k < sum(v.numel() for v in values) and {v.dtype for v in values} in FLOATS:
+        found.append(lowest_by_bits([v.detach() for v in values], k))  # what an accelerator would do
+    for got in found:
+        assert [g.dtype for g in got] == [torch.bool] * len(values)
+        assert all(torch.equal(g, e) for g, e in zip(got, expected, strict=True)), (k, values)
     assert all(torch.equal(v, c) for v, c in zip(values, copies, strict=True)), "the input was changed"
+
+
+FLOATS = [{t} for t in (torch.float16, torch.bfloat16, torch.float32, torch.float64)]
 
 
 def some_k(n):
@@ -134,14 +141,58 @@ def test_beyond_the_ends(sizes):
 
 def test_kth_by_hand(sizes):
     values = [torch.tensor([5.0, 2.0, 2.0]), torch.tensor([2.0, 9.0, 1.0])]  # sorted: 1 2 2 2 5 9
-    found = [tuple(float(x) for x in kth_lowest(values, k)) for k in range(1, 7)]
+    found = [tuple(float(x) for x in kth_lowest(Values(values), k)) for k in range(1, 7)]
     assert found == [(1, 1, 1), (2, 1, 3), (2, 2, 3), (2, 3, 3), (5, 1, 1), (9, 1, 1)]
 
 
 @pytest.mark.parametrize("kind", ["distinct", "few", "mostly zero", "infinities"])
 def test_above_the_real_threshold(kind):
     dice = torch.Generator().manual_seed(4)
-    values = [numbers(kind, (700, 1000), dice), numbers(kind, (600_001,), dice)]
+    values = [numbers(kind, (1700, 1000), dice), numbers(kind, (600_001,), dice)]
     assert sum(v.numel() for v in values) > selection.SORT_AT_MOST
-    for k in (1, 650_000):
+    for k in (1, 1_150_000):
         check(values, k)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+def test_what_is_gone_goes_first(sizes, kind, dtype):
+    dice = torch.Generator().manual_seed(6)
+    values = [numbers(kind, s, dice).nan_to_num(posinf=9, neginf=-9) for s in ((7, 9), (0,), (30,))]
+    values = [v.to(dtype) if dtype == torch.int64 else numbers(kind, v.shape, dice).to(dtype) for v in values]
+    kept = [torch.rand(v.shape, generator=dice) < 0.6 for v in values]
+    marked = [lowest_where_gone(v, m) for v, m in zip(values, kept, strict=True)]
+    for k in some_k(93):
+        got, expected = lowest(values, k, kept), by_sorting(marked, k)
+        assert all(torch.equal(g, e) for g, e in zip(got, expected, strict=True)), (k, values)
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations whose result the host needs: on an accelerator it would wait for each."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "masked_select", "unique")
+        return func(*args, **(kwargs or {}))
+
+
+def test_an_accelerator_is_never_waited_for():
+    dice = torch.Generator().manual_seed(5)
+    values = [torch.randn(50, generator=dice) for _ in range(9)]
+    with Waits() as waits:
+        lowest_by_bits(values, 200)
+    assert waits.count == 0
+    with Waits() as waits:
+        float(values[0].sum())
+    assert waits.count == 1, "or else it could not fail"
+
+
+def test_a_tensor_elsewhere_goes_by_bits(monkeypatch):
+    """A meta tensor stands for one on an accelerator: it is no CPU tensor."""
+    seen = []
+    monkeypatch.setattr(selection, "lowest_by_bits", lambda values, k: seen.append(k) or values)
+    lowest([torch.empty(5, device="meta")], 2)
+    assert seen == [2]

@@ -340,7 +340,7 @@ def test_a_failed_save_leaves_the_old_file(found, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(json, "dump", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="no space"):
         found.save(path)
     assert os.listdir(tmp_path) == ["scan.json"]

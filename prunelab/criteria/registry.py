@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from ..core import Criterion, PruneError, prunable, shape
+from ..core import Criterion, PruneError, at_once, prunable, shape
 
 CRITERIA: dict[str, Criterion] = {}
 ALIASES = {
@@ -52,11 +53,12 @@ def finite_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def finite(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    for name, w in weights.items():
-        # One reduction instead of an elementwise test: a sum is finite only if every term is (in double, no overflow).
-        if not torch.isfinite(w.sum(dtype=torch.float64)):
+    # One reduction instead of an elementwise test: a sum is finite only if every term is.
+    sums = at_once([w.sum(dtype=torch.promote_types(w.dtype, torch.float32)) for w in weights.values()])
+    for (name, w), total in zip(weights.items(), sums, strict=True):
+        if not math.isfinite(total):
             bad = int((~torch.isfinite(w)).sum())
-            if bad == 0:  # doubles so large that their sum overflows
+            if bad == 0:  # finite, but so large that their sum overflows
                 continue
             raise PruneError(
                 f"{name} {shape(w)} holds {bad} NaN or infinite of {w.numel()} weights: no order exists among "

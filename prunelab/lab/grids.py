@@ -7,9 +7,7 @@ of its runs live, and claims that they agree.
 from __future__ import annotations
 
 import json
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +23,7 @@ from ..allocation import expand, unit_scores
 from ..calibration import Calibration
 from ..core import PruneError
 from ..criteria import by_name as criterion_named
+from ..files import write_whole
 from ..granularity import filters, weights
 from ..masking import apply
 from ..measurement import evaluate
@@ -122,7 +121,8 @@ def remake(names: list[str] | None = None) -> None:
         runs = list(tqdm(GRIDS[name](), desc=name, unit="run", file=sys.stderr))
         made = {"made_by": f"python -m prunelab.lab grids {name}", "what": (GRIDS[name].__doc__ or "").splitlines()[0]}
         versions = {"torch": torch.__version__, "seconds": round(time.perf_counter() - start)}
-        _write(_path(name), json.dumps({**made, **versions, "runs": runs}, indent=1) + "\n")
+        text = json.dumps({**made, **versions, "runs": runs}, indent=1) + "\n"
+        write_whole(_path(name), text.encode())
         print(f"{name}: {len(runs)} runs in {time.perf_counter() - start:.0f} s")
 
 
@@ -154,10 +154,3 @@ def by_name(runs: list[Run], key: str, value: str) -> dict[str, list[float]]:
 
 def _path(name: str) -> Path:
     return zoo.data_dir() / f"grid-{name}.json"
-
-
-def _write(path: Path, text: str) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(temporary, path)

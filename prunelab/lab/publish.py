@@ -15,6 +15,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
+from ..files import write_whole
 from .display import WIDGET_VIEW
 from .rules import Notebook
 
@@ -35,7 +36,12 @@ def publish(path: Path, timeout: float = 180) -> None:
             os.environ.pop("PRUNELAB_HOME")
             if before is not None:
                 os.environ["PRUNELAB_HOME"] = before
-    nbformat.write(strip_views(nb), path)
+    store_notebook(strip_views(nb), path)
+
+
+def store_notebook(nb: Notebook, path: Path) -> None:
+    """Write a notebook, whole or not at all."""
+    write_whole(path, (nbformat.writes(nb) + "\n").encode())
 
 
 def strip_views(nb: Notebook) -> Notebook:

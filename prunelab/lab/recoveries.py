@@ -15,7 +15,7 @@ from ..pipeline import Recipe, gradually, prune
 from ..recovery import Early, distil, finetune, reestimate, rewind_rates, rewind_weights, train
 from ..recovery.rewinding import State
 from . import contests
-from .checkpoints import BATCH, LR, PLANS, WEIGHT_DECAY
+from .checkpoints import BATCH, PLANS
 
 EPOCH = 63  # steps: 4,000 digits in batches of 64
 FIRST = 4 * EPOCH  # steps of the training that made the dense network
@@ -41,7 +41,8 @@ def past(seed: int, data: zoo.Data, *, progress: bool = False) -> Past:
 
 
 def _settings(seed: int) -> dict[str, Any]:
-    return {"lr": LR, "weight_decay": WEIGHT_DECAY, "batch_size": BATCH, "seed": seed}
+    plan = PLANS["digits-cnn"]
+    return {"lr": plan.lr, "weight_decay": plan.weight_decay, "batch_size": BATCH, "seed": seed}
 
 
 @dataclass(frozen=True)

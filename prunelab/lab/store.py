@@ -14,6 +14,7 @@ from typing import Any
 import platformdirs
 from filelock import FileLock, Timeout
 
+from ..files import write_whole
 from . import display
 
 SCHEMA = 1
@@ -76,13 +77,7 @@ class Store:
             change(self.memory)
 
     def _write(self, content: dict[str, Any]) -> None:
-        """Write beside the file, then replace it in one step: a crash leaves the old file or the new one whole."""
-        draft = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
-        try:
-            draft.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            os.replace(draft, self.path)
-        finally:
-            draft.unlink(missing_ok=True)
+        write_whole(self.path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
     def _checked(self, content: Any) -> dict[str, Any]:
         version = content.get("schema") if isinstance(content, dict) else None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..core import PruneError
+from ..files import write_whole
 from ..measurement.accuracy import Evaluation, wilson
 from ..measurement.text import html, plural, table
 
@@ -156,15 +155,7 @@ class Scan:
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON. The file is replaced whole: at no moment is it half written."""
-        path = Path(path)
-        handle, aside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        try:
-            with open(handle, "w", encoding="utf-8") as out:
-                json.dump({"prunelab": "sensitivity", **asdict(self)}, out, indent=1)
-            os.replace(aside, path)
-        except BaseException:
-            os.unlink(aside)
-            raise
+        write_whole(Path(path), json.dumps({"prunelab": "sensitivity", **asdict(self)}, indent=1).encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Scan:

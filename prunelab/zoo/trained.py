@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from ..files import write_whole
 from .data import ZooError
 from .networks import cnn, mlp
 from .residual import resnet
@@ -24,6 +24,7 @@ from .transformer import vit
 REMAKE = "python -m prunelab.lab checkpoints"
 CARDS = "checkpoints.json"
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"cnn": cnn, "mlp": mlp, "vit": vit, "resnet": resnet}
+NEW = ".safetensors.new"  # the weights of a card just written, until they have their name
 
 
 def data_dir() -> Path:
@@ -94,13 +95,16 @@ def save_checkpoint(
     # A damaged card file is not overwritten: it may be a learner's only copy of the other cards.
     everything = {**(cards(folder) if (folder / CARDS).exists() else {}), name: full}
     readme = folder / "README.md"
-    # Weights first: interrupted here, the old card's hash shows that they are not the ones it describes.
-    writes = {folder / f"{name}.safetensors": content, folder / CARDS: _json(everything).encode()}
-    if readme.exists():
-        writes[readme] = with_table(readme.read_text(encoding="utf-8"), everything).encode()
+    table = with_table(readme.read_text(encoding="utf-8"), everything).encode() if readme.exists() else None
+    text = _json(everything).encode()
     folder.mkdir(parents=True, exist_ok=True)
-    for path, new in writes.items():
-        _replace(path, new)
+    path, new = folder / f"{name}.safetensors", folder / f"{name}{NEW}"
+    # Interrupted before the card is there, the old one describes the old weights; after it, `_content` finds the new.
+    write_whole(new, content)
+    write_whole(folder / CARDS, text)
+    os.replace(new, path)
+    if table is not None:
+        write_whole(readme, table)
     return full
 
 
@@ -135,8 +139,11 @@ def _percent(card: Mapping[str, Any], split: str) -> str:
 
 def _content(path: Path, card: Mapping[str, Any]) -> bytes:
     """The bytes of a checkpoint, hashed before anybody looks at what they say."""
+    new = path.with_name(f"{path.stem}{NEW}")
     try:
-        content = path.read_bytes()
+        content = path.read_bytes() if path.exists() or not new.exists() else b""
+        if new.exists() and hashlib.sha256(content).hexdigest() != card.get("sha256"):
+            content = new.read_bytes()
     except OSError as error:
         raise ZooError(f"{path} can't be read ({error.strerror}). To make it again: {REMAKE}") from error
     found = hashlib.sha256(content).hexdigest()
@@ -163,15 +170,3 @@ def _build(name: str, card: Mapping[str, Any], content: bytes) -> nn.Module:
             f"{arguments}: {error}"
         ) from error
     return model
-
-
-def _replace(path: Path, content: bytes) -> None:
-    handle, aside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with open(handle, "wb") as out:
-            out.write(content)
-        os.chmod(aside, 0o644)  # mkstemp makes files that only their owner can read
-        os.replace(aside, path)
-    except BaseException:
-        os.unlink(aside)
-        raise
