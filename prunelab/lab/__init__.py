@@ -6,7 +6,7 @@ from .contests import kept, moved, pruned, rewritten, shares_of, spread
 from .exercises import check, exercise, hint, solution
 from .explorers import explorer
 from .figures import figure, table
-from .grids import by_name, collect, grid
+from .grids import agreement_of, by_name, collect, grid
 from .measuring import NO_CUDA, measured
 from .predictions import predict, reveal
 from .races import race, trials
@@ -17,6 +17,7 @@ from .store import progress, reset
 __all__ = [
     "NO_CUDA",
     "ClaimError",
+    "agreement_of",
     "by_hand",
     "by_name",
     "check",
