@@ -61,7 +61,7 @@ def python(wheel, tmp_path_factory) -> Path:
 
 
 def _environment(**more: str) -> dict[str, str]:
-    """Our environment variables, without a way back to the repository; nbconvert's templates lie beside our packages."""
+    """Our variables, without a way back to the repository; nbconvert's templates lie beside our packages."""
     ours = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     return ours | {"JUPYTER_PATH": str(Path(sys.prefix) / "share" / "jupyter")} | more
 

@@ -31,7 +31,7 @@ def chromium() -> str | None:
     return given or next(filter(None, map(shutil.which, CHROMIUM)), None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # not "session": Playwright's loop must have ended before other tests run kernels
 def browser() -> Iterator[object]:
     """A headless Chromium; without one, or without Playwright, the tests skip and say so."""
     place = chromium()
@@ -46,7 +46,7 @@ def browser() -> Iterator[object]:
         started.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def lab_url(browser: object) -> Iterator[str]:
     """The address of a JupyterLab that serves copies of the notebooks; a learner's settings, a home of its own."""
     with tempfile.TemporaryDirectory(prefix="prunelab-browser-", ignore_cleanup_errors=True) as name:
