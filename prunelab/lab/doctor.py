@@ -10,6 +10,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,6 +36,7 @@ class Facts:
     versions: str | None  # what does not fit, with the command that mends it
     folder: Path  # of the progress file
     unwritable: str | None  # why nothing can be written there
+    unsaved: str | None  # why nothing can be written where we stand
     disk: float | None  # bytes free
     cores: int  # that this process may use
     threads: int  # that torch would take
@@ -65,12 +67,12 @@ def main() -> int:
 def look() -> Facts:
     """The facts of this machine."""
     folder = store.current().path.parent
-    unwritable = _unwritable(folder)
     facts = Facts(
         python=sys.version_info[:2],
         versions=_versions(),
         folder=folder,
-        unwritable=unwritable,
+        unwritable=_unwritable(folder),
+        unsaved=_unwritable(Path.cwd()),
         disk=_disk(folder),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         threads=torch.get_num_threads(),
@@ -136,32 +138,39 @@ def _of_versions(facts: Facts) -> Finding:
 
 
 def _of_disk(facts: Facts) -> list[Finding]:
-    if facts.unwritable:
-        return [
-            Finding(
-                NOTE,
-                f"Disk: nothing can be written in {facts.folder} ({facts.unwritable}). The course works, but forgets "
-                "your answers when a kernel stops. Free some space, or set PRUNELAB_HOME to a folder you can write to.",
-            )
-        ]
     free = math.inf if facts.disk is None else facts.disk
+    return list(_of_writing(facts)) or [_of_space(free, facts.folder)]
+
+
+def _of_writing(facts: Facts) -> Iterator[Finding]:
+    if facts.unwritable:
+        yield Finding(
+            NOTE,
+            f"Disk: nothing can be written in {facts.folder} ({facts.unwritable}). The course works, but forgets your "
+            "answers when a kernel stops. Free some space, or set PRUNELAB_HOME to a folder you can write to.",
+        )
+    if facts.unsaved:
+        yield Finding(
+            NOTE,
+            f"Disk: nothing can be written in the folder you stand in ({facts.unsaved}). Notebooks run there, but "
+            "can't be saved: free some space, or copy them elsewhere with `python -m prunelab.lab copy FOLDER`.",
+        )
+
+
+def _of_space(free: float, folder: Path) -> Finding:
     if free < DISK:
-        return [
-            Finding(
-                BAD,
-                f"Disk: {free / 1e9:.2f} GB free at {facts.folder}; the course needs {DISK / 1e9:.1f} GB. Delete what "
-                "you do not need, or set PRUNELAB_HOME to a folder on another disk.",
-            )
-        ]
+        return Finding(
+            BAD,
+            f"Disk: {free / 1e9:.2f} GB free at {folder}; the course needs {DISK / 1e9:.1f} GB. Delete what you do not "
+            "need, or set PRUNELAB_HOME to a folder on another disk.",
+        )
     if free < DISK + LLAMA_DISK:
-        return [
-            Finding(
-                NOTE,
-                f"Disk: {free / 1e9:.1f} GB free. Enough, except for a language model of your own (about "
-                f"{LLAMA_DISK / 1e9:.1f} GB more).",
-            )
-        ]
-    return [Finding(GOOD, f"Disk: {free / 1e9:.0f} GB free; progress is kept in {facts.folder}.")]
+        return Finding(
+            NOTE,
+            f"Disk: {free / 1e9:.1f} GB free. Enough, except for a language model of your own (about "
+            f"{LLAMA_DISK / 1e9:.1f} GB more).",
+        )
+    return Finding(GOOD, f"Disk: {free / 1e9:.0f} GB free; progress is kept in {folder}.")
 
 
 def _of_cores(facts: Facts) -> Finding:

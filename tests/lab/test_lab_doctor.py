@@ -9,8 +9,8 @@ from prunelab.lab import doctor, session, store, timings
 from prunelab.lab.doctor import BAD, GOOD, NOTE, Facts
 
 HEALTHY = Facts(
-    python=(3, 12), versions=None, folder=Path("/home/ada/prunelab"), unwritable=None, disk=50e9, cores=4, threads=4,
-    memory=8e9, gpu=None, trial=0.04, broken=None,
+    python=(3, 12), versions=None, folder=Path("/home/ada/prunelab"), unwritable=None, unsaved=None, disk=50e9, cores=4,
+    threads=4, memory=8e9, gpu=None, trial=0.04, broken=None,
 )  # fmt: skip
 
 
@@ -32,6 +32,7 @@ def test_a_healthy_machine_is_ready():
         ({"python": (3, 9)}, BAD, "Python 3.9; the course needs 3.11"),
         ({"versions": "ipywidgets is 7.7.1. Run `python -m pip install ...`"}, BAD, "ipywidgets is 7.7.1"),
         ({"unwritable": "No space left on device"}, NOTE, "forgets your answers"),
+        ({"unsaved": "Read-only file system"}, NOTE, "can't be saved"),
         ({"disk": 1e7}, BAD, "0.01 GB free"),
         ({"disk": 0.5e9}, NOTE, "except for a language model"),
         ({"disk": None}, GOOD, "Disk"),
