@@ -163,10 +163,12 @@ def table(rows: Sequence[Misconception]) -> str:
 
 
 def _of_source(source: str, rows: Sequence[Misconception]) -> str:
-    experiment = rows[0].experiment or "no experiment has been written yet"
-    body = "".join(f"| {_cell(r.telling)} | {_cell(r.message)} | {_cell(r.case)} |\n" for r in rows)
-    head = "| wrong answer | what the learner is told | a case |\n|---|---|---|\n"
-    return f"**{source}.** Show it: {experiment}\n\n{head}{body}"
+    columns = {"wrong answer": [r.telling for r in rows], "what the learner is told": [r.message for r in rows]}
+    if any(r.case for r in rows):
+        columns["a case"] = [r.case for r in rows]
+    lines = [columns, ["---"] * len(columns), *zip(*columns.values(), strict=True)]
+    table = "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
+    return f"**{source}.** Show it: {rows[0].experiment or 'no experiment has been written yet'}\n\n{table}"
 
 
 def telling(source: str, solution: str) -> str:

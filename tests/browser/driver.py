@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,14 +10,6 @@ from typing import Any
 STEP = 20_000  # milliseconds that JupyterLab may take for one thing
 RUN = 400  # seconds that a whole notebook may take here
 NOTEBOOK = "window.jupyterapp.shell.currentWidget.content"
-
-# What JupyterLab itself reports on a machine without network, or on any machine; nothing of the course's.
-NOISE = (
-    # JupyterLab asks its extension manager for a listing from a package index that can't be reached here.
-    re.compile(r"/lab/api/extensions"),
-    # The browser's own look for an icon.
-    re.compile(r"favicon"),
-)
 
 # Contrast of each visible text in the outputs and in the prose with what lies behind it, as WCAG 2 counts it.
 CONTRAST = """() => {
@@ -72,7 +63,7 @@ class Opened:
         began = time.monotonic()
         self._menu("Run", "Run All Cells")
         count = self._evaluate("nb.widgets.filter((w) => w.model.type === 'code' && w.model.sharedModel.source).length")
-        self._until(f"{self._ran()} === {count}", RUN)
+        self._until(f"{self._ran()} === {count} || {self._failed()}.length", RUN)  # an error ends Run All
         self._until_idle(RUN)
         return time.monotonic() - began
 
@@ -83,10 +74,7 @@ class Opened:
 
     def errors(self) -> list[str]:
         """What the error outputs of the notebook say."""
-        outputs = "nb.widgets.flatMap((w) => w.model.type === 'code' ? w.model.outputs.toJSON() : [])"
-        return self._evaluate(
-            f"{outputs}.filter((o) => o.output_type === 'error').map((o) => o.ename + ': ' + o.evalue)"
-        )
+        return self._evaluate(f"{self._failed()}.map((o) => o.ename + ': ' + o.evalue)")
 
     def cells(self, part: str) -> list[int]:
         """Where the cells stand whose source holds a piece of text."""
@@ -146,11 +134,15 @@ class Opened:
         self.page.get_by_role("menuitem", name=item, exact=True).click()
 
     def _note(self, text: str, bad: bool) -> None:
-        if bad and not any(noise.search(text) for noise in NOISE):
+        if bad:
             self.console.append(text)
 
     def _ran(self) -> str:
         return "nb.widgets.filter((w) => w.model.type === 'code' && w.model.executionCount).length"
+
+    def _failed(self) -> str:
+        outputs = "nb.widgets.flatMap((w) => w.model.type === 'code' ? w.model.outputs.toJSON() : [])"
+        return f"{outputs}.filter((o) => o.output_type === 'error')"
 
     def _until_idle(self, seconds: float) -> None:
         self.page.wait_for_function(

@@ -19,6 +19,7 @@ def notebook(request, browser, lab_url, screenshots):
     opened.open(lab_url)
     seconds = opened.run_all()
     print(f"\n{opened.name} ran in {seconds:.0f} s", flush=True)
+    assert opened.errors() == []
     yield opened
     opened.close()
 
