@@ -54,7 +54,7 @@ def of_questions(asked: Sequence[lessons.Question]) -> list[Misconception]:
     return [
         Misconception(one.id, option or "far from the result", why, "", _experiment(one.id))
         for one in asked
-        for option, why in one.reasons.items()
+        for option, why in one.wrong.items()
     ]
 
 

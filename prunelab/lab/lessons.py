@@ -24,7 +24,12 @@ class Question:
     options: tuple[str, ...]  # empty for a slider
     slider: Slider | None
     result: str
-    reasons: dict[str, str]  # wrong option -> why it attracts; a slider has one, under ""
+    reasons: dict[str, str]  # option -> why it attracts; a slider has one, under ""
+
+    @property
+    def wrong(self) -> dict[str, str]:
+        """The reasons of the wrong answers."""
+        return {option: why for option, why in self.reasons.items() if option != self.result}
 
 
 def questions(nb: Notebook) -> list[Question]:

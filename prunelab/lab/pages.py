@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import copy
+import io
+import re
 from html import escape
 from pathlib import Path
 
+from matplotlib import mathtext
 from nbconvert.exporters import HTMLExporter
 from nbconvert.filters import markdown2html
 
 from .rules import Notebook
 
 TEMPLATES = Path(__file__).parent / "templates"
+FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(?=\S)([^$\n]+?)(?<=\S)\$", re.S)
 
 
 def style() -> str:
@@ -22,10 +28,32 @@ def notebook(nb: Notebook, name: str, navigation: str = "", template: str = "cou
     """A notebook as one HTML file, as a page ("course") or as slides ("deck")."""
     where = [str(TEMPLATES)]
     exporter = HTMLExporter(template_name=template, extra_template_basedirs=where, extra_template_paths=where)
-    formulas = any("$" in cell.source for cell in nb.cells if cell.cell_type == "markdown")
-    extra = {"navigation": navigation, "style": style(), "formulas": formulas, "metadata": {"name": name}}
+    nb = copy.deepcopy(nb)
+    for cell in nb.cells:
+        if cell.cell_type == "markdown":
+            cell.source = formulas(cell.source)
+    extra = {"navigation": navigation, "style": style(), "metadata": {"name": name}}
     body, _ = exporter.from_notebook_node(nb, resources=extra)
     return body
+
+
+def formulas(text: str) -> str:
+    """Markdown with its formulas as pictures, each described by its source; MathJax would have to be fetched."""
+    parts = re.split(r"(```.*?```|`[^`]*`)", text, flags=re.S)  # a dollar in code is a dollar
+    return "".join(p if i % 2 else FORMULA.sub(_formula, p) for i, p in enumerate(parts))
+
+
+def _formula(found: re.Match[str]) -> str:
+    """One formula as a picture; its source where matplotlib can't set it."""
+    block, source = found.group(1), " ".join((found.group(1) or found.group(2)).split())
+    picture = io.BytesIO()
+    try:
+        mathtext.math_to_image(f"${source}$", picture, dpi=100, format="svg")
+    except (ValueError, RuntimeError):
+        return f"<code>{escape(source)}</code>"
+    data = base64.b64encode(picture.getvalue()).decode()
+    image = f'<img alt="{escape(source)}" src="data:image/svg+xml;base64,{data}" style="vertical-align: middle">'
+    return f'\n\n<p style="text-align: center">{image}</p>\n\n' if block else image
 
 
 def markdown(text: str, name: str, navigation: str = "") -> str:

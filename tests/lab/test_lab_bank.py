@@ -40,7 +40,7 @@ class TestEveryNotebook:
     def test_the_bank_holds_every_wrong_answer_and_every_wrong_guess(self, name):
         nb = NOTEBOOKS[name]
         rows = bank.of_notebook(nb)
-        guesses = sum(len(q.reasons) for q in lessons.questions(nb))
+        guesses = sum(len(q.wrong) for q in lessons.questions(nb))
         answers = sum(len(asked.wrong) for _, asked in lessons.checked(nb))
         assert len(rows) == guesses + answers
         assert all(row.telling and row.message for row in rows)
@@ -61,7 +61,7 @@ class TestEveryNotebook:
 
 
 def test_the_bank_is_counted(record_property, capsys):
-    guesses = sum(len(q.reasons) for nb in NOTEBOOKS.values() for q in lessons.questions(nb))
+    guesses = sum(len(q.wrong) for nb in NOTEBOOKS.values() for q in lessons.questions(nb))
     record_property("wrong_answers", len(WRONG))
     record_property("wrong_guesses", guesses)
     with capsys.disabled():

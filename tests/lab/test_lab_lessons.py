@@ -40,10 +40,11 @@ class TestEveryNotebook:
         nb = NOTEBOOKS[name]
         asked = lessons.questions(nb)
         assert len(asked) == len(list(rules.calls(nb, "predict"))) > 0
-        assert all(q.id.startswith(name[:2]) and q.text and q.result and any(q.reasons.values()) for q in asked)
+        assert all(q.id.startswith(name[:2]) and q.text and q.result and any(q.wrong.values()) for q in asked)
         for q in asked:
             assert (q.slider is None) == bool(q.options)
-            assert not q.options or set(q.reasons) < set(q.options), "a reason for wrong options only"
+            assert not q.options or set(q.wrong) < set(q.options)
+            assert not q.options or q.result in q.options
 
     def test_each_of_its_exercises_is_found_where_its_stub_is(self, name):
         found = {asked.id: cell for cell, asked in lessons.checked(NOTEBOOKS[name])}

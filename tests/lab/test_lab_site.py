@@ -89,3 +89,12 @@ def test_a_page_escapes_its_title_and_marks_where_it_is():
     assert "<title>a &lt; b</title>" in text
     assert '<a href="b.html" aria-current=page>b</a>' in text
     assert text.count("aria-current") == 1 + pages.style().count("aria-current")
+
+
+def test_a_formula_becomes_a_picture_that_is_described_by_its_source():
+    text = pages.formulas(r"Let $a_1 < b$, and `$x$`, and 5 $ or 6 $." + "\n\n" + r"$$\frac{\partial L}{\partial S}$$")
+    assert text.count("data:image/svg+xml") == 2
+    assert 'alt="a_1 &lt; b"' in text
+    assert r'alt="\frac{\partial L}{\partial S}"' in text
+    assert "`$x$`, and 5 $ or 6 $." in text
+    assert pages.formulas(r"$\unknowncommand{x}$") == r"<code>\unknowncommand{x}</code>"
