@@ -76,6 +76,7 @@ def summary(runs: list[list[float]]) -> Timing:
 
 def measure(numbers: list[str] | None = None, runs: int = 5) -> None:
     """Run notebooks, all or some, that often, and add to the stored measurements after each run."""
+    _store({"made_by": "python -m prunelab.lab timings", "machine": _machine(), "trial": round(doctor.trial(), 4)})
     for turn in range(runs):
         for notebook in course.notebooks():
             number = notebook.stem[:2]
@@ -103,12 +104,13 @@ def run(notebook: Path) -> list[float]:
 
 
 def _add(number: str, found: list[float]) -> None:
-    stored = _stored()
-    notebooks = stored.setdefault("notebooks", {})
+    notebooks = _stored().get("notebooks", {})
     notebooks[number] = [*notebooks.get(number, []), found][-MOST_RUNS:]
-    stored |= {"made_by": "python -m prunelab.lab timings", "machine": _machine(), "trial": round(doctor.trial(), 3)}
-    stored["notebooks"] = dict(sorted(notebooks.items()))
-    course.write(path(), (json.dumps(stored, indent=1) + "\n").encode())
+    _store({"notebooks": dict(sorted(notebooks.items()))})
+
+
+def _store(news: dict[str, Any]) -> None:
+    course.write(path(), (json.dumps(_stored() | news, indent=1) + "\n").encode())
 
 
 def _machine() -> str:

@@ -47,8 +47,7 @@ def test_a_notebook_is_run_in_a_kernel_of_its_own(tmp_path, stored, monkeypatch)
     assert f"{found.peak / 1e9:.1f} GB" in guide._measured("00")
 
 
-def test_only_the_latest_runs_are_kept(stored, monkeypatch):
-    monkeypatch.setattr(timings.doctor, "trial", lambda: 0.05)
+def test_only_the_latest_runs_are_kept(stored):
     for n in range(12):
         timings._add("00", [n, n, n])
     assert json.loads(stored.read_text())["notebooks"]["00"] == [[n, n, n] for n in range(3, 12)]
