@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 STEP = 20_000  # milliseconds that JupyterLab may take for one thing
-RUN = 400  # seconds that a whole notebook may take here
+RUN = 600  # seconds that a whole notebook may take, on a busy machine
 NOTEBOOK = "window.jupyterapp.shell.currentWidget.content"
 
 # Contrast of each visible text in the outputs and in the prose with what lies behind it, as WCAG 2 counts it.

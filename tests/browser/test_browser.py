@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from driver import Opened
 
+from prunelab import zoo
 from prunelab.lab import course, lessons
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -14,6 +15,7 @@ NOTEBOOKS = course.notebooks()
 @pytest.fixture(scope="module", params=NOTEBOOKS, ids=[p.stem for p in NOTEBOOKS])
 def notebook(request, browser, lab_url, screenshots):
     """A notebook that was opened and run from the top; its kernel ends with it."""
+    _need_the_llama(request.param.name)
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
     opened = Opened(page, request.param.name, screenshots)
     opened.open(lab_url)
@@ -122,6 +124,16 @@ def test_it_is_legible_in_either_theme(notebook, dark):
 
 def test_the_browser_had_nothing_to_complain_about(notebook):
     assert notebook.console == []
+
+
+def _need_the_llama(name: str) -> None:
+    """Skip a notebook that needs a language model where that can't be had."""
+    fetch = getattr(zoo, "llama_folder", None)
+    if name.startswith("08_") and fetch is not None:
+        try:
+            fetch()
+        except zoo.ZooError as error:
+            pytest.skip(f"the Llama of notebook 08 can't be had: {error}")
 
 
 def _moves(notebook: Opened, handle, picture, before: str) -> bool:
