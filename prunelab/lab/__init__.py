@@ -20,7 +20,7 @@ from .exam import exam
 from .exercises import check, exercise, hint, solution
 from .explorers import explorer
 from .figures import figure, table
-from .grids import by_name, collect, grid
+from .grids import agreement_of, by_name, collect, grid
 from .intervals import ahead
 from .measuring import NO_CUDA, measured
 from .picking import pick
@@ -33,6 +33,7 @@ from .store import progress, reset
 __all__ = [
     "NO_CUDA",
     "ClaimError",
+    "agreement_of",
     "ahead",
     "by_hand",
     "by_name",

@@ -3,41 +3,90 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-import nbformat
+from ..core import PruneError
+from . import checkpoints, classroom, course, doctor, editions, grids, guide, publish, rules, site, timings
 
-from . import checkpoints, grids, publish, rules
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    given = vars(_parser().parse_args(arguments))
+    given.pop("command")
+    run = given.pop("run")
+    try:
+        return run(**given) or 0
+    except PruneError as error:
+        print(error, file=sys.stderr)
+        return 1
 
 
-def main() -> None:
-    """Run one command."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m prunelab.lab", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("checkpoints", help="train the course's networks again and rewrite data/")
-    command.add_argument("names", nargs="*", choices=[*checkpoints.PLANS, []], help="which; by default all")
-    command = commands.add_parser("grids", help="run the long experiments again and rewrite data/grid-*.json")
-    command.add_argument("names", nargs="*", choices=[*grids.GRIDS, []], help="which; by default all")
-    for name, text in (
-        ("publish", "run notebooks from the top, as their authors store them"),
-        ("rules", "check notebooks against the house rules"),
-    ):
-        command = commands.add_parser(name, help=text)
-        command.add_argument("notebooks", nargs="+", type=Path)
-    given = parser.parse_args()
-    if given.command == "checkpoints":
-        checkpoints.remake(given.names)
-    if given.command == "grids":
-        grids.remake(given.names)
-    for path in getattr(given, "notebooks", []):
-        if given.command == "publish":
-            publish.publish(path)
-        else:
-            print(
-                "\n".join(f"{path}: {problem}" for problem in rules.problems(nbformat.read(path, as_version=4)))
-                or f"{path}: fine"
-            )
+
+    def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text)
+        made.set_defaults(run=run)
+        return made
+
+    command("doctor", doctor.main, "is this machine ready for the course?")
+    made = command("copy", _copy, "put the notebooks into a folder; what a learner has changed there stays")
+    made.add_argument("folder", type=Path)
+    made = command("class", _class, "count the guesses in a folder of progress files")
+    made.add_argument("folder", type=Path)
+    command("guide", _guide, "print the instructor's guide, in Markdown")
+    made = command("build", _build, "make the learner's, the instructor's, the slides' and the hosted edition")
+    made.add_argument("out", type=Path, nargs="?", default=Path("build/editions"))
+    made.add_argument("--execute", action="store_true", help="run the instructor's edition from top to bottom")
+    made = command("site", _site, "make a web site of the course, with the API reference")
+    made.add_argument("out", type=Path, nargs="?", default=Path("build/site"))
+    made = command("timings", timings.measure, "measure the notebooks' time and memory, for the guide")
+    made.add_argument("numbers", nargs="*", metavar="NN", help="which notebooks; by default all")
+    made.add_argument("--runs", type=int, default=5)
+    made = command("publish", _publish, "run notebooks from the top, as their authors store them")
+    made.add_argument("notebooks", nargs="+", type=Path)
+    made = command("rules", _rules, "check notebooks against the house rules")
+    made.add_argument("notebooks", nargs="+", type=Path)
+    made = command("checkpoints", checkpoints.remake, "train the course's networks again and rewrite data/")
+    made.add_argument("names", nargs="*", choices=[*checkpoints.PLANS, []], help="which; by default all")
+    made = command("grids", grids.remake, "run the long experiments again and rewrite data/grid-*.json")
+    made.add_argument("names", nargs="*", choices=[*grids.GRIDS, []], help="which; by default all")
+    return parser
+
+
+def _copy(folder: Path) -> None:
+    for name, what in course.copy(folder).items():
+        print(f"{name}: {what}")
+    print(f"Now: jupyter lab {folder}")
+
+
+def _class(folder: Path) -> None:
+    print(classroom.text(classroom.gather(folder)))
+
+
+def _guide() -> None:
+    print(guide.text())
+
+
+def _build(out: Path, execute: bool) -> None:
+    for name, files in editions.build(out, execute).items():
+        print(f"{name}: {len(files)} files in {out / name}")
+
+
+def _site(out: Path) -> None:
+    print(f"{len(site.build(out))} pages; open {out / site.HOME}")
+
+
+def _publish(notebooks: list[Path]) -> None:
+    for path in notebooks:
+        publish.publish(path)
+
+
+def _rules(notebooks: list[Path]) -> int:
+    return rules.main(list(map(str, notebooks)))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -14,6 +14,7 @@ from . import display, figures
 
 MOST_POINTS = 400  # pictures; more than this takes minutes to draw, and nobody tries them all
 PATIENCE = 2.0  # seconds of drawing after which a bar says how far it is
+LONG_TABLE = 20  # rows; a longer table is folded until the reader opens it
 
 
 class Explorer:
@@ -67,6 +68,7 @@ def explorer(
     start: Mapping[str, Any] | None = None,
     labels: Mapping[str, str] | None = None,
     formats: Mapping[str, str] | None = None,
+    numbers: Callable[..., Mapping[str, Any]] | None = None,
     **subplots: Any,
 ) -> Explorer:
     """Show sliders over every combination of `controls`, each picture drawn once by `render(ax, **state)`.
@@ -76,9 +78,12 @@ def explorer(
 
     `alt(**state)` describes each picture; `start` is where the sliders stand at first (each control's first value);
     `labels` and `formats` say how a slider and its values are written; `subplots` are those of `lab.figure`.
+    `numbers(**state)` says what each picture shows as {column: value}: the panel's table, for those who can't see the
+    pictures, and for wherever no slider lives.
     """
     _check(controls, start or {})
     labels, formats = labels or {}, formats or {}
+    twin = _twin(controls, labels, formats, numbers) if numbers else ""
     sliders = {
         name: widgets.SelectionSlider(
             options=[(formats.get(name, "{}").format(v), v) for v in values],
@@ -101,12 +106,37 @@ def explorer(
     panel.add(tuple(here.values()), first, text)
     panel.update()
     bar = widgets.IntProgress(description="drawing", layout=widgets.Layout(display="none"))
-    view = widgets.VBox([*sliders.values(), bar, panel.picture])
-    display.show(text, html=display.image(first, text), png=first, alt=text, widget=view)
+    table = [display.panel_html(_folded(twin))] if twin else []
+    view = widgets.VBox([*sliders.values(), bar, panel.picture, *table])
+    still = display.image(first, text) + _folded(twin, unfold=twin.count("<tr>") <= LONG_TABLE)
+    display.show(text, html=still, png=first, alt=text, widget=view)
     _fill(panel, controls, picture, bar)
     for slider in sliders.values():
         slider.observe(panel.update, "value")
     return panel
+
+
+def _twin(
+    controls: Mapping[str, Sequence[Any]],
+    labels: Mapping[str, str],
+    formats: Mapping[str, str],
+    numbers: Callable[..., Mapping[str, Any]],
+) -> str:
+    """The table of all pictures, a row each: where the sliders stand, and the numbers the picture shows."""
+    states = [dict(zip(controls, point, strict=True)) for point in itertools.product(*controls.values())]
+    found = [numbers(**state) for state in states]
+    columns = [*(labels.get(name, name.replace("_", " ")) for name in controls), *found[0]]
+    rows = [
+        [*(formats.get(k, "{}").format(v) for k, v in state.items()), *values.values()]
+        for state, values in zip(states, found, strict=True)
+    ]
+    return figures.render_table("Every position of the sliders", columns, rows)[1]
+
+
+def _folded(table: str, unfold: bool = False) -> str:
+    """A table behind a line that opens it; nothing for no table."""
+    state = " open" if unfold else ""
+    return f"<details{state}><summary>The same as a table</summary>{table}</details>" if table else ""
 
 
 def _fill(

@@ -152,5 +152,11 @@ def by_name(runs: list[Run], key: str, value: str) -> dict[str, list[float]]:
     return {k: [r[value] for r in runs if r[key] == k] for k in dict.fromkeys(r[key] for r in runs)}
 
 
+def agreement_of(run: Run) -> float:
+    """The rank correlation of one stored layer's scores with the truth about it."""
+    scores, truth = ({"layer": torch.tensor(run[key])} for key in ("scores", "truth"))
+    return rank_correlation(scores, truth).overall
+
+
 def _path(name: str) -> Path:
     return zoo.data_dir() / f"grid-{name}.json"

@@ -60,7 +60,7 @@ class Prediction:
 
     def written(self, value: Any) -> str:
         """A guess as text."""
-        return str(value) if self.slider is None else _exact(value, self.slider[3])
+        return str(value) if self.slider is None else exact(value, self.slider[3])
 
     def _say(self) -> None:
         self.control.disabled = self.button.disabled = self.locked
@@ -170,7 +170,7 @@ def _seeded(asked: Prediction) -> Any:
     return round(low + step * source.randint(0, round((high - low) / step)), 9)
 
 
-def _exact(value: float, unit: str) -> str:
+def exact(value: float, unit: str) -> str:
     """A chosen value, not a measured one: no more digits than it has."""
     return f"{100 * value:g} %" if unit == "%" else f"{value:g} {unit}".rstrip()
 
@@ -223,9 +223,9 @@ def _paint_slider(ax: Any, prediction: Prediction, answer: float) -> None:
     ax.set(xlim=(low - margin, high + margin), ylim=(-1, 1))
     ax.get_yaxis().set_visible(False)
     ax.spines["left"].set_visible(False)
-    ax.xaxis.set_major_formatter(lambda x, _position: _exact(x, unit))
+    ax.xaxis.set_major_formatter(lambda x, _position: exact(x, unit))
     ax.plot([prediction.value, answer], [0, 0], marker="", linestyle=":", color="#777777")
-    guess = prediction.value, "o", 11, 1, f"guess: {_exact(prediction.value, unit)}", 0.45
+    guess = prediction.value, "o", 11, 1, f"guess: {exact(prediction.value, unit)}", 0.45
     result = answer, "*", 17, 0, f"result: {quantity(answer, unit)}", -0.75
     for value, marker, size, colour, written, y in (guess, result):
         ax.plot([value], [0], marker=marker, markersize=size, color=figures.COLOURS[colour])

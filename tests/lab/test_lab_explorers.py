@@ -99,3 +99,27 @@ def test_the_bar_shows_only_when_drawing_takes_long(monkeypatch):
 def test_bad_grids_are_refused(controls, start, words):
     with pytest.raises(ValueError, match=words):
         lab.explorer(paint, controls, alt="Nothing to be seen.", start=start)
+
+
+def test_the_table_says_what_every_picture_shows(shown, monkeypatch):
+    options = {"numbers": lambda sparsity, bins: {"double": 2 * bins}, "labels": {"sparsity": "share removed"}}
+    make(**options)
+    ((data, _),) = shown
+    assert data["text/html"].count("<tr>") == 1 + 6
+    assert "<details open>" in data["text/html"], "a short table stands open where no slider lives"
+    for text in ("share removed", "bins", "double", ">50%<", ">20<"):
+        assert text in data["text/html"]
+    assert data["text/plain"] == describe(0.0, 5), "the line of text is the picture's alone"
+    shown.clear()
+    monkeypatch.setattr(explorers, "LONG_TABLE", 5)
+    make(**options)
+    assert "<details><summary>" in shown[0][0]["text/html"]
+
+
+def test_in_a_live_panel_the_table_is_folded(monkeypatch):
+    views = []
+    monkeypatch.setattr(display, "show", lambda *a, widget, **k: views.append(widget))
+    make(numbers=lambda sparsity, bins: {"double": 2 * bins})
+    assert views[0].children[-1].value.startswith("<details><summary>The same as a table</summary><table>")
+    make()
+    assert "table" not in views[1].children[-1].value

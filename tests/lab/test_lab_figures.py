@@ -1,6 +1,8 @@
 import base64
 import io
+import itertools
 
+import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
@@ -88,3 +90,31 @@ def test_prose_is_escaped_and_marked_up():
     assert display.prose("a < b, `x * y`, 3 * 4 * 5 and *this*") == (
         '<p style="margin: 0.3em 0">a &lt; b, <code>x * y</code>, 3 * 4 * 5 and <em>this</em></p>'
     )
+
+
+# Machado, Oliveira and Fernandes 2009, "A physiologically-based model for simulation of color vision deficiency",
+# severity 1: what linear RGB becomes for an eye that lacks one kind of cone.
+EYES = {
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+
+
+def cielab(colour, eye):
+    """A colour as an eye sees it, in CIE L*a*b*, where a distance of about two is just noticed."""
+    srgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(np.array(eye) @ linear, 0, 1)
+    xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]] @ seen / [0.9505, 1, 1.089]
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("eye", EYES)
+def test_the_colours_are_told_apart_by_every_eye(eye):
+    seen = [cielab(colour, EYES[eye]) for colour in figures.COLOURS]
+    apart = [float(np.linalg.norm(a - b)) for a, b in itertools.combinations(seen, 2)]
+    assert min(apart) > 15
+    red, green = (cielab(colour, EYES["deuteranopia"]) for colour in ("#A05050", "#507A50"))
+    assert np.linalg.norm(red - green) < 15, "a red and a green of one lightness would fail"

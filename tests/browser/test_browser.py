@@ -1,0 +1,152 @@
+"""Every notebook in a real JupyterLab: run, explored by keyboard, guessed at, answered wrongly and rightly."""
+
+from __future__ import annotations
+
+import pytest
+from driver import Opened
+
+from prunelab import zoo
+from prunelab.lab import course, lessons
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+NOTEBOOKS = course.notebooks()
+
+
+@pytest.fixture(scope="module", params=NOTEBOOKS, ids=[p.stem for p in NOTEBOOKS])
+def notebook(request, browser, lab_url, screenshots):
+    """A notebook that was opened and run from the top; its kernel ends with it."""
+    _need_the_llama(request.param.name)
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    opened = Opened(page, request.param.name, screenshots)
+    opened.open(lab_url)
+    seconds = opened.run_all()
+    print(f"\n{opened.name} ran in {seconds:.0f} s", flush=True)
+    assert opened.errors() == []
+    yield opened
+    opened.close()
+
+
+def test_it_runs_from_the_top_without_an_error(notebook):
+    assert notebook.errors() == []
+    notebook.shoot("top")
+
+
+def test_a_prediction_is_answered_by_keyboard(notebook):
+    for index in notebook.cells("lab.predict("):
+        cell, keys = notebook.show(index), notebook.page.keyboard
+        control = cell.locator("input[type=radio], [role=slider]").first
+        control.focus()
+        keys.press("Space" if control.get_attribute("type") == "radio" else "ArrowRight")
+        button = cell.get_by_role("button", name="Lock in my guess")
+        assert notebook.tab_to(button), "Tab leads from the guess to the button"
+        keys.press("Enter")
+        cell.get_by_text("Locked in:").wait_for()
+        assert button.is_disabled()
+    notebook.shoot("prediction")
+
+
+def test_the_result_stands_beside_the_guess(notebook):
+    for index in notebook.cells("lab.reveal("):
+        output = notebook.type_and_run(index, notebook.source(index))
+        output.get_by_text("You guessed").first.wait_for()
+        assert output.get_by_text("placeholder").count() == 0
+    assert notebook.errors() == []
+    notebook.shoot("reveal")
+
+
+def test_each_slider_of_each_panel_moves_its_picture(notebook):
+    panels = [i for i in notebook.cells("explorer(") if notebook.show(i).locator("[role=slider]").count()]
+    assert panels, "a notebook without a panel"
+    for index in panels:
+        cell = notebook.show(index)
+        for handle in cell.locator("[role=slider]").all():
+            picture = cell.locator("img").last
+            before = picture.get_attribute("src")
+            handle.focus()
+            assert _moves(notebook, handle, picture, before), f"no key moves the picture of cell {index}"
+            assert picture.get_attribute("alt"), "and the new picture is described"
+        notebook.shoot(f"panel-{index}")
+
+
+def test_each_exercise_is_answered_wrongly_and_rightly(notebook):
+    cells = lessons.checked(course.read(course.folder() / notebook.name))
+    assert cells
+    for cell, asked in cells:
+        (index,) = notebook.cells(f'lab.check("{asked.id}"')
+        wrong = asked.wrong[0]
+        output = notebook.type_and_run(index, cell.source.replace(asked.stub, wrong.source))
+        assert f"✗ {asked.id}:" in output.inner_text()
+        assert _words(wrong.says) in _words(output.inner_text())
+        output = notebook.type_and_run(index, cell.source.replace(asked.stub, asked.solution))
+        assert f"✓ {asked.id}: right." in output.inner_text()
+    assert notebook.errors() == []
+    notebook.shoot("exercise")
+
+
+def test_hints_and_the_solution_open_by_keyboard(notebook):
+    for index in notebook.cells("lab.exercise("):
+        cell = notebook.show(index)
+        for name in ("Hint 1", "Show a solution"):
+            cell.get_by_role("button", name=name).press("Enter")
+            cell.get_by_text("Hint 1 of" if name == "Hint 1" else "A solution of").last.wait_for()
+
+
+def test_every_control_has_a_name(notebook):
+    for index in notebook.cells("lab.predict(") + notebook.cells("lab.exercise(") + notebook.cells("explorer("):
+        cell = notebook.show(index)
+        for control in cell.locator(".jp-OutputArea button, .jp-OutputArea input, .jp-OutputArea select").all():
+            names = control.evaluate(
+                "e => [...(e.labels || [])].map(l => l.textContent).concat(e.textContent, e.title)"
+            )
+            assert any(name.strip() for name in names), f"a control of cell {index} has no name"
+        for handle in cell.locator("[role=slider]").all():
+            # ipywidgets puts a slider's label beside its handle, not on it.
+            label = (
+                handle.locator("xpath=ancestor::*[contains(@class, 'widget-slider')]").locator(".widget-label").first
+            )
+            assert label.inner_text().strip(), f"a slider of cell {index} has no label"
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_it_is_legible_in_either_theme(notebook, dark):
+    notebook.theme(dark)
+    faint = []
+    for kind in ("lab.predict(", "lab.figure(", "lab.table(", "lab.reveal(", "explorer(", "lab.exercise(", "lab.check(",
+                 "lab.scoreboard.show("):  # fmt: skip
+        for index in notebook.cells(kind)[:2]:
+            notebook.show(index)
+            notebook.page.wait_for_timeout(100)
+            faint += notebook.faint()
+            notebook.shoot(f"{'dark' if dark else 'light'}-{index:02}")
+    notebook.theme(False)
+    assert sorted(set(faint)) == []
+
+
+def test_the_browser_had_nothing_to_complain_about(notebook):
+    assert notebook.console == []
+
+
+def _need_the_llama(name: str) -> None:
+    """Skip a notebook that needs a language model where that can't be had."""
+    fetch = getattr(zoo, "llama_folder", None)
+    if name.startswith("08_") and fetch is not None:
+        try:
+            fetch()
+        except zoo.ZooError as error:
+            pytest.skip(f"the Llama of notebook 08 can't be had: {error}")
+
+
+def _moves(notebook: Opened, handle, picture, before: str) -> bool:
+    """Whether arrow keys, first to the right and then to the left, bring another picture."""
+    for key in [*["ArrowRight"] * 4, *["ArrowLeft"] * 8]:
+        handle.press(key)
+        for _ in range(20):
+            if picture.get_attribute("src") != before:
+                return True
+            notebook.page.wait_for_timeout(50)
+    return False
+
+
+def _words(text: str) -> str:
+    """Text without the marks that become emphasis or code on the page."""
+    return " ".join(text.replace("*", "").replace("`", "").split())

@@ -1,0 +1,117 @@
+"""The misconception bank, walked: every wrong answer is rejected, told why, and shown false."""
+
+import math
+
+import pytest
+import torch
+
+from prunelab.lab import bank, course, exercises, lessons, notes
+
+NOTEBOOKS = {p.stem: course.read(p) for p in course.notebooks()}
+EVERY = exercises.registry()
+WRONG = [(asked, wrong) for asked in EVERY.values() for wrong in asked.wrong]
+IDS = [f"{asked.id}-{n}" for asked in EVERY.values() for n, _ in enumerate(asked.wrong, 1)]
+
+
+@pytest.mark.parametrize(("asked", "wrong"), WRONG, ids=IDS)
+def test_a_known_wrong_answer_is_rejected_by_its_own_message(asked, wrong):
+    verdict, message = exercises.judge(asked, bank.answer_of(asked, wrong.source))
+    assert verdict == "wrong"
+    assert wrong.says in message
+    others = [w for w in asked.wrong if w is not wrong]
+    assert message not in [exercises.judge(asked, bank.answer_of(asked, w.source))[1] for w in others]
+
+
+@pytest.mark.parametrize("asked", EVERY.values(), ids=EVERY)
+def test_the_solution_is_accepted_and_the_stub_is_not(asked):
+    assert exercises.judge(asked, bank.answer_of(asked, asked.solution))[0] == "right"
+    assert exercises.judge(asked, bank.answer_of(asked, asked.stub))[0] == "unattempted"
+
+
+@pytest.mark.parametrize("asked", EVERY.values(), ids=EVERY)
+def test_most_wrong_answers_have_a_case_in_which_they_differ(asked):
+    cases = [bank.case(asked, wrong) for wrong in asked.wrong]
+    assert sum(map(bool, cases)) >= len(cases) - 1, "all but what only the message can tell"
+    assert all("right is" in case for case in cases if case)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+class TestEveryNotebook:
+    def test_the_bank_holds_every_wrong_answer_and_every_wrong_guess(self, name):
+        nb = NOTEBOOKS[name]
+        rows = bank.of_notebook(nb)
+        guesses = sum(len(q.wrong) for q in lessons.questions(nb))
+        answers = sum(len(asked.wrong) for _, asked in lessons.checked(nb))
+        assert len(rows) == guesses + answers
+        assert all(row.telling and row.message for row in rows)
+
+    def test_every_misconception_has_an_experiment(self, name):
+        sources = dict.fromkeys(row.source for row in bank.of_notebook(NOTEBOOKS[name]))
+        missing = [source for source in sources if not notes.of(name[:2]).experiments.get(source)]
+        assert not missing, f"prunelab/lab/teaching/{name[:2]}.toml: write under [experiments] what shows {missing}"
+        strangers = set(notes.of(name[:2]).experiments) - set(sources)
+        assert not strangers, f"prunelab/lab/teaching/{name[:2]}.toml: nothing is called {strangers}"
+
+    def test_an_instructor_is_told_what_to_cut_and_what_to_discuss(self, name):
+        told = notes.of(name[:2])
+        lacking = [key for key in ("teach", "cut", "watch") if not getattr(told, key)]
+        assert not lacking, f"prunelab/lab/teaching/{name[:2]}.toml lacks {lacking}"
+        assert len(told.discuss) == 2
+        assert told.teach >= lessons.minutes(NOTEBOOKS[name]), "a class takes longer than a learner alone"
+
+
+def test_the_bank_is_counted(record_property, capsys):
+    guesses = sum(len(q.wrong) for nb in NOTEBOOKS.values() for q in lessons.questions(nb))
+    record_property("wrong_answers", len(WRONG))
+    record_property("wrong_guesses", guesses)
+    with capsys.disabled():
+        print(
+            f"\nthe misconception bank: {len(WRONG)} wrong answers to {len(EVERY)} exercises, {guesses} wrong guesses"
+        )
+    assert len(WRONG) >= 3 * len(EVERY)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "words"),
+    [
+        (1, 1, ""),
+        (1.0, 1.0 + 1e-9, ""),
+        (torch.ones(2), torch.ones(2), ""),
+        ({"a": [torch.zeros(2)]}, {"a": [torch.zeros(2)]}, ""),
+        (True, 1, "True; right is 1"),
+        (0.5, 0.25, "0.5; right is 0.25"),
+        (None, 2, "None; right is 2"),
+        (torch.zeros(2, 3), torch.zeros(3, 2), "shape (2, 3); right is (3, 2)"),
+        (torch.tensor([1, 2]), torch.tensor([1, 3]), "[1]: 2; right is 3"),
+        ({"a": torch.tensor([[True]])}, {"a": torch.tensor([[False]])}, "['a'][0][0]: True; right is False"),
+        ({"a": 1}, {"b": 1}, "{a: 1}; right is {b: 1}"),
+        ([1, 2], [1, 2, 3], "[1, 2]; right is [1, 2, 3]"),
+        (ValueError("x"), 1, "an error (ValueError); right is 1"),
+        (math.nan, 1.0, "nan; right is 1"),
+    ],
+)
+def test_where_two_results_differ_is_said(one, other, words):
+    assert bank.difference(one, other) == words
+
+
+@pytest.mark.parametrize(
+    ("source", "solution", "line"),
+    [
+        ("x = 3", "x = 4", "x = 3"),
+        ("def f(a):\n    b = a\n    return b", "def f(a):\n    b = -a\n    return b", "b = a"),
+        ("def f(a):\n    return a", "def f(a):\n    a = a + 1\n    return a", "no a = a + 1"),
+    ],
+)
+def test_the_line_that_goes_astray_is_named(source, solution, line):
+    assert bank.telling(source, solution) == line
+
+
+def test_a_table_keeps_its_shape_whatever_stands_in_it():
+    row = bank.Misconception("07-1", "`a | b`", "not a\nnumber | text", "", "")
+    lines = bank.table([row]).strip().splitlines()
+    assert lines[0] == "**07-1.** Show it: no experiment has been written yet"
+    assert lines[2:] == [
+        "| wrong answer | what the learner is told |",
+        "| --- | --- |",
+        r"| `a \| b` | not a number \| text |",
+    ]

@@ -1,0 +1,72 @@
+import json
+
+import pytest
+
+from prunelab.core import PruneError
+from prunelab.lab import classroom, course, lessons
+
+QUESTIONS = {q.id: q for p in course.notebooks() for q in lessons.questions(course.read(p))}
+CHOICE = next(q for q in QUESTIONS.values() if q.options)
+
+
+def hand_in(folder, **guesses):
+    """One learner's progress file, under a name that says who it was."""
+    number = len(list(folder.rglob("*.json")))
+    place = folder / f"ada-{number}" / "progress.json"
+    place.parent.mkdir()
+    predictions = {id: {"guess": guess, "at": "2026-01-01"} for id, guess in guesses.items()}
+    place.write_text(json.dumps({"schema": 1, "predictions": predictions, "exercises": {}, "scoreboard": {}}))
+
+
+def test_guesses_are_counted_for_each_option_and_each_fifth_of_a_slider(tmp_path):
+    for guess, option in ((0.0, 0), (0.2, 0), (0.35, 1), (1.0, 0)):
+        hand_in(tmp_path, **{"00-half": guess, CHOICE.id: CHOICE.options[option]})
+    slider, choice = classroom.gather(tmp_path)
+    assert slider.question.id == "00-half"
+    assert slider.counts == {
+        "0 % to 20 %": 1,
+        "20 % to 40 %": 2,
+        "40 % to 60 %": 0,
+        "60 % to 80 %": 0,
+        "80 % to 100 %": 1,
+    }
+    assert list(choice.counts.values())[:2] == [3, 1]
+    assert tuple(choice.counts) == CHOICE.options
+
+
+def test_the_bars_say_the_question_the_result_and_no_name(tmp_path):
+    for _ in range(3):
+        hand_in(tmp_path, **{"00-half": 0.9})
+    text = classroom.text(classroom.gather(tmp_path))
+    assert QUESTIONS["00-half"].text in text
+    assert f"(the result: {QUESTIONS['00-half'].result}; 3 learners)" in text
+    assert "█" * classroom.WIDTH + " 3" in text
+    assert "ada" not in text
+
+
+def test_a_few_files_could_be_traced_and_are_refused(tmp_path):
+    for _ in range(2):
+        hand_in(tmp_path, **{"00-half": 0.9})
+    with pytest.raises(PruneError, match="holds 2 progress files"):
+        classroom.gather(tmp_path)
+    hand_in(tmp_path, **{"01-random": 0.9})
+    assert classroom.gather(tmp_path) == [], "three learners, but no question that three have answered"
+    assert "No question" in classroom.text([])
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"predictions": 3}', '{"predictions": {"00-half": 3}}', "\xff", '{"a": 1}']
+)
+def test_other_files_are_passed_over(tmp_path, text):
+    for _ in range(3):
+        hand_in(tmp_path, **{"00-half": 0.5})
+    (tmp_path / "other.json").write_text(text, encoding="latin-1")
+    (tally,) = classroom.gather(tmp_path)
+    assert tally.learners == 3
+
+
+def test_a_guess_that_the_question_does_not_allow_is_left_out(tmp_path):
+    for guess in (0.5, 0.5, 0.5, 7, "half"):
+        hand_in(tmp_path, **{"00-half": guess, CHOICE.id: "an old option"})
+    (tally,) = classroom.gather(tmp_path)
+    assert tally.learners == 3

@@ -1,0 +1,60 @@
+"""`python -m prunelab.lab`: a thin dispatcher, each of whose commands reaches what it names."""
+
+import pytest
+
+from prunelab.lab import __main__ as commands
+from prunelab.lab import classroom, course, doctor, editions, grids, guide, site, timings
+
+OUT = {"build": editions, "site": site}
+
+
+@pytest.mark.parametrize(
+    ("line", "module", "name", "given"),
+    [
+        (["doctor"], doctor, "main", ()),
+        (["timings", "02", "--runs", "3"], timings, "measure", {"numbers": ["02"], "runs": 3}),
+        (["grids", "scopes"], grids, "remake", {"names": ["scopes"]}),
+    ],
+)
+def test_a_command_calls_its_function_with_what_was_given(monkeypatch, line, module, name, given):
+    calls = []
+    monkeypatch.setattr(module, name, lambda **kwargs: calls.append(kwargs) or 3)
+    assert commands.main(line) == 3
+    assert calls == [dict(given)]
+
+
+def test_copy_says_what_became_of_each_notebook(tmp_path, capsys):
+    assert commands.main(["copy", str(tmp_path / "mine")]) == 0
+    out = capsys.readouterr().out
+    assert "00_start_here.ipynb: new" in out
+    assert "jupyter lab" in out
+    assert len(list((tmp_path / "mine").glob("*.ipynb"))) == len(course.notebooks())
+
+
+def test_an_error_is_a_sentence_and_an_exit_code(tmp_path, capsys):
+    assert commands.main(["class", str(tmp_path)]) == 1
+    assert "at least 3 are needed" in capsys.readouterr().err
+
+
+def test_the_others_print_what_they_made(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(guide, "text", lambda: "the guide")
+    monkeypatch.setattr(editions, "build", lambda out, execute: {"slides": [out, out]})
+    monkeypatch.setattr(site, "build", lambda out: [out])
+    monkeypatch.setattr(classroom, "gather", lambda folder: [])
+    for line in (["guide"], ["build", "x"], ["site", "y"], ["class", "z"], ["rules", str(course.notebooks()[0])]):
+        assert commands.main(line) == 0
+    out = capsys.readouterr().out
+    for words in (
+        "the guide",
+        "slides: 2 files in x/slides",
+        "1 pages; open y/index.html",
+        "No question",
+        "no problems",
+    ):
+        assert words in out
+
+
+def test_an_unknown_command_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        commands.main(["prune"])
+    assert "doctor" in capsys.readouterr().err

@@ -1,0 +1,79 @@
+import json
+
+import pytest
+
+from prunelab.core import PruneError
+from prunelab.lab import course
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """A course of two small notebooks, which a test may change."""
+    folder = tmp_path / "shelf"
+    folder.mkdir()
+    for name in ("00_a.ipynb", "01_b.ipynb"):
+        (folder / name).write_text(f'{{"v": 1, "name": "{name}"}}')
+    monkeypatch.setattr(course, "folder", lambda: folder)
+    return folder
+
+
+def test_the_notebooks_come_in_order_and_are_the_courses():
+    names = [p.name for p in course.notebooks()]
+    assert names == sorted(names)
+    assert names[0] == "00_start_here.ipynb"
+
+
+def test_a_copy_is_whole_and_a_second_one_changes_nothing(shelf, tmp_path):
+    target = tmp_path / "deep" / "mine"
+    assert course.copy(target) == {"00_a.ipynb": "new", "01_b.ipynb": "new"}
+    before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in target.glob("*.ipynb")}
+    assert before["00_a.ipynb"][0] == (shelf / "00_a.ipynb").read_bytes()
+    assert set(course.copy(target).values()) == {"as it was"}
+    assert {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in target.glob("*.ipynb")} == before
+
+
+def test_a_learners_work_is_never_overwritten(shelf, tmp_path):
+    target = tmp_path / "mine"
+    course.copy(target)
+    (target / "00_a.ipynb").write_text("my answers")
+    assert course.copy(target) == {"00_a.ipynb": "yours, kept", "01_b.ipynb": "as it was"}
+    assert not list(target.glob("*.new.ipynb")), "the course has nothing newer to offer"
+    (shelf / "00_a.ipynb").write_text('{"v": 2}')
+    (shelf / "01_b.ipynb").write_text('{"v": 2}')
+    assert course.copy(target) == {"00_a.ipynb": "yours, kept", "01_b.ipynb": "updated"}
+    assert (target / "00_a.ipynb").read_text() == "my answers"
+    assert (target / "00_a.new.ipynb").read_text() == '{"v": 2}'
+    assert (target / "01_b.ipynb").read_text() == '{"v": 2}'
+    (target / "00_a.new.ipynb").unlink()
+    course.copy(target)
+    assert not (target / "00_a.new.ipynb").exists(), "offered once, and declined"
+
+
+@pytest.mark.parametrize("manifest", ["", "[]", '{"00_a.ipynb": 7}'])
+def test_without_a_readable_manifest_everything_changed_is_the_learners(shelf, tmp_path, manifest):
+    target = tmp_path / "mine"
+    course.copy(target)
+    (target / course.MANIFEST).write_text(manifest)
+    (target / "00_a.ipynb").write_text("my answers")
+    assert course.copy(target)["00_a.ipynb"] == "yours, kept"
+    assert json.loads((target / course.MANIFEST).read_text()).keys() == {"00_a.ipynb", "01_b.ipynb"}
+
+
+def test_a_folder_that_cant_be_made_is_said(shelf, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PruneError, match="name a folder that you may write to"):
+        course.copy(tmp_path / "file" / "mine")
+
+
+def test_an_installation_without_notebooks_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(course.zoo, "data_dir", lambda: tmp_path / "data")
+    with pytest.raises(PruneError, match="install prunelab again"):
+        course.folder()
+
+
+def test_a_write_that_fails_leaves_no_part(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("old")
+    monkeypatch.setattr(course.os, "replace", lambda a, b: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        course.write(tmp_path / "file", b"new")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("file", "old")]

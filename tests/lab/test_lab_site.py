@@ -1,0 +1,100 @@
+"""The site and the API reference: complete, and without a link that leads nowhere."""
+
+import inspect
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+import prunelab as pl
+from prunelab.lab import course, pages, reference, site
+
+
+class Links(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.to, self.levels, self.bare = [], [], 0
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        if tag == "a" and given.get("href"):
+            self.to.append(given["href"])
+        if re.fullmatch(r"h[1-6]", tag):
+            self.levels.append(int(tag[1]))
+        if tag == "img" and not given.get("alt"):
+            self.bare += 1
+        if tag in ("script", "link", "img"):
+            assert not (given.get("src") or given.get("href") or "").startswith("http"), (
+                "a page fetches from the network"
+            )
+
+
+def read(text):
+    parser = Links()
+    parser.feed(text)
+    return parser
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    return site.build(tmp_path_factory.mktemp("site"))
+
+
+def test_each_notebook_and_each_public_module_has_its_page(built):
+    names = {p.name for p in built}
+    assert {"index.html", "reference.html"} < names
+    assert {f"{p.stem}.html" for p in course.notebooks()} < names
+    assert {f"{m.__name__}.html" for m in reference.modules()} < names
+
+
+def test_no_link_between_pages_is_dead(built):
+    for path in built:
+        for to in read(path.read_text()).to:
+            if not to.startswith(("http", "#", "data:")):
+                assert (path.parent / to.partition("#")[0]).exists(), f"{path.name} links to {to}"
+
+
+def test_headings_are_in_order_and_every_picture_is_described(built):
+    for path in built:
+        found = read(path.read_text())
+        assert found.levels.count(1) == 1, path.name
+        assert found.levels[0] == 1
+        assert all(b - a <= 1 for a, b in zip(found.levels, found.levels[1:], strict=False)), path.name
+        assert found.bare == 0
+
+
+def test_every_public_function_is_in_the_reference(built):
+    folder = built[0].parent
+    for module in reference.modules():
+        text = (folder / f"{module.__name__}.html").read_text()
+        found = reference.public(module)
+        assert found
+        for name, thing in found.items():
+            assert f'id="{name}"' in text
+            assert inspect.getdoc(thing), f"{module.__name__}.{name} has no docstring"
+
+
+def test_the_verbs_are_there():
+    assert {"prune", "apply", "bake", "measure", "allocate", "Recipe"} <= set(reference.public(pl))
+
+
+def test_a_docstring_becomes_markdown():
+    text = reference.prose("One line.\n\n>>> f(1)\n2\n\n  a  b\n  c  d\n\nThe end.")
+    assert text == "One line.\n\n```python\n>>> f(1)\n2\n```\n\n```\n  a  b\n  c  d\n```\n\nThe end."
+
+
+def test_a_page_escapes_its_title_and_marks_where_it_is():
+    nav = pages.navigation({"a": "a.html", "b": "b.html"}, "b.html")
+    text = pages.markdown("# <x>", "a < b", nav)
+    assert "<title>a &lt; b</title>" in text
+    assert '<a href="b.html" aria-current=page>b</a>' in text
+    assert text.count("aria-current") == 1 + pages.style().count("aria-current")
+
+
+def test_a_formula_becomes_a_picture_that_is_described_by_its_source():
+    text = pages.formulas(r"Let $a_1 < b$, and `$x$`, and 5 $ or 6 $." + "\n\n" + r"$$\frac{\partial L}{\partial S}$$")
+    assert text.count("data:image/svg+xml") == 2
+    assert 'alt="a_1 &lt; b"' in text
+    assert r'alt="\frac{\partial L}{\partial S}"' in text
+    assert "`$x$`, and 5 $ or 6 $." in text
+    assert pages.formulas(r"$\unknowncommand{x}$") == r"<code>\unknowncommand{x}</code>"

@@ -1,0 +1,68 @@
+"""Where no widget lives, nothing is lost: an export by nbconvert keeps every picture, description and table."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from html import escape
+
+import pytest
+from nbconvert.exporters import HTMLExporter
+
+from prunelab.lab import course, lessons, rules
+
+NOTEBOOKS = course.notebooks()
+
+
+@pytest.fixture(scope="module", params=NOTEBOOKS, ids=[p.stem for p in NOTEBOOKS])
+def exported(request) -> tuple[object, str]:
+    """A notebook and its export."""
+    nb = course.read(request.param)
+    return nb, HTMLExporter().from_notebook_node(nb)[0]
+
+
+def html_of(cell) -> list[str]:
+    return [rules.joined(out.get("data", {}).get("text/html")) for out in cell.get("outputs", [])]
+
+
+def test_every_panel_shows_a_picture_its_description_and_its_table(exported):
+    nb, page = exported
+    for cell in lessons.panels(nb):
+        still = [html for html in html_of(cell) if rules.alts_of(html)]
+        assert still, f"{cell.id}: the panel left no picture"
+        for html in still:
+            (alt,) = rules.alts_of(html)
+            assert alt in rules.alts_of(page)
+            assert "<table>" in html, f"{cell.id}: pass numbers=lambda ...: {{column: value}} to lab.explorer"
+            assert html[html.index("<table>") :] in page, "and the table is in the export as it is here"
+
+
+def test_every_picture_and_every_table_is_there(exported):
+    nb, page = exported
+    every = "".join(html for cell in rules.code_cells(nb) for html in html_of(cell))
+    assert rules.alts_of(page) == rules.alts_of(every)
+    assert all(rules.alts_of(page))
+    for caption in re.findall(r"<caption.*?</caption>", every):
+        assert page.count(caption) == every.count(caption)
+
+
+def test_every_question_and_every_exercise_is_there_in_words(exported):
+    nb, page = exported
+    for question in lessons.questions(nb):
+        assert escape(question.text) in page
+        assert all(escape(option) in page for option in question.options)
+    for _, asked in lessons.checked(nb):
+        assert f"Exercise {asked.id}: {escape(asked.title)}" in page
+
+
+def test_no_view_of_a_dead_widget_is_left(exported):
+    _, page = exported
+    assert "widget-view+json" not in page
+    assert "A Jupyter Widget" not in page
+
+
+def test_its_headings_are_in_order(exported):
+    nb, _ = exported
+    levels = [level for level, _ in rules.headings(nb)]
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))

@@ -1,0 +1,53 @@
+import json
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from prunelab.lab import course, guide, timings
+
+
+@pytest.fixture
+def stored(tmp_path, monkeypatch):
+    monkeypatch.setattr(timings, "path", lambda: tmp_path / "timings.json")
+    return tmp_path / "timings.json"
+
+
+def test_a_summary_of_runs_by_hand():
+    found = timings.summary([[10, 9, 5], [20, 19, 7], [30, 29, 6]])
+    assert (found.runs, found.p50, found.cpu, found.peak) == (3, 20, 19, 7)
+    assert found.p90 == pytest.approx(28)
+
+
+def test_nothing_measured_is_said(stored):
+    assert timings.known() == {}
+    assert timings.reference() is None
+    stored.write_text("damaged")
+    assert timings.known() == {}
+    assert "was not measured" in guide._measured("00")
+
+
+def test_a_notebook_is_run_in_a_kernel_of_its_own(tmp_path, stored, monkeypatch):
+    path = tmp_path / "00_x.ipynb"
+    source = "import os, time\ntime.sleep(0.3)\nassert os.environ['PRUNELAB_HOME'] != '/mine'"
+    nbformat.write(new_notebook(cells=[new_code_cell(source)]), path)
+    before = path.read_bytes()
+    monkeypatch.setenv("PRUNELAB_HOME", "/mine")
+    monkeypatch.setattr(course, "notebooks", lambda: [path])
+    monkeypatch.setattr(timings.doctor, "trial", lambda: 0.05)
+    timings.measure(runs=2)
+    timings.measure(["77"], runs=1)
+    assert path.read_bytes() == before
+    (found,) = timings.known().values()
+    assert found.runs == 2
+    assert 0.3 <= found.p50 < 30
+    assert 1e7 < found.peak < 1e10
+    assert timings.reference() == 0.05
+    assert "torch" in timings.machine()
+    assert f"{found.peak / 1e9:.1f} GB" in guide._measured("00")
+
+
+def test_only_the_latest_runs_are_kept(stored):
+    for n in range(12):
+        timings._add("00", [n, n, n])
+    assert json.loads(stored.read_text())["notebooks"]["00"] == [[n, n, n] for n in range(3, 12)]
