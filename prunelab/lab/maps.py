@@ -21,7 +21,7 @@ def agreement_map(ax: Axes, names: Sequence[str], shares: np.ndarray, chance: fl
     """A square for each pair, darker the more they share, with the share written in it; white is chance or below."""
     ax.imshow(shares, cmap="Blues", vmin=chance, vmax=1)
     for (row, column), share in np.ndenumerate(shares):
-        colour = "white" if share > (1 + chance) / 2 else "black"
+        colour = "white" if share > chance + 0.65 * (1 - chance) else "black"  # legible on its square
         ax.text(column, row, f"{share:.0%}", ha="center", va="center", fontsize=9, color=colour)
     ax.set_xticks(range(len(names)), names, rotation=30, ha="right")
     ax.set_yticks(range(len(names)), names)
