@@ -153,9 +153,7 @@ EXERCISES = (
         ),
         answer="targets",
         stub=(
-            "def targets(final, rounds):\n"
-            "    linear = [final * n / rounds for n in range(1, rounds + 1)]\n"
-            "    return ...  # linear takes the same number each time"
+            "def targets(final, rounds):\n    return ...  # it was [final * n / rounds for n in range(1, rounds + 1)]"
         ),
         hints=(
             "Follow the share that *stays*: 1 - final in the end, and each round multiplies it by the same factor.",

@@ -19,7 +19,7 @@ def cliff(ax: Axes, sparsities: Sequence[float], runs: Mapping[str, Any], dense:
     ax.axhline(float(np.mean(dense)), color="black", lw=1.2, ls=(0, (4, 3)), marker="", label="dense")
     ax.set_xticks(list(sparsities), [f"{s:.0%}" for s in sparsities])
     ax.set_ylim(0, 1.04)
-    ax.legend(loc="lower left")
+    ax.legend(loc="center left")
 
 
 def no_return(ax: Axes, sparsities: Sequence[float], table: np.ndarray, dense: Sequence[float], within: float) -> None:
@@ -29,7 +29,8 @@ def no_return(ax: Axes, sparsities: Sequence[float], table: np.ndarray, dense: S
     ax.axhline(enough, color="black", lw=1.2, ls=(0, (4, 3)), marker="")
     found = point_of_no_return(sparsities, table, dense, within)
     if np.isnan(found).any():
-        where = "before the first point" if table[:, 0].mean() < enough else "beyond some network's last point"
+        early = bool((table[:, 0] < np.asarray(dense) - within).any())
+        where = "for some network not even at the first point" if early else "for some network beyond the last point"
         ax.set_title(f"within {100 * within:g} points of dense: {where}")
     else:
         at = interval(found)
@@ -37,7 +38,7 @@ def no_return(ax: Axes, sparsities: Sequence[float], table: np.ndarray, dense: S
         ax.axvline(at.mean, color=COLOURS[1], lw=1.6, ls="-", marker="")
         ax.set_title(f"within {100 * within:g} points of dense up to {at.mean:.1%} [{at.low:.1%}, {at.high:.1%}]")
     ax.set_xticks(list(sparsities), [f"{s:.0%}" for s in sparsities])
-    ax.set_ylim(0, 1.04)
+    ax.set_ylim(max(0, enough - 0.3), 1)  # near the line: there it is decided
 
 
 def ways(axes: Sequence[Axes], found: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
@@ -46,3 +47,5 @@ def ways(axes: Sequence[Axes], found: Mapping[str, Mapping[str, Sequence[float]]
         bars_over_networks(ax, values, "test accuracy")
         ax.set(title=title, xlim=(0, 1))
         ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
+        if not ax.yaxis_inverted():  # a shared axis was turned once for each panel
+            ax.invert_yaxis()

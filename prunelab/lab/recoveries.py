@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,11 +11,13 @@ from typing import Any
 from torch import nn
 
 from .. import zoo
+from ..measurement import evaluate
 from ..pipeline import Recipe, gradually, prune
 from ..recovery import Early, distil, finetune, reestimate, rewind_rates, rewind_weights, train
 from ..recovery.rewinding import State
 from . import contests
 from .checkpoints import BATCH, PLANS
+from .figures import table
 
 EPOCH = 63  # steps: 4,000 digits in batches of 64
 FIRST = 4 * EPOCH  # steps of the training that made the dense network
@@ -93,6 +95,7 @@ WAYS: dict[str, Way] = {  # of one pruned network
 }
 CONTROLS = ("random, rates rewound", "small dense", "small dense, full bill")
 FREE = ("nothing", "BatchNorm only")
+TRAINED = tuple(way for way in WAYS if way not in FREE)
 
 
 def recovered(way: str, past: Past, sparsity: float, data: zoo.Data) -> Recovered:
@@ -155,3 +158,11 @@ def retrained(model: nn.Module, data: zoo.Data, steps: int, seed: int) -> nn.Mod
     if steps:
         train(model, data.train, steps=steps, progress=False, **_settings(seed))
     return model
+
+
+def compared(caption: str, found: Mapping[str, Recovered], data: zoo.Data) -> dict[str, float]:
+    """Show what each recovery took and what it reads of the test digits; return the latter."""
+    read = {way: evaluate(one.model, data, "test").accuracy for way, one in found.items()}
+    columns = {"way": None, "steps": None, "processor": "s", "accuracy": "%"}
+    table(caption, columns, [[way, one.steps, one.seconds, read[way]] for way, one in found.items()])
+    return read

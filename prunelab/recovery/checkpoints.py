@@ -58,6 +58,7 @@ class Checkpoint:
 
         Raises PruneError, with the model as it was, for a damaged file and for that of another run.
         """
+        run.settings["weights and masks it began with"] = digest(run.safe.state)  # of two runs given one path
         if not Path(self.path).exists():
             return False
         tensors, facts = _read(Path(self.path))

@@ -70,6 +70,16 @@ def test_an_unknown_way(short):
         recoveries.recovered("prayer", None, 0.9, short)
 
 
+def test_recoveries_are_compared_in_a_table(short, capsys):
+    short.test = short.train
+    model = zoo.checkpoint("digits-cnn")
+    read = recoveries.compared("One", {"as it was": recoveries.Recovered(model, 12, 0.25)}, short)
+    assert 0.9 < read["as it was"] <= 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["One", "way | steps | processor | accuracy"]
+    assert lines[2].startswith("as it was | 12 | ≈ 250 ms | ≈ ")
+
+
 @pytest.mark.parametrize("course", recoveries.COURSES)
 def test_every_course_ends_at_the_same_sparsity(short, course):
     model = recoveries.COURSES[course](zoo.checkpoint("digits-cnn"), 0.9, short, 0, 12)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from prunelab.lab.returning import interval, last_return, point_of_no_return
+from prunelab.lab.returning import Interval, interval, last_return, leads, point_of_no_return, spread, standings
 
 
 def test_an_interval_by_hand():
@@ -41,3 +41,30 @@ def test_a_crossing_outside_is_none(enough):
 def test_each_network_is_held_against_its_own_dense_self():
     table = np.array([[0.9, 0.7], [0.8, 0.6]])
     assert point_of_no_return([0.5, 0.7], table, [0.9, 0.8], 0.1) == pytest.approx([0.6, 0.6])
+
+
+def test_leads_are_taken_network_by_network():
+    """The two differ by 0.1 in each network, though the networks differ by far more: the interval is a point."""
+    found = leads({"a": [0.2, 0.5, 0.9], "b": [0.1, 0.4, 0.8]}, over="b")
+    assert list(found) == ["a"]
+    assert (found["a"].mean, found["a"].low, found["a"].high) == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_an_interval_is_written_in_the_measured_form():
+    assert Interval(0.007, 0.001, 0.013).text("points") == "≈ 0.700 points [0.100 points, 1.30 points]"
+
+
+def test_standings_are_a_table_of_means_and_leads():
+    panels = {"easy": {"a": [0.75, 0.75], "b": [0.5, 0.5]}, "hard": {"a": [0.5, 0.5], "b": [0.75, 0.75]}}
+    columns, rows = standings(panels, over="a")
+    assert columns == {
+        "way": None, "easy": "%", "easy: ahead of a": None, "hard": "%", "hard: ahead of a": None
+    }  # fmt: skip
+    assert [row[0] for row in rows] == ["a", "b"]
+    assert rows[0] == ["a", 0.75, "", 0.5, ""]
+    assert "-25.0 points" in rows[1][2]
+    assert "≈ 25.0 points" in rows[1][4]
+
+
+def test_a_spread_is_of_means_and_of_those_named():
+    assert spread({"a": [0.9, 0.7], "b": [0.5, 0.7], "c": [0.0, 0.0]}, ["a", "b"]) == pytest.approx(0.2)
