@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,9 +20,10 @@ from ..measurement import evaluate
 from ..recovery import finetune
 from ..surgery import shrink
 
-VITS = ("digits-vit", "digits-vit-1", "digits-vit-2", "digits-vit-3", "digits-vit-4")
+VITS = ("digits-vit", "digits-vit-1", "digits-vit-2")
 REMOVED = (8, 16, 24, 28)  # of 32 heads; the last of each of four blocks stays
 ORDERS = ("random", "magnitude", "Michel", "left out alone", "one by one")
+DRAWS = 5  # lotteries, of which the accuracy without retraining is the mean; the first one is retrained
 CALIBRATION = 512  # training pictures that Michel's gradient sees
 JUDGED = 300  # validation pictures on which a head is left out: one of each scan
 VIEWS, LR = 8, 1e-3  # of the short retraining: new pictures of each training scan, once through
@@ -41,7 +43,16 @@ def of_network(name: str) -> Iterator[dict[str, Any]]:
     for order in ORDERS:
         yield {"network": name, "order": order, "removed": 0, **control}
         for removed, keep in kept(model, data, order, REMOVED, seed).items():
-            yield {"network": name, "order": order, "removed": removed, **_run(model, data, keep, seed)}
+            run = _run(model, data, keep, seed)
+            if order == "random":
+                run["before"] = lottery(model, data, removed, seed)
+            yield {"network": name, "order": order, "removed": removed, **run}
+
+
+def lottery(model: nn.Module, data: zoo.Data, removed: int, seed: int, draws: int = DRAWS) -> float:
+    """The mean accuracy without so many heads, drawn at random several times."""
+    keeps = (lowest_out(importance(model, data, "random", seed + 100 * draw), removed) for draw in range(draws))
+    return float(np.mean([evaluate(shrink(model, heads(model), keep), data, "test").accuracy for keep in keeps]))
 
 
 def _run(model: nn.Module, data: zoo.Data, keep: Keep, seed: int) -> dict[str, Any]:
