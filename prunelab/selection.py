@@ -80,7 +80,10 @@ def _search_rest(values: Sequence[Tensor], k: int, low: float, high: float) -> t
 
 
 def _in_sorted(entries: Tensor, k: int) -> tuple[Tensor, int, int]:
-    value = entries.kthvalue(k).values
+    if entries.device.type == "cpu":  # where numpy's selection is ten times as fast as torch's
+        value = torch.as_tensor(np.partition(entries.numpy(), k - 1)[k - 1])
+    else:
+        value = entries.kthvalue(k).values
     return value, k - int((entries < value).sum()), int((entries == value).sum())
 
 
