@@ -14,7 +14,7 @@ from .resuming import Point, resumable
 from .transfers import pretrained, transfer
 
 SEEDS = range(5)
-RATES = (1e-2, 3e-3, 1e-3, 3e-4, 3e-5)
+RATES = (1e-2, 1e-3, 1e-4, 3e-5)
 LEFT = (0.15, 0.10, 0.05, 0.03)
 ENDS = (RATES[0], RATES[-1])  # where the other scores run too
 OTHERS = ("MAMA's score", "random")

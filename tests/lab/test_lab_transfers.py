@@ -14,7 +14,7 @@ from prunelab.lab.resuming import resumable
 
 @pytest.fixture(scope="module")
 def before():
-    return transfers.zoo.cnn(classes=5, width=4, seed=0)
+    return transfers.zoo.mlp(classes=5, hidden=(30, 20), seed=0)
 
 
 def test_the_halves_share_no_digit():
@@ -31,12 +31,11 @@ def test_the_halves_share_no_digit():
 def test_each_way_leaves_what_was_asked(before, way):
     weights = {n: w.detach().clone() for n, w in pl.prunable(before).items()}
     found = transfers.transfer(before, way, 0.1, 1e-3, steps=6)
-    assert found.density == pytest.approx(0.1, abs=0.002)
+    assert found.density == pytest.approx(0.1, abs=0.01)
     assert 0 <= found.stayed <= 1
     assert 0 <= found.accuracy <= 1
     masks = pl.masking.current_masks(found.model)
-    assert "conv1.weight" not in masks
-    assert "fc2.weight" not in masks
+    assert list(masks) == ["fc1.weight", "fc2.weight"]
     assert all(torch.equal(w, weights[n]) for n, w in pl.prunable(before).items())  # a copy was trained
 
 
@@ -54,7 +53,7 @@ def test_the_controls(before):
 
 def test_the_same_seed_gives_the_same_run(before):
     runs = [transfers.transfer(before, "movement", 0.1, 1e-3, steps=4, seed=s) for s in (0, 0, 1)]
-    weights = [pl.prunable(r.model)["fc1.weight"] for r in runs]
+    weights = [pl.prunable(r.model)["fc2.weight"] for r in runs]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
@@ -62,7 +61,7 @@ def test_the_same_seed_gives_the_same_run(before):
 def test_what_the_scatter_shows(before):
     found = transfers.transfer(before, "magnitude", 0.1, 1e-3, steps=4)
     shown = transfers.scatter(before, found)
-    assert torch.equal(shown["before"], pl.prunable(before)["fc1.weight"].flatten())
+    assert torch.equal(shown["before"], pl.prunable(before)["fc2.weight"].flatten())
     assert shown["after"][shown["kept"]].abs().min() >= shown["after"][~shown["kept"]].abs().max()
 
 
