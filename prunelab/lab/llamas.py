@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -118,6 +119,33 @@ def without(model: nn.Module, what: str, out: Sequence[int]) -> nn.Module:
     """A copy of the model that really lacks some of its layers, MLPs or attentions."""
     groups = granularity_named(what)(model)
     return shrink(model, groups, keep_without(what, groups[0].units, out))
+
+
+Curves = dict[str, dict[str, dict[int, list[float]]]]  # what leaves -> rule -> how many are gone -> perplexities
+
+
+def curves(runs: Iterable[dict[str, Any]], whats: Sequence[str], rules: Sequence[str]) -> Curves:
+    """The depth grid's perplexities as curves, several values where there are several seeds."""
+    found: Curves = {what: {rule: {} for rule in rules} for what in whats}
+    for run in runs:
+        if run["what"] in whats and run["rule"] in rules and run["removed"]:
+            found[run["what"]][run["rule"]].setdefault(run["removed"], []).append(run["perplexity"])
+    return found
+
+
+def middle(values: Sequence[float]) -> float:
+    """The geometric mean: of perplexities, the exponential of the mean loss."""
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def rows(found: Curves) -> list[list[Any]]:
+    """The same as the rows of a table."""
+    return [
+        [what, rule, str(count), middle(points[count])]
+        for what, by_rule in found.items()
+        for rule, points in by_rule.items()
+        for count in sorted(points)
+    ]
 
 
 def pattern_of(sparsity: str) -> float | NM:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from .figures import COLOURS
+from .llamas import Curves, middle
 
 Run = dict[str, Any]
 HATCHES = ("", "////", "....")
+HIGHEST = 400  # times the dense perplexity: beyond it a model is noise, and curves may leave the picture
 
 
 def by_pattern(ax: Axes, runs: Sequence[Run], dense: float) -> None:
@@ -45,19 +47,16 @@ def influence(ax: Axes, values: Sequence[float], out: Sequence[int]) -> None:
     ax.set_title("orange and hatched: the lowest, which leave first")
 
 
-def depth(
-    axes: Sequence[Axes], curves: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]], dense: float
-) -> None:
+def depth(axes: Sequence[Axes], curves: Curves, dense: float) -> None:
     """For each kind of part an axis; for each rule a curve of perplexity against how many parts left, and its range."""
     for ax, (what, rules) in zip(axes, curves.items(), strict=True):
         for rule, points in rules.items():
             counts = sorted(points)
-            middle = [float(np.exp(np.mean(np.log(points[k])))) for k in counts]
-            (line,) = ax.plot([0, *counts], [dense, *middle], label=rule)
+            (line,) = ax.plot([0, *counts], [dense, *(middle(points[k]) for k in counts)], label=rule)
             if max(len(points[k]) for k in counts) > 1:
                 low, high = ([f(points[k]) for k in counts] for f in (min, max))
                 ax.fill_between(counts, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-        ax.set(title=what, xlabel="how many of 30 are gone", yscale="log")
+        ax.set(title=what, xlabel="how many of 30 are gone", yscale="log", ylim=(dense / 1.5, dense * HIGHEST))
     axes[0].set_ylabel("perplexity (logarithmic)")
     axes[0].legend()
 
