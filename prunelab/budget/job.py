@@ -16,7 +16,7 @@ from ..calibration import Calibration
 from ..core import PruneError, device_of
 from ..criteria import Criterion
 from ..granularity import Granularity
-from ..measurement import Evaluation, evaluate
+from ..measurement import Evaluation, evaluate, macs, stored_bytes
 from ..measurement.conditions import (
     attempt,
     check_count,
@@ -92,6 +92,12 @@ class Job:
     seed: int
     how: How
     dense: Evaluation
+    counts: dict[str, float]  # the dense model's bytes and MACs
+
+
+def counted(model: nn.Module, example: Any) -> dict[str, float]:
+    """A model's bytes and MACs, which no clock is needed for."""
+    return {"bytes": float(stored_bytes(model, ["dense"])["dense"]), "macs": float(macs(model, example))}
 
 
 def job(
@@ -124,7 +130,7 @@ def job(
     def train(small: nn.Module, count: int) -> Any:
         return finetune(small, learn, steps=count, lr=how.lr, seed=seed, progress=False)
 
-    return Job(own, learn, choose, few, inputs, calib, recover or train, steps, seed, how, dense)
+    return Job(own, learn, choose, few, inputs, calib, recover or train, steps, seed, how, dense, counted(own, inputs))
 
 
 def check_steady(model: nn.Module, inputs: Any) -> None:

@@ -15,6 +15,7 @@ from .races import race, trials
 from .readings import by_hand, reading, reading_of, sweep
 from .session import start
 from .store import progress, reset
+from .workbench import workbench
 
 __all__ = [
     "NO_CUDA",
@@ -53,4 +54,5 @@ __all__ = [
     "sweep",
     "table",
     "trials",
+    "workbench",
 ]
