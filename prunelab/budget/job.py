@@ -45,7 +45,8 @@ class How:
     criteria, rules: which to try (rules: "sensitivity", "uniform", "global"); granularity: one, or names of several.
     exclude: groups that lose nothing. round_to: keep channels in multiples of so many; None measures what this
     machine likes. batch_size, threads: those at which latency counts. lr: of the recovery. screen: the share of the
-    recovery steps that a candidate gets before the best are chosen; finalists: how many those are. front: further
+    recovery steps that a candidate gets before the best are chosen; finalists: how many those are, besides equal
+    shares by the first criterion, which always get all the steps, as the control. front: further
     latencies at which the best candidate is looked at, as multiples of the goal. samples: of the validation data, in
     the sensitivity scan, and of the training data, for criteria that look at it.
     """

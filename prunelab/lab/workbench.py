@@ -35,8 +35,9 @@ class Workbench:
         self.steps = widgets.IntSlider(
             value=100, min=0, max=1000, step=50, description="recovery steps", style=STYLE, layout=WIDTH
         )
-        self.folder = widgets.Text(value="", placeholder="a folder, to keep the result", description="save in", style=STYLE,
-                                   layout=WIDTH)  # fmt: skip
+        self.folder = widgets.Text(
+            value="", placeholder="a folder, to keep the result", description="save in", style=STYLE, layout=WIDTH
+        )
         self.button = widgets.Button(
             description="Search", icon="search", tooltip="Starts the search: about half a minute"
         )
