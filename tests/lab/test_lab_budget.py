@@ -12,7 +12,7 @@ import prunelab as pl
 from prunelab import PruneError, zoo
 from prunelab.budget import Trial
 from prunelab.budget.goals import goals
-from prunelab.lab import exam, fronts, picking, workbench
+from prunelab.lab import exams, fronts, picking, workbenches
 from prunelab.measurement import Speedup
 
 OWN = """
@@ -121,21 +121,21 @@ def test_stored_fronts(capsys):
     ],
 )
 def test_the_marks(ratio, hidden, kept):
-    marks = exam.judged(ratio, dict(zip(("dense", "yours", "equal shares"), hidden, strict=True)))
+    marks = exams.judged(ratio, dict(zip(("dense", "yours", "equal shares"), hidden, strict=True)))
     assert tuple(m.kept for m in marks) == kept
     assert "50% allowed" in marks[0].found
-    assert ("too little to tell" in marks[2].found) == (abs(hidden[1] - hidden[2]) < exam.TIE)
+    assert ("too little to tell" in marks[2].found) == (abs(hidden[1] - hidden[2]) < exams.TIE)
 
 
 def test_the_exam_hides_its_digits_and_marks_calmly(capsys, monkeypatch):
-    paper = exam.exam()
+    paper = exams.exam()
     assert not hasattr(paper.data, "test")
     assert "hidden" not in repr(paper)
     assert paper.mark(...) == ()
     assert "not attempted yet" in capsys.readouterr().out
     assert [m.found[:20] for m in paper.marks(7)] == ["it is a int: hand in"]
     assert "the exam's" in paper.marks(paper.model)[0].found
-    monkeypatch.setattr(exam, "equal_shares", lambda paper: paper.model)
+    monkeypatch.setattr(exams, "equal_shares", lambda paper: paper.model)
     assert "cannot run on inputs" in paper.marks(nn.Linear(3, 10))[0].found
     twin = copy.deepcopy(paper.model)
     marks = paper.mark(twin)  # no smaller, no worse, no better
@@ -144,7 +144,7 @@ def test_the_exam_hides_its_digits_and_marks_calmly(capsys, monkeypatch):
 
 
 def test_the_workbench_says_what_goes_wrong_and_shows_what_goes_right(monkeypatch, capsys, tmp_path):
-    bench = workbench.workbench()
+    bench = workbenches.workbench()
     assert "Nothing runs before" in capsys.readouterr().out
     bench.network.value = "nowhere.py"
     bench.button.click()
@@ -158,7 +158,7 @@ def test_the_workbench_says_what_goes_wrong_and_shows_what_goes_right(monkeypatc
         options["on_trial"](TRIALS[0])
         return SimpleNamespace(model=model, _repr_html_=lambda: "<p>the report</p>")
 
-    monkeypatch.setattr(workbench, "fit_budget", fit)
+    monkeypatch.setattr(workbenches, "fit_budget", fit)
     bench.network.value, bench.cost.value, bench.share.value, bench.steps.value = "digits-mlp", "bytes", 0.3, 50
     bench.folder.value = str(tmp_path)
     bench.button.click()
