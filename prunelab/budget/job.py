@@ -16,7 +16,7 @@ from ..calibration import Calibration
 from ..core import PruneError, device_of
 from ..criteria import Criterion
 from ..granularity import Granularity
-from ..measurement import Evaluation, evaluate
+from ..measurement import Evaluation, evaluate, macs, stored_bytes
 from ..measurement.conditions import (
     attempt,
     check_count,
@@ -45,7 +45,8 @@ class How:
     criteria, rules: which to try (rules: "sensitivity", "uniform", "global"); granularity: one, or names of several.
     exclude: groups that lose nothing. round_to: keep channels in multiples of so many; None measures what this
     machine likes. batch_size, threads: those at which latency counts. lr: of the recovery. screen: the share of the
-    recovery steps that a candidate gets before the best are chosen; finalists: how many those are. front: further
+    recovery steps that a candidate gets before the best are chosen; finalists: how many those are, besides equal
+    shares by the first criterion, which always get all the steps, as the control. front: further
     latencies at which the best candidate is looked at, as multiples of the goal. samples: of the validation data, in
     the sensitivity scan, and of the training data, for criteria that look at it.
     """
@@ -92,6 +93,12 @@ class Job:
     seed: int
     how: How
     dense: Evaluation
+    counts: dict[str, float]  # the dense model's bytes and MACs
+
+
+def counted(model: nn.Module, example: Any) -> dict[str, float]:
+    """A model's bytes and MACs, which no clock is needed for."""
+    return {"bytes": float(stored_bytes(model, ["dense"])["dense"]), "macs": float(macs(model, example))}
 
 
 def job(
@@ -124,7 +131,7 @@ def job(
     def train(small: nn.Module, count: int) -> Any:
         return finetune(small, learn, steps=count, lr=how.lr, seed=seed, progress=False)
 
-    return Job(own, learn, choose, few, inputs, calib, recover or train, steps, seed, how, dense)
+    return Job(own, learn, choose, few, inputs, calib, recover or train, steps, seed, how, dense, counted(own, inputs))
 
 
 def check_steady(model: nn.Module, inputs: Any) -> None:

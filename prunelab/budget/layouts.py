@@ -13,7 +13,7 @@ from ..core import Group, Keep
 
 Layout: TypeAlias = dict[str, int]  # group name -> units kept
 LEVELS = (1.0, 0.75, 0.5, 0.25)  # shares kept at which layers are timed
-SCATTERED = 12  # layouts drawn at random
+SCATTERED = 8  # layouts drawn at random
 
 
 def dense_layout(groups: Sequence[Group]) -> Layout:

@@ -178,13 +178,22 @@ class Search:
         ranked = sorted(screened, key=lambda f: -f.trial.accuracy)
         self._front(_candidate(ranked[0]), limits)
         self.bar.update()
-        for found in ranked[: self.job.how.finalists]:
+        for found in self._finalists(ranked):
             self._finish(_candidate(found), found.trial.layout, limits)
         self.bar.update()
         finalists = [f for f in self.log.finalists if f.trial.meets] or self.log.finalists
         if finalists:
             ranks = best([f.trial for f in finalists], self.goals, self.log.dense.trial)
             self.log.choose(next(f for f in finalists if f.trial is ranks))
+
+    def _finalists(self, ranked: list[Found]) -> list[Found]:
+        """The best after a short recovery, and the control: a long recovery forgives what a short one does not.
+
+        Equal shares of the first criterion are what anybody would try; whoever wins has to beat them at full length.
+        """
+        chosen = ranked[: self.job.how.finalists]
+        control = Candidate(self.job.how.criteria[0], ALL, "uniform")
+        return chosen + [f for f in ranked if f not in chosen and _candidate(f) == control]
 
     def _screened(self, candidates: Sequence[Candidate], limits: Limits) -> list[Found]:
         """Every candidate that gets within the limits, after a short recovery."""

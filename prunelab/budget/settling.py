@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from ..core import PruneError
-from ..measurement import Speedup, compare, macs, stored_bytes
+from ..measurement import Speedup, compare
 from ..measurement.conditions import rows
 from ..surgery import shrink
-from .job import Job
+from .job import Job, counted
 from .layer_costs import Costs, LatencyTable
 from .layouts import Layout, any_keep
 from .rules import RULES, Limits, Question
@@ -21,7 +21,7 @@ from .trials import Candidate
 MARGIN = 0.06  # of the limit: what is aimed below it, so that another process, timing afresh, finds it met
 SLACK = 0.12  # of the limit: a layout further below is tried again with a little more left
 TURNS = 4  # corrections of a layout
-ROUNDS = 9
+ROUNDS = 7
 
 
 @dataclass(frozen=True)
@@ -79,23 +79,15 @@ def measured(job: Job, models: Mapping[str, nn.Module], rounds: int) -> dict[str
     timed = compare(
         {"dense": job.model, **models}, as_data, batch_size=batch, threads=how.threads, rounds=rounds, clock="steady"
     )
-    every = {
-        name: {
-            "latency": timed.latency[name].p50,
-            "bytes": float(stored_bytes(m, ["dense"])["dense"]),
-            "macs": float(macs(m, job.example)),
-        }
-        for name, m in {"dense": job.model, **models}.items()
-    }
-    dense = every.pop("dense")
-    return {
-        name: Measured(
-            costs,
-            {c: costs[c] / max(dense[c], 1e-12) if c != "latency" else 1 / timed.speedup[name].ratio for c in costs},
-            timed.speedup[name],
+    found = {}
+    for name, model in models.items():
+        counts = counted(model, job.example)
+        ratios = {cost: n / max(job.counts[cost], 1e-12) for cost, n in counts.items()}
+        speed = timed.speedup[name]
+        found[name] = Measured(
+            {"latency": timed.latency[name].p50, **counts}, {"latency": 1 / speed.ratio, **ratios}, speed
         )
-        for name, costs in every.items()
-    }
+    return found
 
 
 def settle(

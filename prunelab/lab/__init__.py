@@ -16,7 +16,7 @@ from . import (
 )
 from .claims import ClaimError, claim
 from .contests import kept, moved, pruned, rewritten, shares_of, spread
-from .exam import exam
+from .exams import exam
 from .exercises import check, exercise, hint, solution
 from .explorers import explorer
 from .figures import figure, table
@@ -29,6 +29,7 @@ from .races import race, trials
 from .readings import by_hand, reading, reading_of, sweep
 from .session import start
 from .store import progress, reset
+from .workbenches import workbench
 
 __all__ = [
     "NO_CUDA",
@@ -78,4 +79,5 @@ __all__ = [
     "table",
     "transfers",
     "trials",
+    "workbench",
 ]

@@ -69,6 +69,25 @@ def stored_front(ax: Any, runs: Sequence[dict[str, Any]], network: str, budget: 
     ax.legend(loc="lower right", fontsize=8)
 
 
+def stored_table(runs: Sequence[dict[str, Any]]) -> None:
+    """The stored searches as a table: accuracy by network, budget and way, the mean over the networks of a kind."""
+    rows: list[list[Any]] = []
+    ways = list(dict.fromkeys(r["way"] for r in runs))
+    for network in dict.fromkeys(r["network"] for r in runs):
+        for budget in sorted({r["budget"] for r in runs}, reverse=True):
+            found = [accuracies(runs, network, budget, way) for way in ways]
+            cells = [sum(v) / len(v) if v else "out of reach" for v in found]
+            rows.append([network, f"{budget:.0%}", len(found[0]), *cells])
+    columns = {"network": None, "budget": None, "networks": None, **dict.fromkeys(ways, "%")}
+    table("Test accuracy within a budget of time", columns, rows)
+
+
+def accuracies(runs: Sequence[dict[str, Any]], network: str, budget: float, way: str) -> list[float]:
+    """The test accuracies of one way to spend a budget, one a network that reached it."""
+    wanted = (network, budget, way)
+    return [r["test"] for r in runs if r["met"] and (r["network"], r["budget"], r["way"]) == wanted]
+
+
 def means(runs: Sequence[dict[str, Any]]) -> list[tuple[float, float]]:
     """(time, accuracy) in per cent, the mean over the networks at each budget."""
     found = []

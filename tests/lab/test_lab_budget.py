@@ -1,0 +1,179 @@
+"""What notebook 09 stands on: networks to pick, the live front, stored fronts, the exam's marks, the workbench."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+import prunelab as pl
+from prunelab import PruneError, zoo
+from prunelab.budget import Trial
+from prunelab.budget.goals import goals
+from prunelab.lab import exams, fronts, picking, workbenches
+from prunelab.measurement import Speedup
+
+OWN = """
+import torch
+from torch import nn
+def model():
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+def data():
+    pair = torch.zeros(6, 4), torch.arange(6) % 3
+    return pair, pair
+"""
+
+
+def trial(name, latency, accuracy, stage="screened"):
+    ratios = {"latency": latency, "bytes": latency, "macs": latency}
+    costs = {"latency": latency, "bytes": 100.0, "macs": 100.0}
+    return Trial(name, stage, 5, {}, accuracy, (0, 1), 10, costs, ratios, Speedup(1, 1, 1))
+
+
+TRIALS = [
+    trial("dense", 1.0, 0.9, "dense"),
+    trial("a", 0.5, 0.8),
+    trial("b", 0.6, 0.7),
+    trial("c", 0.3, 0.5, "finalist"),
+]
+
+
+def test_pick_from_the_zoo():
+    model, data = picking.pick("digits-mlp")
+    assert pl.measurement.evaluate(model, data, "valid").accuracy > 0.8
+
+
+def test_pick_ones_own(tmp_path):
+    (tmp_path / "mine.py").write_text(OWN)
+    model, data = picking.pick(str(tmp_path / "mine.py"))
+    assert model(data.train[0]).shape == (6, 3)
+    assert data.valid[1].tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_pick_from_torchvision_without_a_download(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # where no weights are
+    model, data = picking.pick("torchvision:shufflenet_v2_x0_5", pixels=16, steps=1, progress=False)
+    assert model(data.train[:2][0]).shape == (2, 10)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("digits-rnn", "no network is called 'digits-rnn': the zoo has"),
+        ("torchvision:resnet1", "no classifier called 'resnet1'"),
+        ("nowhere.py", "is no Python file"),
+        ("empty.py", r"does not define model\(\) and data\(\)"),
+    ],
+)
+def test_what_can_not_be_picked(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    with pytest.raises(PruneError, match=message):
+        picking.pick(name)
+
+
+def test_the_front_fills_in(capsys):
+    watch = fronts.watch(0.5)
+    assert "fills in" in capsys.readouterr().out
+    for t in TRIALS:
+        watch(t)
+    assert "4 trials so far. The most accurate: dense." in watch.picture.value
+    assert "<img" in watch.picture.value
+    fronts.trials_table(TRIALS, goals(latency=0.5))
+    shown = capsys.readouterr().out
+    assert "a | screened" in shown
+    assert "b | screened" not in shown  # slower than a, and no better
+
+
+def run(network, budget, way):
+    facts = {"network": network, "dense": 0.96, "budget": budget, "way": way, "met": True}
+    ratios = {"latency": budget - 0.02, "bytes": budget, "macs": budget}
+    return {**facts, "test": 0.9 + budget / 20 + (way == "searched") / 100, "ratios": ratios}
+
+
+WAYS = ("searched", "equal shares")
+RUNS = [run(n, b, w) for n in ("one", "one", "other") for b in (0.35, 0.7) for w in WAYS]
+
+
+def test_stored_fronts(capsys):
+    assert fronts.accuracies(RUNS, "one", 0.7, "searched") == pytest.approx([0.945, 0.945])
+    assert fronts.means(RUNS[:1]) == [(pytest.approx(33), pytest.approx(92.75))]
+    fronts.stored_table([*RUNS, {**RUNS[0], "network": "third", "met": False}])
+    shown = capsys.readouterr().out
+    assert "one | 70% | 2" in shown
+    assert "third | 35% | 0 | out of reach" in shown
+    ax = Figure().subplots()
+    fronts.stored_front(ax, RUNS, "one", 0.7)
+    assert ax.get_title() == "one, budget 70%"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "hidden", "kept"),
+    [
+        (0.49, (0.96, 0.95, 0.93), (True, True, True)),
+        (0.51, (0.96, 0.95, 0.93), (False, True, True)),
+        (0.49, (0.96, 0.90, 0.89), (True, False, True)),
+        (0.49, (0.96, 0.95, 0.948), (True, True, False)),  # too near to tell
+        (0.49, (0.96, 0.93, 0.95), (True, True, False)),
+    ],
+)
+def test_the_marks(ratio, hidden, kept):
+    marks = exams.judged(ratio, dict(zip(("dense", "yours", "equal shares"), hidden, strict=True)))
+    assert tuple(m.kept for m in marks) == kept
+    assert "50% allowed" in marks[0].found
+    assert ("too little to tell" in marks[2].found) == (abs(hidden[1] - hidden[2]) < exams.TIE)
+
+
+def test_the_exam_hides_its_digits_and_marks_calmly(capsys, monkeypatch):
+    paper = exams.exam()
+    assert not hasattr(paper.data, "test")
+    assert "hidden" not in repr(paper)
+    assert paper.mark(...) == ()
+    assert "not attempted yet" in capsys.readouterr().out
+    assert [m.found[:20] for m in paper.marks(7)] == ["it is a int: hand in"]
+    assert "the exam's" in paper.marks(paper.model)[0].found
+    monkeypatch.setattr(exams, "equal_shares", lambda paper: paper.model)
+    assert "cannot run on inputs" in paper.marks(nn.Linear(3, 10))[0].found
+    twin = copy.deepcopy(paper.model)
+    marks = paper.mark(twin)  # no smaller, no worse, no better
+    assert [m.kept for m in marks] == [False, True, False]
+    assert "✗ It is within the budget" in capsys.readouterr().out
+
+
+def test_the_workbench_says_what_goes_wrong_and_shows_what_goes_right(monkeypatch, capsys, tmp_path):
+    bench = workbenches.workbench()
+    assert "Nothing runs before" in capsys.readouterr().out
+    bench.network.value = "nowhere.py"
+    bench.button.click()
+    assert "is no Python file" in bench.report.value
+    assert not bench.button.disabled
+
+    asked = {}
+
+    def fit(model, data, **options):
+        asked.update(options)
+        options["on_trial"](TRIALS[0])
+        return SimpleNamespace(model=model, _repr_html_=lambda: "<p>the report</p>")
+
+    monkeypatch.setattr(workbenches, "fit_budget", fit)
+    bench.network.value, bench.cost.value, bench.share.value, bench.steps.value = "digits-mlp", "bytes", 0.3, 50
+    bench.folder.value = str(tmp_path)
+    bench.button.click()
+    assert (asked["bytes"], asked["recover_steps"], asked["save"]) == (0.3, 50, str(tmp_path))
+    assert "the report" in bench.report.value
+    assert "model.onnx: ONNX" in bench.report.value
+    assert "<img" in bench.picture.value
+    assert (tmp_path / "model.onnx").exists()
+
+
+def test_the_exams_network():
+    model = zoo.checkpoint("exam")
+    assert pl.measurement.evaluate(model, zoo.load("digits"), "valid").accuracy > 0.95
+    assert torch.equal(zoo.resnet(seed=3).stem.weight, zoo.resnet(seed=3).stem.weight)
+    assert not torch.equal(zoo.resnet(seed=3).stem.weight, zoo.resnet().stem.weight)
+    assert zoo.resnet(classes=3, channels=2, widths=(4, 6))(torch.zeros(2, 2, 8, 8)).shape == (2, 3)
+    with pytest.raises(zoo.ZooError, match=r"widths\[1\]=0"):
+        zoo.resnet(widths=(4, 0))
