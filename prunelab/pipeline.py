@@ -14,7 +14,7 @@ from torch import nn
 from . import criteria, granularity, schedules
 from .allocation import NM, Report, Scope, allocate, check_target, contract, expand, report
 from .calibration import Calibration
-from .core import Group, Keep, Masks, PruneError, Schedule, prunable, shape
+from .core import Group, Keep, Masks, PruneError, Schedule, Scores, prunable, shape
 from .criteria import Criterion
 from .granularity import Granularity
 from .masking import apply, current_masks, restore
@@ -84,13 +84,58 @@ def prune(
     keep = contract(groups, worn) if worn else None
     with _undone_on_failure(model, worn, trained=recover is not None):
         for done in range(1, recipe.rounds + 1):
-            share, scope = _target(recipe, schedule(done / recipe.rounds))
-            keep = allocate(score(model, calib), groups, share, scope, within=keep)
-            apply(model, expand(model, groups, keep))
+            keep = _round(model, recipe, groups, schedule(done / recipe.rounds), score(model, calib), keep)
             if recover:
                 recover(model)
     assert keep is not None
     return Pruned(tuple(groups), keep, expand(model, groups, keep), report(groups, keep))
+
+
+def gradually(
+    model: nn.Module,
+    recipe: Recipe,
+    calib: Calibration | None = None,
+    *,
+    example: Any = None,
+    until: float = 0.75,
+) -> Callable[[int, int], None]:
+    """Prune within one training run: `train(model, data, on_step=gradually(model, recipe))`.
+
+    At `recipe.rounds` equally spaced steps, the last at `until` of the run, as much is gone as the schedule says there;
+    the rest of the run is for recovery. With schedule="cubic": Zhu and Gupta 2017, arXiv 1710.01878. Each round scores
+    the weights as they then are, and what is gone stays gone. `example` and `calib` are as in `prune`.
+    Raises PruneError, at the run's first step, if it is too short for so many rounds.
+    """
+    score, schedule = criteria.by_name(recipe.criterion), schedules.by_name(recipe.schedule)
+    if not 0 < until <= 1:
+        raise PruneError(f"until={until!r}: the last round comes at a share of the run, above 0 and at most 1")
+    if example is None and calib is not None:
+        example = calib.batches[0][0]
+    groups = granularity.by_name(recipe.granularity)(model, example)
+    _warn_of_frozen(model)
+
+    def on_step(done: int, total: int) -> None:
+        moments = {round(until * total * n / recipe.rounds): n / recipe.rounds for n in range(1, recipe.rounds + 1)}
+        if len(moments) < recipe.rounds or 0 in moments:
+            raise PruneError(
+                f"{recipe.rounds} rounds do not fit into {until:.0%} of {total} steps: train longer, or prune in fewer"
+            )
+        if done in moments:
+            worn = current_masks(model)
+            keep = contract(groups, worn) if worn else None
+            _round(model, recipe, groups, schedule(moments[done]), score(model, calib), keep)
+
+    return on_step
+
+
+def _round(
+    model: nn.Module, recipe: Recipe, groups: list[Group], progress: float, scores: Scores, keep: Keep | None
+) -> Keep:
+    """One pruning within what earlier ones kept; the masks are then on the model."""
+    share, scope = _target(recipe, progress)
+    keep = allocate(scores, groups, share, scope, within=keep)
+    apply(model, expand(model, groups, keep))
+    return keep
 
 
 def _target(recipe: Recipe, progress: float) -> tuple[float | None, Scope]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 import socket
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class Residual(nn.Module):
@@ -118,6 +120,15 @@ def data_for() -> Callable[[str], tuple[Tensor, Tensor]]:
         return torch.randn(24, *BUILDERS[name][1], generator=dice), torch.arange(24) % 3
 
     return make
+
+
+@pytest.fixture
+def lesson() -> SimpleNamespace:
+    """Three classes that a line separates, six inputs each, with splits: 48 to train on, 12 for validation."""
+    dice = torch.Generator().manual_seed(0)
+    y = torch.arange(60) % 3
+    x = F.one_hot(y, 6).float() * 3 + torch.randn(60, 6, generator=dice) * 0.3
+    return SimpleNamespace(train=(x[:48], y[:48]), valid=(x[48:], y[48:]))
 
 
 def _bytes(tensor: Tensor | None) -> Any:

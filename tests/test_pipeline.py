@@ -235,3 +235,75 @@ def test_with_real_recovery(build, data_for):
     for name, mask in pruned.masks.items():
         assert torch.equal(twin.get_parameter(name) != 0, mask)
     assert pruned.report.sparsity == pytest.approx(0.7, abs=0.01)
+
+
+# gradually: pruned within one training run
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cubic", "cosine", "one_shot"])
+def test_gradually_follows_the_schedule_exactly(build, lesson, schedule):
+    """3 rounds by 3/4 of 8 steps: at steps 2, 4 and 6, as much as the schedule says at 1/3, 2/3 and 1."""
+    model, seen = build("mlp"), []
+    step = pl.pipeline.gradually(model, Recipe(sparsity=0.5, rounds=3, schedule=schedule))
+
+    def on_step(done, total):
+        before = current_masks(model)
+        step(done, total)
+        assert all(not (now & ~before[k]).any() for k, now in current_masks(model).items() if k in before)  # nested
+        seen.append(zeros(model))
+
+    pl.recovery.train(model, lesson, steps=8, batch_size=16, on_step=on_step, progress=False)
+    a, b, c = (round(0.5 * pl.schedules.by_name(schedule)(n / 3) * 72) for n in (1, 2, 3))
+    assert seen == [0, 0, a, a, b, b, c, c, c]
+    assert c == 36
+
+
+def test_gradually_scores_the_weights_as_they_then_are(build):
+    model = build("mlp")
+    step = pl.pipeline.gradually(model, Recipe(sparsity=0.5, rounds=1), until=1.0)
+    with torch.no_grad():
+        model[0].weight.fill_(5.0)
+        model[2].weight.fill_(0.1)
+    step(1, 1)
+    assert not current_masks(model)["2.weight"].any()
+
+
+def test_gradually_by_a_pattern_and_by_structures(build, data_for):
+    model = build("mlp")
+    with torch.no_grad():
+        model[0].weight = torch.nn.Parameter(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))
+    step = pl.pipeline.gradually(model, Recipe(scope=pl.NM(2, 4), rounds=2, schedule="linear"))  # by way of 3:4
+    counts = []
+    for done in range(9):
+        step(done, 8)
+        counts.append(zeros(model))
+    assert counts == [0, 0, 0, 22, 22, 22, 44, 44, 44]
+    cnn = build("cnn")
+    step = pl.pipeline.gradually(cnn, Recipe(granularity="filters", sparsity=0.5), example=data_for("cnn")[0])
+    step(3, 4)
+    assert zeros(cnn) > 0
+
+
+def test_gradually_again_at_the_same_step_changes_nothing(build):
+    """A resumed run calls the step that it goes on from a second time."""
+    model = build("mlp")
+    step = pl.pipeline.gradually(model, Recipe(sparsity=0.5, rounds=2, schedule="linear"))
+    step(3, 8)
+    before = current_masks(model)
+    step(3, 8)
+    assert all(torch.equal(before[k], m) for k, m in current_masks(model).items())
+
+
+@pytest.mark.parametrize("until", [0, 1.5, float("nan"), -1])
+def test_gradually_until_no_share(build, until):
+    with pytest.raises(PruneError, match="until="):
+        pl.pipeline.gradually(build("mlp"), Recipe(), until=until)
+
+
+def test_gradually_in_too_short_a_run(build, lesson, snapshot):
+    model = build("mlp")
+    before = snapshot(model)
+    step = pl.pipeline.gradually(model, Recipe(sparsity=0.5, rounds=5, schedule="linear"))
+    with pytest.raises(PruneError, match="5 rounds do not fit into 75% of 6 steps"):
+        pl.recovery.train(model, lesson, steps=6, batch_size=16, on_step=step, progress=False)
+    assert snapshot(model) == before

@@ -10,16 +10,7 @@ from torch.nn import functional as F
 import prunelab as pl
 from prunelab import PruneError
 from prunelab.masking import current_masks
-from prunelab.recovery import History, finetune, train
-
-
-@pytest.fixture
-def lesson():
-    """Three classes that a line separates, with splits."""
-    dice = torch.Generator().manual_seed(0)
-    y = torch.arange(60) % 3
-    x = F.one_hot(y, 6).float() * 3 + torch.randn(60, 6, generator=dice) * 0.3
-    return SimpleNamespace(train=(x[:48], y[:48]), valid=(x[48:], y[48:]))
+from prunelab.recovery import History, Objective, Tail, finetune, train
 
 
 def quietly(model, data, **options):
@@ -101,6 +92,13 @@ class Empty:
         ({"epochs": 0}, "epochs=0"),
         ({"epochs": 1.5}, "epochs=1.5"),
         ({"epochs": "3"}, "epochs='3'"),
+        ({"steps": 3}, "epochs=2 and steps=3"),
+        ({"epochs": None, "steps": 0}, "steps=0"),
+        ({"epochs": None, "steps": 2.5}, "steps=2.5"),
+        ({"lr_schedule": "cosine"}, "no learning-rate schedule is called 'cosine'"),
+        ({"lr_schedule": lambda progress: float("nan")}, "factor is nan"),
+        ({"lr_schedule": lambda progress: -1.0}, "factor is -1"),
+        ({"lr_schedule": Tail(of=4)}, "6 steps cannot replay the end of a run of 4"),
         ({"lr": 0.0}, "lr=0"),
         ({"lr": -1.0}, "lr=-1"),
         ({"lr": float("nan")}, "lr=nan"),
@@ -192,3 +190,154 @@ def test_it_trains_from_batches_and_loaders(build, lesson):
 def test_one_step_is_enough(build, lesson):
     model = nn.Linear(6, 3)
     assert quietly(model, lesson, epochs=1, batch_size=1000).steps == 1
+
+
+def test_a_budget_in_steps(build, lesson):
+    assert quietly(build("mlp"), lesson, epochs=None, steps=7).steps == 7  # two epochs of three, and one step
+    history = quietly(build("mlp"), lesson, epochs=None, steps=7)
+    assert len(history.valid) == 3
+    whole, same = build("mlp"), build("mlp")
+    quietly(whole, lesson, epochs=2)
+    quietly(same, lesson, epochs=None, steps=6)
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), same.state_dict().values(), strict=True))
+
+
+def test_an_endless_stream_needs_a_budget_in_steps(build, lesson):
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            while True:
+                yield lesson.train[0][0], lesson.train[1][0]
+
+    assert quietly(build("mlp"), Endless(), epochs=None, steps=5).steps == 5
+
+
+def test_the_default_budgets(build, lesson):
+    assert train(build("mlp"), lesson, batch_size=48, progress=False).steps == 10
+    assert finetune(build("mlp"), lesson, batch_size=48, progress=False).steps == 2
+    assert finetune(build("mlp"), lesson, batch_size=48, steps=3, progress=False).steps == 3
+
+
+def test_on_step_is_called_before_the_first_and_after_every_step(build, lesson):
+    model, seen = build("mlp"), []
+
+    def look(done, total):
+        seen.append((done, total, model[0].weight.detach().clone()))
+
+    start = model[0].weight.detach().clone()
+    quietly(model, lesson, epochs=1, on_step=look)
+    assert [s[:2] for s in seen] == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert torch.equal(seen[0][2], start)
+    assert not torch.equal(seen[1][2], start)
+    assert torch.equal(seen[3][2], model[0].weight)
+
+
+def test_on_step_may_put_masks_on(build, lesson):
+    model = build("mlp")
+
+    def mask(done, total):
+        if done == 2:
+            pl.prune(model, pl.Recipe(sparsity=0.5))
+
+    quietly(model, lesson, on_step=mask)
+    zeros = sum(int((w == 0).sum()) for w in (model[0].weight, model[2].weight))
+    assert zeros == (48 + 24) // 2
+
+
+def test_parameter_groups_keep_their_own_rates(build, lesson):
+    model, made = build("mlp"), []
+
+    def optimizer(m):
+        made.append(torch.optim.SGD([{"params": m[0].parameters(), "lr": 0.5}, {"params": m[2].parameters()}], lr=0.1))
+        return made[0]
+
+    rates = []
+    quietly(model, lesson, epochs=1, lr_schedule="linear", optimizer=optimizer,
+            on_step=lambda done, total: rates.append([g["lr"] for g in made[0].param_groups]))  # fmt: skip
+    assert rates[0] == [0.5, 0.1]
+    assert rates[1] == pytest.approx([0.5 * 2 / 3, 0.1 * 2 / 3])
+    assert made[0].param_groups[0]["momentum"] == 0
+
+
+def test_the_loss_may_see_the_inputs(build, lesson):
+    shapes = set()
+
+    def of(inputs, outputs, targets):
+        shapes.add((inputs.shape[1:], outputs.shape[1:], targets.shape[1:]))
+        return F.cross_entropy(outputs, targets)
+
+    one, two = build("mlp"), build("mlp")
+    quietly(one, lesson)
+    quietly(two, lesson, loss=Objective(of))
+    assert shapes == {((6,), (3,), ())}
+    assert torch.equal(one[0].weight, two[0].weight)
+
+
+def test_the_best_weights_by_validation_come_back(build, lesson):
+    """Two good epochs, three that unlearn, then the end: what comes back is the best, not the last."""
+    model, states = build("mlp"), []
+    losses = {"bad": lambda o, t: F.cross_entropy(o, (t + 1) % 3), "end": lambda o, t: (o * torch.nan).sum()}
+    steps = []
+
+    def loss(outputs, targets):
+        if not outputs.requires_grad:  # validation
+            return F.cross_entropy(outputs, targets)
+        steps.append(1)
+        kind = "good" if len(steps) <= 6 else "bad" if len(steps) <= 15 else "end"
+        return losses.get(kind, F.cross_entropy)(outputs, targets)
+
+    def keep(done, total):
+        if done % 3 == 0:
+            states.append({k: v.clone() for k, v in model.state_dict().items()})
+
+    with pytest.raises(PruneError, match=r"diverged.*best weights \(100\.0% on validation\)"):
+        quietly(model, lesson, epochs=6, lr=0.2, lr_schedule="constant", loss=loss, on_step=keep)
+    found = [
+        i for i, state in enumerate(states) if all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    ]
+    assert found in ([1], [2])
+
+
+def test_masks_of_the_best_moment_come_back_with_it(build, lesson, snapshot):
+    model = build("mlp")
+    before = snapshot(model)
+
+    def mask(done, total):
+        if done == 1:
+            pl.prune(model, pl.Recipe(sparsity=0.9))
+
+    with pytest.raises(PruneError, match="diverged"):
+        quietly(model, lesson.train, on_step=mask, loss=after_epochs(1, lambda value, outputs: value * torch.nan))
+    after = snapshot(model)
+    assert after["state"] == before["state"]
+    assert {k: v for k, v in after["modules"].items()} == before["modules"]
+
+
+@pytest.mark.parametrize("at", [0, 1, 4])
+def test_an_interrupt_leaves_a_usable_model(build, data_for, snapshot, at):
+    model = build("cnn").eval()
+    before = snapshot(model)
+
+    def interrupt(done, total):
+        if done == at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quietly(model, data_for("cnn"), on_step=interrupt, batch_size=8)
+    after = snapshot(model)
+    assert after["modules"] == before["modules"]
+    assert after["random"] == before["random"]
+    assert all(torch.isfinite(p).all() and p.grad is None for p in model.parameters())
+    assert quietly(model, data_for("cnn")).steps == 4  # it can go on
+
+
+def test_an_interrupt_in_a_backward_pass_leaves_no_gradients(build, lesson):
+    model = build("mlp")
+    model[0].weight.register_hook(lambda grad: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        quietly(model, lesson)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_data_that_runs_dry(build, lesson):
+    with pytest.raises(PruneError, match="train data is empty"):
+        quietly(build("mlp"), Empty(), epochs=None, steps=3)

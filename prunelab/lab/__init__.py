@@ -1,6 +1,7 @@
 """What only a notebook needs: `from prunelab import lab`. Nothing else in prunelab imports it."""
 
 from . import movement_plots, plots, scoreboard, transfers
+from . import plots, plots_recovery, recoveries, returning, scoreboard
 from .claims import ClaimError, claim
 from .contests import kept, moved, pruned, rewritten, shares_of, spread
 from .exercises import check, exercise, hint, solution
@@ -34,13 +35,16 @@ __all__ = [
     "moved",
     "movement_plots",
     "plots",
+    "plots_recovery",
     "predict",
     "progress",
     "pruned",
     "race",
     "reading",
     "reading_of",
+    "recoveries",
     "reset",
+    "returning",
     "reveal",
     "rewritten",
     "scoreboard",

@@ -31,7 +31,7 @@ from ..measurement import evaluate
 from ..recovery import finetune
 from ..sensitivity import scan
 from ..shares import by_sensitivity
-from . import contests, grids_movement
+from . import contests, grids_movement, grids_recovery
 
 Run = dict[str, Any]
 SEEDS = ("digits-cnn", "digits-cnn-1", "digits-cnn-2", "digits-cnn-3", "digits-cnn-4")
@@ -106,6 +106,7 @@ GRIDS: dict[str, Callable[[], Iterator[Run]]] = {
     "budgets": budgets,
     "truths": truths,
     "movement": grids_movement.movement,
+    **grids_recovery.GRIDS,
 }
 
 

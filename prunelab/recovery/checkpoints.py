@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,6 +58,7 @@ class Checkpoint:
 
         Raises PruneError, with the model as it was, for a damaged file and for that of another run.
         """
+        run.settings["weights and masks it began with"] = digest(run.safe.state)  # of two runs given one path
         if not Path(self.path).exists():
             return False
         tensors, facts = _read(Path(self.path))
@@ -159,13 +159,13 @@ def _short(value: Any, limit: int = 80) -> str:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    handle, aside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    aside = path.with_name(f".{path.name}.part")  # one name: a killed run leaves one such file, not one a save
     try:
-        with open(handle, "wb") as out:
+        with open(aside, "wb") as out:
             out.write(content)
             out.flush()
-            os.fsync(out.fileno())  # a power cut must not leave a new name on an empty file
+            os.fsync(out.fileno())  # a power cut must not leave the new name on an empty file
         os.replace(aside, path)
     except BaseException:
-        os.unlink(aside)
+        aside.unlink(missing_ok=True)
         raise

@@ -43,19 +43,17 @@ def begin(
     model: nn.Module, optimizer: Optimizer, schedule: str | Rate | Tail, total: int, batch_size: int, seed: int
 ) -> Run:
     """A run of no steps yet."""
-    safe = Snapshot.of(model)
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     settings = {
         "network": type(model).__name__ + str([(p.name, tuple(p.tensor.shape)) for p in places(model)]),
-        "weights and masks it began with": digest(safe.state),
-        "optimizer": f"{type(optimizer).__name__} {groups}",
-        "learning-rate schedule": getattr(schedule, "__qualname__", str(schedule)),
         "number of steps": str(total),
         "batch size": str(batch_size),
         "seed": str(seed),
+        "learning-rate schedule": getattr(schedule, "__qualname__", str(schedule)),
+        "optimizer": f"{type(optimizer).__name__} {groups}",
     }
     rates = scheduler(optimizer, schedule, total)
-    return Run(model, optimizer, rates, total, torch.Generator().manual_seed(seed), safe, settings)
+    return Run(model, optimizer, rates, total, torch.Generator().manual_seed(seed), Snapshot.of(model), settings)
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
