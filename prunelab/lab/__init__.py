@@ -1,7 +1,6 @@
 """What only a notebook needs: `from prunelab import lab`. Nothing else in prunelab imports it."""
 
-from . import movement_plots, plots, scoreboard, transfers
-from . import plots, plots_recovery, recoveries, returning, scoreboard
+from . import movement_plots, plots, plots_recovery, recoveries, returning, scoreboard, transfers
 from .claims import ClaimError, claim
 from .contests import kept, moved, pruned, rewritten, shares_of, spread
 from .exercises import check, exercise, hint, solution
