@@ -20,7 +20,7 @@ from ..measurement import evaluate
 from ..recovery import finetune
 from ..surgery import shrink
 
-VITS = ("digits-vit", "digits-vit-1", "digits-vit-2")
+VITS = ("digits-vit", "digits-vit-1", "digits-vit-2", "digits-vit-3", "digits-vit-4")
 REMOVED = (8, 16, 24, 28)  # of 32 heads; the last of each of four blocks stays
 ORDERS = ("random", "magnitude", "Michel", "left out alone", "one by one")
 DRAWS = 5  # lotteries, of which the accuracy without retraining is the mean; the first one is retrained

@@ -68,7 +68,7 @@ def test_the_course_checkpoints_are_what_their_cards_say(name):
 
 def test_the_course_has_its_checkpoints_and_the_readme_their_numbers():
     cnns = [f"digits-cnn{seed}" for seed in ("", "-1", "-2", "-3", "-4")]
-    vits = [f"digits-vit{seed}" for seed in ("", "-1", "-2")]
+    vits = [f"digits-vit{seed}" for seed in ("", "-1", "-2", "-3", "-4")]
     assert sorted(zoo.checkpoints()) == [*cnns, "digits-mlp", *vits]
     readme = (zoo.data_dir() / "README.md").read_text(encoding="utf-8")
     assert trained.with_table(readme, zoo.cards()) == readme
@@ -83,7 +83,7 @@ def test_the_cnn_is_good_but_not_saturated_and_the_mlp_clearly_worse():
 
 def test_every_vit_is_near_the_cnn():
     cards = zoo.cards()
-    for seed in ("", "-1", "-2"):
+    for seed in ("", "-1", "-2", "-3", "-4"):
         cnn, vit = (cards[f"digits-{kind}{seed}"]["accuracy"]["test"]["value"] for kind in ("cnn", "vit"))
         assert cnn - 0.03 < vit < 0.98
         assert cards[f"digits-vit{seed}"]["bytes"] < 500_000
