@@ -413,5 +413,5 @@ def test_bad_blocks():
 
 def test_by_name():
     assert granularity.by_name("filters") is granularity.filters
-    with pytest.raises(PruneError, match="there is coupled, filters, heads, neurons, weights, and blocks"):
+    with pytest.raises(PruneError, match=r"there is .*coupled, filters, .*weights, and blocks"):
         granularity.by_name("blocks")

@@ -21,7 +21,7 @@ SOME = 4  # windows to test a depth cut on, and to measure influence on
 
 
 def weights_grid() -> Iterator[Run]:
-    """Notebook 08: single weights of the Llama to zero, three methods, three patterns: perplexity and what it writes."""
+    """Notebook 08: single weights of the Llama to zero, three methods and patterns: perplexity and what it writes."""
     llama = zoo.llama()
     text = llamas.text_for(llama)
 

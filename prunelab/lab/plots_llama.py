@@ -26,7 +26,7 @@ def by_pattern(ax: Axes, runs: Sequence[Run], dense: float) -> None:
         x = np.arange(len(patterns)) + (i - (len(methods) - 1) / 2) * width
         heights = [value[method, p] for p in patterns]
         bars = ax.bar(x, heights, width, label=method, color=COLOURS[i], hatch=HATCHES[i % 3], edgecolor="white")
-        ax.bar_label(bars, [f"{h:.3g}" for h in heights], fontsize=9)
+        ax.bar_label(bars, [f"{h:,.0f}" if h >= 100 else f"{h:.3g}" for h in heights], fontsize=9)
     ax.axhline(dense, color="black", lw=1, ls="--", marker="", label="dense")
     ax.set(
         yscale="log", ylabel="perplexity (logarithmic)", xlabel="which weights are zero", xticks=range(len(patterns))
@@ -61,10 +61,10 @@ def depth(axes: Sequence[Axes], curves: Curves, dense: float) -> None:
     axes[0].legend()
 
 
-def said(ax: Axes, title: str, perplexity: float, text: str) -> None:
-    """What a Llama says, as a page of text, under its name and its perplexity."""
+def said(ax: Axes, title: str, run: Run) -> None:
+    """What a Llama of a stored run says, as a page of text, under its name and its perplexity."""
     ax.axis("off")
-    ax.set_title(f"{title}: perplexity {perplexity:.3g}", loc="left", fontweight="bold")
-    shown = " ".join(text.split()).replace("$", r"\$") or "(nothing)"
+    ax.set_title(f"{title}: perplexity {run['perplexity']:.3g}", loc="left", fontweight="bold")
+    shown = " ".join(run["text"].split()).replace("$", r"\$") or "(nothing)"
     lines = "\n".join(textwrap.wrap(shown, 78, break_long_words=True)[:7])
     ax.text(0, 0.95, f"“{lines}”", va="top", ha="left", fontsize=11, family="serif", transform=ax.transAxes)

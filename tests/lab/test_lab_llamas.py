@@ -118,8 +118,8 @@ def test_drawings():
         (lambda axes: plots_llama.depth(axes, curves, 1.0), {"ncols": 2}),
         (lambda ax: plots_llama.by_pattern(ax, runs, 3.0), {}),
         (lambda ax: plots_llama.influence(ax, [0.5, 0.1], [1]), {}),
-        (lambda ax: plots_llama.said(ax, "2 out", 30.0, "It costs $5 and $6. " * 60), {}),
-        (lambda ax: plots_llama.said(ax, "all out", 3e5, ""), {}),
+        (lambda ax: plots_llama.said(ax, "2 out", {"perplexity": 30.0, "text": "It costs $5 and $6. " * 60}), {}),
+        (lambda ax: plots_llama.said(ax, "all out", {"perplexity": 3e5, "text": ""}), {}),
     ):
         assert figures.draw(paint, **shape)[:4] == b"\x89PNG"
 
