@@ -94,13 +94,29 @@ def within(runs: Sequence[dict[str, Any]], network: str, budget: float, cost: st
 def stored_table(runs: Sequence[dict[str, Any]]) -> None:
     """One row a network: the dense one, the chosen one, and what equal shares came to with as many steps."""
     rows: list[list[Any]] = []
-    for network in dict.fromkeys(r["network"] for r in runs):
+    for network in networks(runs):
         own = [r for r in runs if r["network"] == network]
-        dense, chosen = next(r for r in own if r["stage"] == "dense"), next(r for r in own if r["chosen"])
-        accuracies = [r["accuracy"] for r in (dense, chosen, equal_shares(own))]
-        rows.append([network, *accuracies, chosen["latency"], chosen["macs"]])
+        dense, best = next(r for r in own if r["stage"] == "dense"), chosen(own)[network]
+        accuracies = [r["accuracy"] for r in (dense, best, equal_shares(own))]
+        rows.append([network, *accuracies, best["latency"], best["macs"]])
     columns = {"network": None, **dict.fromkeys(("dense", "chosen", "equal shares", "time", "MACs"), "%")}
     table("Half the time: validation accuracy, time and MACs", columns, rows)
+
+
+def networks(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """The networks of stored searches, in their order."""
+    return list(dict.fromkeys(r["network"] for r in runs))
+
+
+def chosen(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The chosen trial of each network."""
+    return {r["network"]: r for r in runs if r["chosen"]}
+
+
+def leads(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """By how much each chosen trial is ahead of equal shares, on the validation data."""
+    own = {name: [r for r in runs if r["network"] == name] for name in networks(runs)}
+    return {name: chosen(runs)[name]["accuracy"] - equal_shares(own[name])["accuracy"] for name in own}
 
 
 def equal_shares(own: Sequence[dict[str, Any]]) -> dict[str, Any]:
