@@ -250,7 +250,7 @@ def test_bad_input(data, model, inputs, message):
     [
         ({"criteria": ()}, "no criterion or no rule"),
         ({"criteria": ("size",)}, "no criterion is called 'size'"),
-        ({"rules": ("luck",)}, "no rule is called 'luck'; there is sensitivity"),
+        ({"rules": ("luck",)}, "no rule is called 'luck'; there is uniform"),
         ({"batch_size": 0}, "batch_size"),
         ({"finalists": 0}, "finalists"),
         ({"screen": 0}, "screen=0"),

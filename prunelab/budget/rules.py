@@ -84,7 +84,7 @@ def by_sensitivity(question: Question, limits: Limits) -> Layout:
     return _given_back(question, layout, rises, limits)
 
 
-RULES: dict[str, Rule] = {"sensitivity": by_sensitivity, "uniform": uniform, "global": one_contest}
+RULES: dict[str, Rule] = {"uniform": uniform, "global": one_contest, "sensitivity": by_sensitivity}
 
 
 def smallest(question: Question) -> Layout:

@@ -42,7 +42,7 @@ class Exam:
     budget: float = BUDGET
     steps: int = STEPS
 
-    def mark(self, answer: Any) -> tuple[Mark, ...]:
+    def mark(self, answer: Any) -> None:
         """Judge an answer, a smaller nn.Module, by three rules, and show why. `...` is not attempted yet.
 
         1. Timed in turns with the dense network, it takes no more than the budget. 2. On the hidden digits it loses no
@@ -53,11 +53,10 @@ class Exam:
                 "○ The exam: not attempted yet. Put your smaller network in place of the `...`, and run the cell again."
             )
             display.show(text, html=display.box(display.prose(text)))
-            return ()
+            return
         marks = self.marks(answer)
         _show(marks)
         store.current().record("exercises", "09-exam", {"solved": all(m.kept for m in marks), "tries": 1})
-        return marks
 
     def marks(self, answer: Any) -> tuple[Mark, ...]:
         """The marks alone; shows and stores nothing."""

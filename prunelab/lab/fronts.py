@@ -51,52 +51,74 @@ def trials_table(trials: Sequence[Trial], goals: Goals) -> None:
     table(f"The front ({goals})", columns, rows)
 
 
-def stored_front(ax: Any, runs: Sequence[dict[str, Any]], network: str, budget: float) -> None:
-    """Draw what a budget buys on one network: searched and in equal shares, at every budget; the chosen one marked."""
-    styles = {"searched": ("#0072B2", "s", "-"), "equal shares": ("#D55E00", "o", "--")}
-    own = [r for r in runs if r["network"] == network and r["met"]]
-    dense = [r["dense"] for r in own]
-    ax.axhline(100 * sum(dense) / len(dense), color="#000000", linewidth=1, linestyle=":", label="dense")
-    for way, (colour, marker, line) in styles.items():
-        points = means([r for r in own if r["way"] == way])
-        ax.plot([p[0] for p in points], [p[1] for p in points], line, marker=marker, color=colour, label=way)
-        every = [(100 * r["ratios"]["latency"], 100 * r["test"]) for r in own if r["way"] == way]
-        ax.plot(*zip(*every, strict=True), marker, color=colour, markersize=3, alpha=0.5, linestyle="none")
-    ax.axvline(100 * budget, color="#999999", linewidth=8, alpha=0.4, zorder=0, label="your budget")
-    ax.set_xlabel("time, % of the dense network's")
-    ax.set_ylabel("accuracy (test), %")
-    ax.set_title(f"{network}, budget {budget:.0%}")
+MARKS = {  # of the stored trials: stage -> (colour, marker, label)
+    "dense": ("#000000", "X", "dense"),
+    "screened": ("#56B4E9", "o", "a short recovery"),
+    "front": ("#56B4E9", "o", ""),
+    "finalist": ("#0072B2", "s", "all the steps"),
+}
+
+
+def stored_front(ax: Any, runs: Sequence[dict[str, Any]], network: str, budget: float, cost: str = "latency") -> None:
+    """Draw all that was tried on one network, and the most accurate of it within a budget."""
+    own = [r for r in runs if r["network"] == network]
+    for stage, (colour, marker, label) in MARKS.items():
+        points = [(100 * r[cost], 100 * r["accuracy"]) for r in own if r["stage"] == stage]
+        if points:
+            ax.plot(
+                *zip(*points, strict=True), marker, color=colour, linestyle="none", label=label or None, markersize=7
+            )
+    ax.axvspan(0, 100 * budget, color="#009E73", alpha=0.12, label="within the budget")
+    best = within(runs, network, budget, cost)
+    if best:
+        at = 100 * best[cost], 100 * best["accuracy"]
+        ax.plot(*at, "o", markersize=17, fillstyle="none", color="#D55E00", linestyle="none", label="the best there")
+        ax.set_title(f"{network}: {best['name'].split(', all')[0]}", fontsize=10)
+    else:
+        ax.set_title(f"{network}: nothing that was tried is within the budget", fontsize=10)
+    ax.set_xlim(0, 105)
+    ax.set_xlabel(f"{COSTS[cost]}, % of the dense network's")
+    ax.set_ylabel("accuracy (validation), %")
     ax.legend(loc="lower right", fontsize=8)
 
 
+COSTS = {"latency": "time", "bytes": "bytes", "macs": "MACs"}
+
+
+def within(runs: Sequence[dict[str, Any]], network: str, budget: float, cost: str = "latency") -> dict[str, Any] | None:
+    """The most accurate trial of a network whose cost is within a budget; None if there is none."""
+    fitting = [r for r in runs if r["network"] == network and r[cost] <= budget]
+    return max(fitting, key=lambda r: r["accuracy"], default=None)
+
+
 def stored_table(runs: Sequence[dict[str, Any]]) -> None:
-    """The stored searches as a table: accuracy by network, budget and way, the mean over the networks of a kind."""
+    """One row a network: the dense one, the chosen one, and what equal shares came to with as many steps."""
     rows: list[list[Any]] = []
-    ways = list(dict.fromkeys(r["way"] for r in runs))
-    for network in dict.fromkeys(r["network"] for r in runs):
-        for budget in sorted({r["budget"] for r in runs}, reverse=True):
-            found = [accuracies(runs, network, budget, way) for way in ways]
-            cells = [sum(v) / len(v) if v else "out of reach" for v in found]
-            rows.append([network, f"{budget:.0%}", len(found[0]), *cells])
-    columns = {"network": None, "budget": None, "networks": None, **dict.fromkeys(ways, "%")}
-    table("Test accuracy within a budget of time", columns, rows)
+    for network in networks(runs):
+        own = [r for r in runs if r["network"] == network]
+        dense, best = next(r for r in own if r["stage"] == "dense"), chosen(own)[network]
+        accuracies = [r["accuracy"] for r in (dense, best, equal_shares(own))]
+        rows.append([network, *accuracies, best["latency"], best["macs"]])
+    columns = {"network": None, **dict.fromkeys(("dense", "chosen", "equal shares", "time", "MACs"), "%")}
+    table("Half the time: validation accuracy, time and MACs", columns, rows)
 
 
-def accuracies(runs: Sequence[dict[str, Any]], network: str, budget: float, way: str) -> list[float]:
-    """The test accuracies of one way to spend a budget, one a network that reached it."""
-    wanted = (network, budget, way)
-    return [r["test"] for r in runs if r["met"] and (r["network"], r["budget"], r["way"]) == wanted]
+def networks(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """The networks of stored searches, in their order."""
+    return list(dict.fromkeys(r["network"] for r in runs))
 
 
-def means(runs: Sequence[dict[str, Any]]) -> list[tuple[float, float]]:
-    """(time, accuracy) in per cent, the mean over the networks at each budget."""
-    found = []
-    for budget in sorted({r["budget"] for r in runs}):
-        here = [r for r in runs if r["budget"] == budget]
-        found.append(
-            (
-                100 * sum(r["ratios"]["latency"] for r in here) / len(here),
-                100 * sum(r["test"] for r in here) / len(here),
-            )
-        )
-    return found
+def chosen(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The chosen trial of each network."""
+    return {r["network"]: r for r in runs if r["chosen"]}
+
+
+def leads(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """By how much each chosen trial is ahead of equal shares, on the validation data."""
+    own = {name: [r for r in runs if r["network"] == name] for name in networks(runs)}
+    return {name: chosen(runs)[name]["accuracy"] - equal_shares(own[name])["accuracy"] for name in own}
+
+
+def equal_shares(own: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The control among one network's trials: equal shares of magnitude with all the steps."""
+    return next(r for r in own if r["stage"] == "finalist" and r["name"].startswith("magnitude, uniform"))
