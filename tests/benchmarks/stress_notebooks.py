@@ -143,9 +143,8 @@ def main() -> int:
         for way in given.ways:
             start = time.monotonic()
             problems = read_only(path.resolve()) if way == "read-only" else Runner(path.resolve(), way).run()
-            print(
-                f"{path.name:<28} {way:<10} {'as stored' if not problems else 'DIFFERS'}, {time.monotonic() - start:.0f} s"
-            )
+            verdict = "DIFFERS" if problems else "as stored"
+            print(f"{path.name:<28} {way:<10} {verdict}, {time.monotonic() - start:.0f} s")
             print("".join(f"    {problem}\n" for problem in problems), end="", flush=True)
             failed |= bool(problems)
     if checkout() != before:
