@@ -14,7 +14,6 @@ from . import (
     scoreboard,
     transfers,
 )
-from . import movement_plots, plots, plots_recovery, recoveries, returning, scoreboard, transfers
 from .claims import ClaimError, claim
 from .contests import kept, moved, pruned, rewritten, shares_of, spread
 from .exams import exam
