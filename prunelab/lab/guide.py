@@ -61,14 +61,14 @@ def _measured(number: str) -> str:
     if found is None:
         return "Its running time was not measured."
     return (
-        f"It computes for {found.p50:.0f} s (p90 {found.p90:.0f} s, {found.runs} runs) and needs up to "
+        f"It computes for {found.p50:.0f} s on one core (p90 {found.p90:.0f} s, {found.runs} runs) and needs up to "
         f"{found.peak / 1e9:.1f} GB of memory."
     )
 
 
 def _times(notebooks: dict[str, Notebook]) -> str:
     known = timings.known()
-    head = "| | question | alone | with a class | computes, p50 | p90 | memory |\n|---|---|---|---|---|---|---|\n"
+    head = "| | question | alone | with a class | computes, one core, p50 | p90 | memory |\n|---|---|---|---|---|---|---|\n"
     rows = ""
     for number, nb in notebooks.items():
         found = known.get(number)

@@ -1,6 +1,8 @@
 """How long each notebook takes and how much memory its kernel needs, measured here and kept in `data/timings.json`.
 
-Every run is a fresh kernel and an empty progress file, as a learner's first time; nothing else should run meanwhile.
+Every run is a fresh kernel and an empty progress file, as a learner's first time. Seconds are those of one core that
+the kernel computed: on a machine that does nothing else so long is the wait, since the notebooks take one thread, and
+on a busy one they still are what the notebook needs.
 """
 
 from __future__ import annotations
@@ -38,12 +40,12 @@ MOST_RUNS = 9  # older ones are dropped
 
 @dataclass(frozen=True)
 class Timing:
-    """One notebook: seconds of wall time (median and ninth decile), of CPU, and the kernel's greatest memory."""
+    """One notebook: seconds of one core (median and ninth decile), of waiting (median), and the greatest memory."""
 
     runs: int
     p50: float
     p90: float
-    cpu: float
+    wall: float
     peak: int  # bytes
 
 
@@ -70,8 +72,8 @@ def machine() -> str:
 def summary(runs: list[list[float]]) -> Timing:
     """Several runs of one notebook, (seconds, CPU seconds, bytes) each."""
     wall, cpu, peak = np.array(runs, dtype=float).T
-    p50, p90 = np.percentile(wall, [50, 90]).tolist()
-    return Timing(len(runs), p50, p90, float(np.median(cpu)), int(peak.max()))
+    p50, p90 = np.percentile(cpu, [50, 90]).tolist()
+    return Timing(len(runs), p50, p90, float(np.median(wall)), int(peak.max()))
 
 
 def measure(numbers: list[str] | None = None, runs: int = 5) -> None:
@@ -84,7 +86,10 @@ def measure(numbers: list[str] | None = None, runs: int = 5) -> None:
                 continue
             found = run(notebook)
             _add(number, found)
-            print(f"{number}, run {turn + 1} of {runs}: {found[0]:.0f} s, {found[2] / 1e9:.2f} GB", flush=True)
+            print(
+                f"{number}, run {turn + 1} of {runs}: {found[1]:.0f} s of CPU, {found[0]:.0f} s, {found[2] / 1e9:.2f} GB",
+                flush=True,
+            )
 
 
 def run(notebook: Path) -> list[float]:

@@ -15,8 +15,8 @@ def stored(tmp_path, monkeypatch):
 
 def test_a_summary_of_runs_by_hand():
     found = timings.summary([[10, 9, 5], [20, 19, 7], [30, 29, 6]])
-    assert (found.runs, found.p50, found.cpu, found.peak) == (3, 20, 19, 7)
-    assert found.p90 == pytest.approx(28)
+    assert (found.runs, found.p50, found.wall, found.peak) == (3, 19, 20, 7)
+    assert found.p90 == pytest.approx(27)
 
 
 def test_nothing_measured_is_said(stored):
@@ -40,7 +40,8 @@ def test_a_notebook_is_run_in_a_kernel_of_its_own(tmp_path, stored, monkeypatch)
     assert path.read_bytes() == before
     (found,) = timings.known().values()
     assert found.runs == 2
-    assert 0.3 <= found.p50 < 30
+    assert found.wall >= 0.3
+    assert found.p50 > 0
     assert 1e7 < found.peak < 1e10
     assert timings.reference() == 0.05
     assert "torch" in timings.machine()
