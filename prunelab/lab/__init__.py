@@ -1,6 +1,7 @@
 """What only a notebook needs: `from prunelab import lab`. Nothing else in prunelab imports it."""
 
 from . import fronts, plots, scoreboard
+from . import plots, plots_heads, scoreboard
 from .claims import ClaimError, claim
 from .contests import kept, moved, pruned, rewritten, shares_of, spread
 from .exams import exam
@@ -37,6 +38,7 @@ __all__ = [
     "moved",
     "pick",
     "plots",
+    "plots_heads",
     "predict",
     "progress",
     "pruned",

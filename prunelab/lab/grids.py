@@ -31,7 +31,7 @@ from ..measurement import evaluate
 from ..recovery import finetune
 from ..sensitivity import scan
 from ..shares import by_sensitivity
-from . import contests, grids_budget
+from . import contests, grids_budget, grids_heads
 
 Run = dict[str, Any]
 SEEDS = ("digits-cnn", "digits-cnn-1", "digits-cnn-2", "digits-cnn-3", "digits-cnn-4")
@@ -105,6 +105,7 @@ GRIDS: dict[str, Callable[[], Iterator[Run]]] = {
     "scopes": scopes,
     "budgets": budgets,
     "truths": truths,
+    "heads": grids_heads.grid,
     "fronts": grids_budget.fronts,
 }
 
