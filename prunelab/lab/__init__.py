@@ -1,7 +1,6 @@
 """What only a notebook needs: `from prunelab import lab`. Nothing else in prunelab imports it."""
 
-from . import fronts, plots, scoreboard
-from . import plots, plots_heads, scoreboard
+from . import fronts, plots, plots_heads, scoreboard
 from .claims import ClaimError, claim
 from .contests import kept, moved, pruned, rewritten, shares_of, spread
 from .exams import exam
