@@ -69,7 +69,7 @@ def test_the_course_checkpoints_are_what_their_cards_say(name):
 def test_the_course_has_its_checkpoints_and_the_readme_their_numbers():
     cnns = [f"digits-cnn{seed}" for seed in ("", "-1", "-2", "-3", "-4")]
     vits = [f"digits-vit{seed}" for seed in ("", "-1", "-2", "-3", "-4")]
-    assert sorted(zoo.checkpoints()) == [*cnns, "digits-mlp", *vits]
+    assert sorted(zoo.checkpoints()) == [*cnns, "digits-mlp", *vits, "exam"]
     readme = (zoo.data_dir() / "README.md").read_text(encoding="utf-8")
     assert trained.with_table(readme, zoo.cards()) == readme
     assert "digits-cnn` |" in readme
@@ -184,7 +184,7 @@ def test_damaged_cards_are_not_overwritten(folder):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"architecture": "resnet"}, "known are cnn, mlp, vit"),
+        ({"architecture": "rnn"}, "known are cnn, mlp, vit"),
         ({"architecture": None}, "known are cnn, mlp, vit"),
         ({"arguments": {"classes": 3, "inputs": 4, "hidden": [3]}}, "do not fit"),
         ({"arguments": {"wide": 3}}, "do not fit"),
