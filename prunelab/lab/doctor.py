@@ -88,9 +88,9 @@ def look() -> Facts:
 
 
 def trial(seconds: float = SECONDS) -> float:
-    """Train a small network on one thread for a while; the median seconds for one step of 64 digits.
+    """Train a small network on one thread for a while; the median seconds of computing for one step of 64 digits.
 
-    RuntimeError if what it learned is not finite.
+    What other programs take of the processor meanwhile does not count. RuntimeError if what it learned is not finite.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -98,10 +98,10 @@ def trial(seconds: float = SECONDS) -> float:
         data, model = zoo.load("digits"), zoo.cnn(seed=0)
         times: list[float] = []
         began = time.perf_counter()
-        while not times or time.perf_counter() - began + times[-1] < seconds:
-            start = time.perf_counter()
+        while not times or time.perf_counter() - began < seconds:
+            start = time.process_time()
             recovery.train(model, data.train[:640], epochs=1, batch_size=64, progress=False)
-            times.append(time.perf_counter() - start)
+            times.append(time.process_time() - start)
         if not all(bool(p.isfinite().all()) for p in model.parameters()):
             raise RuntimeError("a short training ended in weights that are not finite")
         return statistics.median(times) / 10
@@ -214,7 +214,7 @@ def _of_trial(facts: Facts, reference: float | None) -> Finding:
     if ratio > SLOW:
         return Finding(
             NOTE,
-            f"{text}. Expect the notebooks to take as many times longer; plug in the power, close other programs, and "
+            f"{text}. Expect the notebooks to take as many times longer; plug in the power, leave any saving mode, and "
             "try again.",
         )
     return Finding(GOOD, f"{text}.")

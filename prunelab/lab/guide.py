@@ -68,7 +68,8 @@ def _measured(number: str) -> str:
 
 def _times(notebooks: dict[str, Notebook]) -> str:
     known = timings.known()
-    head = "| | question | alone | with a class | computes, one core, p50 | p90 | memory |\n|---|---|---|---|---|---|---|\n"
+    columns = ("", "question", "alone", "with a class", "computes, one core, p50", "p90", "memory")
+    head = f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|\n"
     rows = ""
     for number, nb in notebooks.items():
         found = known.get(number)

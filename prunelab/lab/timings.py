@@ -86,8 +86,9 @@ def measure(numbers: list[str] | None = None, runs: int = 5) -> None:
                 continue
             found = run(notebook)
             _add(number, found)
+            wall, cpu, peak = found
             print(
-                f"{number}, run {turn + 1} of {runs}: {found[1]:.0f} s of CPU, {found[0]:.0f} s, {found[2] / 1e9:.2f} GB",
+                f"{number}, run {turn + 1} of {runs}: {cpu:.0f} s of CPU in {wall:.0f} s, {peak / 1e9:.2f} GB",
                 flush=True,
             )
 
