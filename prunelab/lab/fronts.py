@@ -8,6 +8,7 @@ from typing import Any
 from ..budget import Goals, Trial, draw_front, frontier
 from . import display, figures
 from .figures import table
+from .measuring import measured
 
 SIZE = (6.5, 3.6)
 
@@ -122,3 +123,13 @@ def leads(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
 def equal_shares(own: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The control among one network's trials: equal shares of magnitude with all the steps."""
     return next(r for r in own if r["stage"] == "finalist" and r["name"].startswith("magnitude, uniform"))
+
+
+def best(runs: Sequence[dict[str, Any]], network: str, budget: float, cost: str = "latency") -> dict[str, str]:
+    """`stored_front` in words: the most accurate trial within a budget."""
+    found = within(runs, network, budget, cost)
+    if found is None:
+        return {"the best there": "nothing that was tried", "accuracy": "", "what it costs": ""}
+    name = found["name"].split(", all")[0]
+    accuracy, price = (measured(found[key], "%") for key in ("accuracy", cost))
+    return {"the best there": name, "accuracy": accuracy, "what it costs": price}

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from .figures import COLOURS
+from .measuring import measured
 
 
 def kept_of(axes: Sequence[Axes], found: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -90,3 +91,9 @@ def field(ax: Axes, runs: Mapping[str, np.ndarray], at: int) -> None:
     ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
     ax.set(xlabel="new digits read (test)", xlim=(0, 1.1))
     ax.grid(axis="y", visible=False)
+
+
+def means(runs: Mapping[str, np.ndarray], at: int) -> dict[str, str]:
+    """`field` in words: the mean of each method."""
+    found = {name: runs[name][:, at if runs[name].shape[1] > 1 else 0] for name in runs}
+    return {"not pruned" if name == "dense" else name: measured(values.mean(), "%") for name, values in found.items()}

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from . import plots
+from .measuring import measured
 
 GAP = 3  # white pixels between two heads
 OFF = 0.9  # the grey of a head that is gone
@@ -80,3 +81,9 @@ def orders(axes: Sequence[Axes], removed: Sequence[int], before: Mapping[str, An
         ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0f}")
         ax.set(title=title, xlabel="heads removed, of 32", xticks=[0, 8, 16, 24, 28])
     axes[1].set_ylabel("")
+
+
+def reads(run: Mapping[str, Any]) -> dict[str, str]:
+    """`board` in words: the heads left in each block, and what the network then reads."""
+    left = {f"block {i}": block.count("1") for i, block in enumerate(run["kept"], 1)}
+    return {**{name: str(heads) for name, heads in left.items()}, "read correctly": measured(run["before"], "%")}

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 
 from .figures import COLOURS
 from .llamas import Curves, middle
+from .measuring import measured
 
 Run = dict[str, Any]
 HATCHES = ("", "////", "....")
@@ -68,3 +69,9 @@ def said(ax: Axes, title: str, run: Run) -> None:
     shown = " ".join(run["text"].split()).replace("$", r"\$") or "(nothing)"
     lines = "\n".join(textwrap.wrap(shown, 78, break_long_words=True)[:7])
     ax.text(0, 0.95, f"“{lines}”", va="top", ha="left", fontsize=11, family="serif", transform=ax.transAxes)
+
+
+def heard(run: Run) -> dict[str, str]:
+    """`said` as text: the perplexity, and the beginning of what the Llama says."""
+    shown = " ".join(run["text"].split()) or "(nothing)"
+    return {"perplexity": measured(run["perplexity"]), "it says": textwrap.shorten(shown, 90, placeholder=" ...")}

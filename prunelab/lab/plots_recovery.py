@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from .figures import COLOURS
+from .measuring import measured
 from .plots import bars_over_networks, curves
 from .returning import interval, point_of_no_return
 
@@ -49,3 +50,13 @@ def ways(axes: Sequence[Axes], found: Mapping[str, Mapping[str, Sequence[float]]
         ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
         if not ax.yaxis_inverted():  # a shared axis was turned once for each panel
             ax.invert_yaxis()
+
+
+def edge(sparsities: Sequence[float], table: np.ndarray, dense: Sequence[float], within: float) -> dict[str, str]:
+    """`no_return` in words: the point of no return and its interval, or that it lies off the curve."""
+    found = point_of_no_return(sparsities, table, dense, within)
+    if np.isnan(found).any():
+        return {"returns up to": "beyond the curve's ends", "95 % interval": ""}
+    at = interval(found)
+    low, high = measured(at.low, "%"), measured(at.high, "%")
+    return {"returns up to": measured(at.mean, "%"), "95 % interval": f"{low} to {high}"}
