@@ -51,7 +51,7 @@ EXEMPT = {
     "pl.criteria.register": "it changes the registry",
     "pl.calibration.call_with": "it runs the model in the mode it is in, BatchNorm's statistics and all",
 }
-# A training that fails on its way keeps what was learned so far; what it was called with is checked before.
+# A training that fails on its way keeps the weights of the moment, as `train` says: an interrupt loses nothing.
 KEEPS = {"pl.recovery.train": {"loss", "data", "model"}, "pl.recovery.finetune": {"loss", "data", "model"}}
 JUNK: list[Any] = [None, -1, 50, math.nan, "nonsense", [], {}, torch.zeros(3)]
 
@@ -68,7 +68,7 @@ def scanned(groups: list[pl.Group]) -> pl.sensitivity.Scan:
         pl.sensitivity.Curve(g.name, g.units, (0, g.units // 2, g.units - 1), (20, 15, 8), (0.1, 0.5, 2.0))
         for g in groups
     )
-    return pl.sensitivity.Scan((0.0, 0.5, 0.9), curves, pl.measurement.Evaluation(0.1, 20 / 24, 24, 20))
+    return pl.sensitivity.Scan((0.0, 0.5, 0.9), tuple(curves), pl.measurement.Evaluation(0.1, 20 / 24, 24, 20))
 
 
 class World:
