@@ -21,10 +21,7 @@ def apply(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
 
     Raises PruneError, before anything is changed, for an unknown name, a wrong shape, or a mask not of bools.
     """
-    _refuse_foreign(model, masks)
-    everywhere = lookup_all(model, masks)
-    checked = [(_check(name, mask, everywhere[name]), mask) for name, mask in masks.items()]
-    for sharing, mask in checked:
+    for sharing, mask in _checked(model, masks):
         for place in sharing:
             _put(place, mask.to(place.tensor.device, copy=True))
     return model
@@ -52,6 +49,7 @@ def masked(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[nn.Module]
 
 def restore(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     """Wear exactly these masks and no others, the weights under any removed mask coming back bit for bit."""
+    _checked(model, masks)  # before any mask is taken off
     for place in list(_masked_places(model)):
         if place.name not in masks:
             _mask(place).mask.fill_(True)  # an open mask bakes a weight into itself
@@ -72,6 +70,13 @@ def _mask(place: Place) -> Mask:
     found = mask_of(place.module, place.attribute)
     assert found is not None
     return found
+
+
+def _checked(model: nn.Module, masks: Mapping[str, Tensor]) -> list[tuple[list[Place], Tensor]]:
+    """Where each mask goes; PruneError if one of them cannot."""
+    _refuse_foreign(model, masks)
+    everywhere = lookup_all(model, masks)
+    return [(_check(name, mask, everywhere[name]), mask) for name, mask in masks.items()]
 
 
 def _check(name: str, mask: Tensor, sharing: list[Place]) -> list[Place]:

@@ -11,6 +11,8 @@ from torch import Tensor
 from .figures import COLOURS
 from .measuring import measured
 
+ROWS = {"movement": "movement", "magnitude": "magnitude", "dense": "not pruned"}
+
 
 def kept_of(axes: Sequence[Axes], found: Mapping[str, Mapping[str, Tensor]]) -> None:
     """A panel a method: each weight by its value before and after fine-tuning, the kept ones marked."""
@@ -79,14 +81,13 @@ def stayed(ax: Axes, rates: Sequence[float], runs: Mapping[str, np.ndarray]) -> 
 
 
 def field(ax: Axes, runs: Mapping[str, np.ndarray], at: int) -> None:
-    """One field of the map: a row a method, a dot a network, a bar the mean; the dense network has one column only."""
-    names = [name for name in ("movement", "magnitude", "dense") if name in runs]
-    for row, name in enumerate(names):
-        found = runs[name][:, at if runs[name].shape[1] > 1 else 0]
+    """One field of the map: a row a method, a dot a network, a bar the mean."""
+    shown = _field(runs, at)
+    for row, found in enumerate(shown.values()):
         ax.barh(row, float(found.mean()), color=COLOURS[row], alpha=0.35, height=0.6)
         ax.plot(found, [row] * len(found), linestyle="none", marker="o", color=COLOURS[row], markersize=6)
         ax.text(1.02, row, f"{found.mean():.0%}", va="center", fontweight="bold")
-    ax.set_yticks(range(len(names)), ["not pruned" if name == "dense" else name for name in names])
+    ax.set_yticks(range(len(shown)), [ROWS[name] for name in shown])
     ax.invert_yaxis()
     ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
     ax.set(xlabel="new digits read (test)", xlim=(0, 1.1))
@@ -94,6 +95,10 @@ def field(ax: Axes, runs: Mapping[str, np.ndarray], at: int) -> None:
 
 
 def means(runs: Mapping[str, np.ndarray], at: int) -> dict[str, str]:
-    """`field` in words: the mean of each method."""
-    found = {name: runs[name][:, at if runs[name].shape[1] > 1 else 0] for name in runs}
-    return {"not pruned" if name == "dense" else name: measured(values.mean(), "%") for name, values in found.items()}
+    """`field` in words: the mean of each of its rows."""
+    return {ROWS[name]: measured(found.mean(), "%") for name, found in _field(runs, at).items()}
+
+
+def _field(runs: Mapping[str, np.ndarray], at: int) -> dict[str, np.ndarray]:
+    """The networks' values at one density; the dense network has one column only."""
+    return {name: runs[name][:, at if runs[name].shape[1] > 1 else 0] for name in ROWS if name in runs}

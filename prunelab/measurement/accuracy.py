@@ -68,12 +68,20 @@ def evaluate(
             inputs, targets = to(pair(batch), device)
             outputs = attempt(model, inputs)
             _check_fit(model, outputs, targets)
-            total += float(loss(outputs, targets)) * targets.numel()
+            total += mean_loss(loss, outputs, targets) * targets.numel()
             correct += _correct(outputs, targets)
             n += targets.numel()
     if n == 0:
         raise PruneError(f"the {split} data is empty: there is nothing to run the model on")
     return Evaluation(total / n, correct / n, n, correct)
+
+
+def mean_loss(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> float:
+    """The loss of a batch as a number; PruneError if it is none, such as a loss for each sample."""
+    value = loss(outputs, targets)
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise PruneError(f"the loss gives {shape(value)} values for a batch: give their mean, a single number")
+    return float(value)
 
 
 def _correct(outputs: Tensor, targets: Tensor) -> int:
