@@ -29,14 +29,19 @@ import prunelab as pl
 from prunelab import zoo
 
 SHARE = 0.5
+MASKERS = ("torch.nn.utils.prune", "FasterAI")
+PEERS = (*MASKERS, "Torch-Pruning")
 
 
-def table(title: str, head: list[str], rows: list[list[str]]) -> None:
-    """Print a Markdown table."""
-    print(f"\n**{title}**\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
-    sys.stdout.flush()
+class Table:
+    """A Markdown table, printed row by row as they are found: a run that is cut short has said something."""
+
+    def __init__(self, title: str, head: list[str]) -> None:
+        print(f"\n**{title}**\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}", flush=True)
+
+    def add(self, row: list[str]) -> None:
+        """One row more."""
+        print(f"| {' | '.join(row)} |", flush=True)
 
 
 def seconds(call: Callable[[], Any]) -> float:
@@ -71,7 +76,10 @@ def race(work: str, name: str, rounds: int) -> dict[str, float]:
 
 def steps(rounds: int) -> None:
     """Time of one pruning step."""
-    rows = []
+    table = Table(
+        f"One step at {SHARE:.0%}: how many times as long as prunelab",
+        ["model", "work", "prunelab", "in reads of the weights", *PEERS],
+    )
     for name in ("ResNet-50", "ViT-B/16"):
         limit = read_once(MODELS[name]()[0])
         for work in STEPS:
@@ -80,15 +88,7 @@ def steps(rounds: int) -> None:
             found = race(work, name, rounds)
             mine = found["prunelab"]
             others = [f"{found[who] / mine:.1f}" if who in found else "" for who in PEERS]
-            rows.append([name, work, f"{mine:.3f} s", f"{mine / limit:.0f}", *others])
-    table(
-        f"One step at {SHARE:.0%}: how many times as long as prunelab",
-        ["model", "work", "prunelab", "in reads of the weights", *PEERS],
-        rows,
-    )
-
-
-PEERS = ("torch.nn.utils.prune", "FasterAI", "Torch-Pruning")
+            table.add([name, work, f"{mine:.3f} s", f"{mine / limit:.0f}", *others])
 
 
 def memory_of(work: str, who: str, name: str) -> float:
@@ -103,7 +103,9 @@ def memory_of(work: str, who: str, name: str) -> float:
 
 def memory() -> None:
     """Peak memory of one pruning step beyond the model."""
-    rows = []
+    table = Table(
+        "Peak memory of one step beyond the model, over the weights' size", ["model", "work", "prunelab", *PEERS]
+    )
     for name, work in (
         ("ResNet-50", "weights, global"),
         ("ResNet-50", "weights, local"),
@@ -116,15 +118,12 @@ def memory() -> None:
             command = [sys.executable, __file__, "memory-of", json.dumps([work, who, name])]
             done = subprocess.run(command, capture_output=True, text=True)
             found[who] = float(done.stdout.strip().splitlines()[-1]) if done.returncode == 0 else float("nan")
-        rows.append([name, work, *(f"{found[w]:.2f}" if w in found else "" for w in ("prunelab", *PEERS))])
-    table(
-        "Peak memory of one step beyond the model, over the weights' size", ["model", "work", "prunelab", *PEERS], rows
-    )
+        table.add([name, work, *(f"{found[w]:.2f}" if w in found else "" for w in ("prunelab", *PEERS))])
 
 
 def growth(rounds: int) -> None:
     """How a global step grows with the model; the peers up to 100 M weights, beyond which they outgrow the machine."""
-    rows = []
+    table = Table("Global magnitude by size", ["weights", "prunelab", "in reads of the weights", *MASKERS])
     for name in ("1 M", "10 M", "100 M", "500 M"):
         model, example = MODELS[name]()
         limit = read_once(model)
@@ -137,14 +136,13 @@ def growth(rounds: int) -> None:
                 found.append(seconds(partial(run, "weights, global", who, copied, example, SHARE)))
         middle = {who: statistics.median(found) for who, found in times.items()}
         mine = middle["prunelab"]
-        others = [f"{middle[who] / mine:.1f}" if who in middle else "" for who in PEERS[:2]]
-        rows.append([name, f"{mine:.3f} s", f"{mine / limit:.0f}", *others])
-    table("Global magnitude by size", ["weights", "prunelab", "in reads of the weights", *PEERS[:2]], rows)
+        others = [f"{middle[who] / mine:.1f}" if who in middle else "" for who in MASKERS]
+        table.add([name, f"{mine:.3f} s", f"{mine / limit:.0f}", *others])
 
 
 def selection(rounds: int) -> None:
     """Selection alone: scores -> keep."""
-    rows = []
+    table = Table("allocate alone, in reads of the weights", ["weights", "global", "in reads", "local", "in reads"])
     for name in ("1 M", "10 M", "ViT-B/16", "100 M"):
         model, _ = MODELS[name]()
         scores, groups = pl.criteria.magnitude(model), pl.granularity.weights(model)
@@ -155,12 +153,7 @@ def selection(rounds: int) -> None:
                 seconds(partial(pl.allocate, scores, groups, SHARE, scope)) for _ in range(rounds)
             )
             row += [f"{found:.3f} s", f"{found / limit:.1f}"]
-        rows.append(row)
-    table(
-        "allocate alone, in reads of the weights",
-        ["weights", "global", "in reads", "local", "in reads"],
-        rows,
-    )
+        table.add(row)
 
 
 def recovered(model: nn.Module, data: zoo.Data, seed: int) -> float:
@@ -173,7 +166,10 @@ def accuracy(seeds: int) -> None:
     """Accuracy at equal sparsity, before and after an equal recovery, mean over networks of different seeds."""
     data = zoo.load("digits")
     names = ["digits-cnn", *(f"digits-cnn-{n}" for n in range(1, 5))][:seeds]
-    rows = []
+    table = Table(
+        f"The course's CNN, {len(names)} networks: test accuracy, mean ± standard deviation",
+        ["work", "share", "who", "without recovery", "after one epoch", "MACs left"],
+    )
     for work, share in (("weights, global", 0.9), ("weights, local", 0.9), ("filters, removed", 0.5)):
         for who in STEPS[work]:
             before, after, left = [], [], []
@@ -185,12 +181,7 @@ def accuracy(seeds: int) -> None:
                 before.append(pl.measurement.evaluate(pruned, data, split="test").accuracy)
                 after.append(recovered(masked_again(pruned), data, seed))
                 left.append(pl.measurement.macs(plain(copy.deepcopy(pruned)), example[:1]) / macs)
-            rows.append([work, f"{share:.0%}", who, spread(before), spread(after), f"{statistics.mean(left):.0%}"])
-    table(
-        f"The course's CNN, {len(names)} networks: test accuracy, mean ± standard deviation",
-        ["work", "share", "who", "without recovery", "after one epoch", "MACs left"],
-        rows,
-    )
+            table.add([work, f"{share:.0%}", who, spread(before), spread(after), f"{statistics.mean(left):.0%}"])
 
 
 def spread(values: list[float]) -> str:
@@ -207,7 +198,10 @@ def masked_again(model: nn.Module) -> nn.Module:
 
 def latency(rounds: int) -> None:
     """Latency reached against MACs removed, at a share of the filters or weights, on ResNet-50."""
-    rows = []
+    table = Table(
+        f"ResNet-50, {SHARE:.0%} gone, baked: MACs removed and speed-up over dense",
+        ["work", "who", "MACs removed", "speed-up"],
+    )
     model, example = MODELS["ResNet-50"]()
     example = torch.randn(4, 3, 112, 112)
     dense = pl.measurement.macs(model, example)
@@ -221,12 +215,7 @@ def latency(rounds: int) -> None:
         compared = pl.measure.compare(forms, example, clock="steady", rounds=rounds)
         for who in [w for w in forms if w != "dense"]:
             macs = pl.measurement.macs(forms[who], example)
-            rows.append([work, who, f"{1 - macs / dense:.0%}", f"{compared.speedup[who].ratio:.2f}x"])
-    table(
-        f"ResNet-50, {SHARE:.0%} gone, baked: MACs removed and speed-up over dense",
-        ["work", "who", "MACs removed", "speed-up"],
-        rows,
-    )
+            table.add([work, who, f"{1 - macs / dense:.0%}", f"{compared.speedup[who].ratio:.2f}x"])
 
 
 def imports(rounds: int) -> None:
@@ -249,8 +238,9 @@ def imports(rounds: int) -> None:
             )
             times[who].append(float(done.stdout.strip().splitlines()[-1]))
     mine = statistics.median(times["prunelab"])
-    rows = [[w, f"{statistics.median(t):.2f} s", f"{statistics.median(t) / mine:.2f}"] for w, t in times.items()]
-    table("Import", ["what", "processor time", "over prunelab"], rows)
+    table = Table("Import", ["what", "processor time", "over prunelab"])
+    for who, found in times.items():
+        table.add([who, f"{statistics.median(found):.2f} s", f"{statistics.median(found) / mine:.2f}"])
 
 
 def main() -> None:
