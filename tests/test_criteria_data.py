@@ -22,6 +22,8 @@ X = torch.tensor([[1.0, 2.0, 0.0], [3.0, -1.0, 2.0]])
 T = torch.tensor([[-3.0, 2.0], [4.0, 8.0]])
 # outputs X W' = [[-3, 3], [6, 7]], errors E = outputs - T = [[0, 1], [2, -1]], loss = mean over samples of |e|^2 / 2
 
+# These have tests of their own, for none of the networks here has heads or decoder blocks.
+OF_TRANSFORMERS = ("head_importance", "block_influence", "angular_distance", "glu_peak_to_peak")
 LOOKS_AT_DATA = ["gradient", "taylor", "taylor_sum", "fisher", "grasp", "wanda", "synflow"]
 
 
@@ -424,7 +426,7 @@ def test_without_data(build, snapshot, criterion):
 
 
 def test_the_others_need_none(build):
-    for criterion in CRITERIA.keys() - {*LOOKS_AT_DATA, "head_importance"}:  # of heads: tests/test_criteria_heads.py
+    for criterion in CRITERIA.keys() - {*LOOKS_AT_DATA, *OF_TRANSFORMERS}:
         assert CRITERIA[criterion](build("cnn"))
 
 
@@ -558,7 +560,7 @@ def cell(model, groups, calib, criterion, scope, snapshot):
 
 def test_the_grid(build, data_for, snapshot):
     """Run with -s to see it."""
-    judges = [c for c in CRITERIA if c != "head_importance"]  # none of the networks has heads
+    judges = [c for c in CRITERIA if c not in OF_TRANSFORMERS]
     found = {}
     for name in MODELS:
         model, (x, y) = build(name).eval(), data_for(name)

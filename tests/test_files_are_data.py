@@ -16,8 +16,13 @@ from prunelab import zoo
 ROOT = Path(pl.__file__).parent
 
 
+OUR_OWN = ROOT / "lab" / "bank.py"  # runs the exercises' answers, which are source of the package, to describe them
+
+
 def test_nothing_in_the_package_executes_a_file():
-    assert {p: found for p in sorted(ROOT.rglob("*.py")) if (found := executes(p.read_text(encoding="utf-8")))} == {}
+    found = {p: executes(p.read_text(encoding="utf-8")) for p in sorted(ROOT.rglob("*.py"))}
+    assert found.pop(OUR_OWN) == ["exec", "compile"]
+    assert not any(found.values()), {p: calls for p, calls in found.items() if calls}
 
 
 FORBIDDEN = {

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import nbformat
 
 from .. import zoo
 from ..core import PruneError
+from ..files import write_whole
 
 PATTERN = "[0-9][0-9]_*.ipynb"
 MANIFEST = ".prunelab.json"  # in a learner's folder: what each notebook was when it was copied
@@ -49,7 +48,7 @@ def copy(target: Path) -> dict[str, str]:
         raise PruneError(f"{target} can't be made ({error}): name a folder that you may write to") from error
     before = _manifest(target)
     done = {path.name: _copy(path, target, before) for path in notebooks()}
-    write(target / MANIFEST, json.dumps({p.name: _digest(p) for p in notebooks()}, indent=1).encode())
+    write_whole(target / MANIFEST, json.dumps({p.name: _digest(p) for p in notebooks()}, indent=1).encode())
     return done
 
 
@@ -57,15 +56,15 @@ def _copy(source: Path, target: Path, before: dict[str, str]) -> str:
     """Put one notebook there; what became of it in words."""
     place = target / source.name
     if not place.exists():
-        write(place, source.read_bytes())
+        write_whole(place, source.read_bytes())
         return "new"
     if _digest(place) == _digest(source):
         return "as it was"
     if _digest(place) == before.get(source.name):  # the course's older version, untouched
-        write(place, source.read_bytes())
+        write_whole(place, source.read_bytes())
         return "updated"
     if before.get(source.name) != _digest(source):
-        write(place.with_suffix(".new.ipynb"), source.read_bytes())
+        write_whole(place.with_suffix(".new.ipynb"), source.read_bytes())
     return "yours, kept"
 
 
@@ -79,15 +78,3 @@ def _manifest(target: Path) -> dict[str, str]:
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def write(path: Path, content: bytes) -> None:
-    """A file written whole or not at all."""
-    handle, draft = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(draft, 0o644)
-        os.replace(draft, path)
-    finally:
-        Path(draft).unlink(missing_ok=True)

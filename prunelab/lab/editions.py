@@ -15,6 +15,7 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
 from ..core import PruneError
+from ..files import write_whole
 from . import bank, course, guide, lessons, pages, publish, rules
 from .exercises import Exercise
 from .rules import Notebook
@@ -98,11 +99,11 @@ def build(out: Path, execute: bool = False) -> dict[str, list[Path]]:
             place.parent.mkdir(parents=True, exist_ok=True)
             nb = edition(course.read(path))
             nbformat.validate(nb)
-            course.write(place, (nbformat.writes(nb) + "\n").encode())
+            write_whole(place, (nbformat.writes(nb) + "\n").encode())
             written[name].append(place)
             if name == "slides":
                 deck = place.with_suffix(".html")
-                course.write(deck, pages.notebook(nb, lessons.title(nb), template="deck").encode())
+                write_whole(deck, pages.notebook(nb, lessons.title(nb), template="deck").encode())
                 written[name].append(deck)
             if name == "instructor" and execute:
                 publish.publish(place, timeout=600)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..files import write_whole
 from . import bank, course, lessons, notes, pages, timings
 from .rules import Notebook
 
@@ -28,8 +29,8 @@ def build(folder: Path) -> list[Path]:
     """Write the guide into a folder, as Markdown and as a page."""
     written, folder = text(), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    course.write(folder / f"{NAME}.md", written.encode())
-    course.write(folder / f"{NAME}.html", pages.markdown(written, "Teaching prunelab").encode())
+    write_whole(folder / f"{NAME}.md", written.encode())
+    write_whole(folder / f"{NAME}.html", pages.markdown(written, "Teaching prunelab").encode())
     return [folder / f"{NAME}.md", folder / f"{NAME}.html"]
 
 

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..files import write_whole
 from . import course, lessons, pages, reference
 
 HOME, REFERENCE = "index.html", "reference.html"
@@ -26,7 +27,7 @@ def build(out: Path) -> list[Path]:
     for name, module in modules.items():
         found[f"{name}.html"] = pages.markdown(reference.page(module), name, pages.navigation(links, REFERENCE))
     for name, text in found.items():
-        course.write(out / name, text.encode())
+        write_whole(out / name, text.encode())
     return [out / name for name in found]
 
 

@@ -23,6 +23,7 @@ from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell
 
 from .. import zoo
+from ..files import write_whole
 from . import course, doctor
 
 ASK = (  # the last cell, added in memory: what the kernel has used
@@ -116,7 +117,7 @@ def _add(number: str, found: list[float]) -> None:
 
 
 def _store(news: dict[str, Any]) -> None:
-    course.write(path(), (json.dumps(_stored() | news, indent=1) + "\n").encode())
+    write_whole(path(), (json.dumps(_stored() | news, indent=1) + "\n").encode())
 
 
 def _machine() -> str:

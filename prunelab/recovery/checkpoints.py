@@ -15,6 +15,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from ..core import PruneError
+from ..files import write_whole
 from ..measurement import Evaluation
 from .history import History
 from .run import Run, digest, random_state
@@ -51,7 +52,7 @@ class Checkpoint:
         tensors, facts = _packed(run)
         content = {key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}  # tied ones apart
         facts = {**facts, "format": FORMAT, "sha256": digest(content)}
-        _replace(Path(self.path), to_bytes(content, {"prunelab": _json(facts)}))
+        write_whole(Path(self.path), to_bytes(content, {"prunelab": _json(facts)}))
 
     def resume(self, run: Run) -> bool:
         """Put a fresh run where the saved one stood; False if there is no file.
@@ -156,16 +157,3 @@ def _json(facts: Mapping[str, Any]) -> str:
 def _short(value: Any, limit: int = 80) -> str:
     text = str(value)
     return text if len(text) <= limit else f"{text[:limit]}..."
-
-
-def _replace(path: Path, content: bytes) -> None:
-    aside = path.with_name(f".{path.name}.part")  # one name: a killed run leaves one such file, not one a save
-    try:
-        with open(aside, "wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())  # a power cut must not leave the new name on an empty file
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise

@@ -69,11 +69,3 @@ def test_an_installation_without_notebooks_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(course.zoo, "data_dir", lambda: tmp_path / "data")
     with pytest.raises(PruneError, match="install prunelab again"):
         course.folder()
-
-
-def test_a_write_that_fails_leaves_no_part(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("old")
-    monkeypatch.setattr(course.os, "replace", lambda a, b: (_ for _ in ()).throw(OSError("full")))
-    with pytest.raises(OSError, match="full"):
-        course.write(tmp_path / "file", b"new")
-    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("file", "old")]
