@@ -134,6 +134,13 @@ def test_what_is_saved_can_be_loaded_by_someone_else(trained, data, tmp_path):
     assert (tmp_path / "out" / "front.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_recipe_of_an_earlier_model_does_not_stay(trained, data, tmp_path):
+    fit(trained, data, latency=0.5, save=tmp_path)
+    assert (tmp_path / "recipe.toml").exists()
+    assert fit(trained, data, latency=1.0, save=tmp_path).advice == "don't"
+    assert not (tmp_path / "recipe.toml").exists()
+
+
 def mlp_with(model):
     twin = mlp()
     twin.load_state_dict(model.state_dict())

@@ -122,6 +122,8 @@ class Log:
         save_plan(self.path, self.groups, self.best.keep, self.best.model)
         if self.best.recipe is not None and _nameable(self.best.recipe):
             save_recipe(self.path / RECIPE, self.best.recipe)
+        else:  # an earlier one's would be of another model
+            (self.path / RECIPE).unlink(missing_ok=True)
 
     def _save_report(self, *, complete: bool) -> None:
         if self.path is not None:
