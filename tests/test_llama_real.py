@@ -15,6 +15,7 @@ from prunelab.reconstruction import SparseGPT, Wanda, blockwise
 
 pytestmark = pytest.mark.slow
 FRONT = 3  # blocks that the plain implementations prune: they are slow
+SOME = 8  # windows of text: more tokens than a layer has inputs, or the Hessian has no inverse without its damping
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_it_is_the_llama(llama, text, dense):
     assert "lm_head.weight" not in pl.prunable(llama.model)
     assert len(pl.prunable(llama.model)) == 30 * 7
     assert 10 < dense < 30
-    assert "tree" in llamas.answer(llama, count=12).lower()
+    assert "gardener" in llamas.answer(llama, count=12).lower()
 
 
 def test_magnitude_ruins_it_and_wanda_does_not(llama, text, dense):
@@ -60,9 +61,11 @@ def test_within_half_a_percent_of_the_papers_formulas(llama, text, dense, method
     found = []
     groups, keep = pl.granularity.layers(llama.model), {"layers": torch.arange(30) < FRONT}
     for prune in (
-        lambda m: blockwise(m, text.some(2), method, sparsity),
+        lambda m: blockwise(m, text.some(SOME), method, sparsity),
         lambda m: plain_methods.layer_by_layer(
-            m, text.some(2).batches[0][0], getattr(plain_methods, type(method).__name__.lower()), plain
+            torch.cat([b[0] for b in text.some(SOME).batches]),
+            getattr(plain_methods, type(method).__name__.lower()),
+            plain,
         ),
     ):
         front = pl.shrink(llama.model, groups, keep)
