@@ -63,7 +63,8 @@ def test_within_half_a_percent_of_the_papers_formulas(llama, text, dense, method
     for prune in (
         lambda m: blockwise(m, text.some(SOME), method, sparsity),
         lambda m: plain_methods.layer_by_layer(
-            torch.cat([b[0] for b in text.some(SOME).batches]),
+            m,
+            text.some(SOME).batches[0][0],
             getattr(plain_methods, type(method).__name__.lower()),
             plain,
         ),
