@@ -78,6 +78,7 @@ def train(
     """
     _check_settings(epochs, steps, lr)
     check_schedule(lr_schedule)
+    progress = bool(progress)  # what cannot be a yes or no fails here, before anything is changed
     trained = _trainable(model)
     total = steps or (epochs or EPOCHS) * count(data, size=batch_size)
     made = optimizer(model) if optimizer else AdamW(trained, lr=lr, weight_decay=weight_decay)
