@@ -50,8 +50,9 @@ class SparseGPT:
     columns: int = 128
 
     def gather(self, inputs: Tensor) -> Tensor:
-        """(n, in) -> (in, in): the Gram matrix."""
-        return inputs.T @ inputs
+        """(n, in) -> (in, in): the Gram matrix, in float64 as what is computed of it."""
+        wide = inputs.double()
+        return wide.T @ wide
 
     def __call__(self, weight: Tensor, gathered: Tensor, sparsity: float | NM, name: str) -> tuple[Tensor, Tensor]:
         """The weight pruned and repaired."""

@@ -38,7 +38,7 @@ def sparsegpt(
     if isinstance(sparsity, NM) and columns % sparsity.m:
         raise PruneError(f"blocks of {columns} columns cut through the {sparsity.m} of {sparsity}: give a multiple")
     factor = inverse_factor(gram, weight, damping=damping, name=name)
-    new = weight.detach().float().clone()
+    new = weight.detach().double().clone()  # in float32 rounding changes who goes, and later blocks make more of it
     new[:, gram.diagonal() == 0] = 0
     keep = torch.ones_like(new, dtype=torch.bool)
     for start in range(0, new.shape[1], columns):
@@ -61,7 +61,7 @@ def inverse_factor(gram: Tensor, weight: Tensor, *, damping: float = 0.01, name:
     n = weight.shape[1]
     if gram.shape != (n, n) or not torch.isfinite(gram).all():
         raise PruneError(f"the Gram matrix of {name} {shape(weight)} is {shape(gram)}: give finite numbers, ({n}, {n})")
-    damped = gram.float().clone()
+    damped = gram.double().clone()
     diagonal = damped.diagonal()
     diagonal[diagonal == 0] = 1  # an input that was always 0: its column stands alone
     mean = float(diagonal.mean())
