@@ -84,7 +84,12 @@ def write(model: nn.Module, tokenizer: Any, prompt: str, count: int = 40, *, cac
 
 
 def continued(model: Any, ids: Tensor, count: int, *, cache: bool = True) -> Tensor:
-    """Greedy continuation of (1, n) ids by at most `count` tokens: (1, at most count) ids."""
+    """Greedy continuation of (1, n) ids by at most `count` tokens: (1, at most count) ids.
+
+    Raises PruneError for a model that cannot generate.
+    """
+    if not callable(getattr(model, "generate", None)):
+        raise PruneError(f"{type(model).__name__} has no generate(): give a model such as AutoModelForCausalLM loads")
     settings = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "use_cache": cache}
     seen = torch.ones_like(ids)
     return model.generate(ids, attention_mask=seen, max_new_tokens=count, **settings)[:, ids.shape[1] :]

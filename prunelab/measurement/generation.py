@@ -79,7 +79,7 @@ def rates(
         for name, model in models.items():
             check_tokens(model, ids)
             stack.enter_context(undisturbed(model))
-            reading[name], writing[name] = _tasks(model, ids)
+            reading[name], writing[name] = _tasks(model, ids, name)
         device = device_of(next(iter(models.values()))).type
         clock = resolved(clock, threads, device)
         times = [interleaved(t, threads=threads, rounds=rounds, clock=clock, device=device) for t in (reading, writing)]
@@ -88,10 +88,16 @@ def rates(
     return Rates(prefill, decode, ids.shape[1])
 
 
-def _tasks(model: Any, ids: Tensor) -> tuple[Task, Task]:
+def _tasks(model: Any, ids: Tensor, name: str) -> tuple[Task, Task]:
     device = device_of(model)
     prompt = ids.to(device)
-    first = model(input_ids=prompt, use_cache=True)
+    try:
+        first = model(input_ids=prompt, use_cache=True)
+    except TypeError as error:  # no such arguments: `attempt` would drop all of the output but its logits
+        raise PruneError(
+            f"{name}, a {type(model).__name__}, takes no input_ids and use_cache ({error}): give a causal language "
+            "model, such as AutoModelForCausalLM loads"
+        ) from error
     cache = copy.deepcopy(_cache(first))
     following = first.logits[:, -1:].argmax(-1)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 
-from .. import schedules
+from .. import criteria, schedules
 from ..allocation import expand, report, unit_scores
 from ..calibration import Calibration, Loss
 from ..core import Group, Keep, PruneError, Schedule
@@ -20,6 +20,7 @@ from ..criteria import Criterion
 from ..masking import apply, current_masks, restore
 from ..pipeline import Pruned
 from ..recovery import History, Objective, train
+from ..recovery.training import check_decay
 from . import gates
 from .rules import Rule, TopV
 
@@ -65,6 +66,8 @@ def finetune(
     """
     share = schedules.by_name(schedule)
     _check_rates(lr=lr, scores_lr=scores_lr)
+    check_decay(weight_decay)
+    _check_rule(rule, "keep", "cost")
     gates.attach(model, groups)
     learned, learning, now = gates.by_group(model), gates.gated(model, groups), 0.0
 
@@ -88,7 +91,7 @@ def gradual(
     data: Any,
     groups: Sequence[Group],
     rule: TopV,
-    criterion: Criterion,
+    criterion: str | Criterion,
     *,
     calib: Calibration | None = None,
     schedule: str | Schedule = GRADUAL,
@@ -101,11 +104,13 @@ def gradual(
     Raises PruneError as `finetune`.
     """
     share = schedules.by_name(schedule)
+    judge = criteria.by_name(criterion)
+    _check_rule(rule, "keep")
     gates.check_whole(model, groups)
     keep: Keep = {g.name: torch.ones(g.units, dtype=torch.bool) for g in groups}
 
     def scores() -> dict[str, Tensor]:
-        return unit_scores(criterion(model, calib), groups)
+        return unit_scores(judge(model, calib), groups)
 
     def after(done: int, total: int) -> None:
         nonlocal keep
@@ -113,6 +118,7 @@ def gradual(
         keep = rule.keep(scores(), groups, now) if now else keep
         apply(model, expand(model, groups, keep))
 
+    scores()  # a criterion that can't score this model says so before anything is changed
     with _sound(model):
         history = train(model, data, on_step=after, **options)
         return Learned(_settled(model, groups, keep), scores(), history)
@@ -122,6 +128,11 @@ def _check_rates(**rates: Any) -> None:
     for name, rate in rates.items():
         if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < float("inf"):
             raise PruneError(f"{name}={rate!r}: give a positive learning rate, such as 0.001")
+
+
+def _check_rule(rule: Any, *methods: str) -> None:
+    if not all(callable(getattr(rule, method, None)) for method in methods):
+        raise PruneError(f"the rule is {rule!r}: give movement.TopV(0.9), or for finetune movement.Threshold(1.0)")
 
 
 def _two_rates(model: nn.Module, lr: float, scores_lr: float, weight_decay: float) -> Optimizer:

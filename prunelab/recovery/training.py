@@ -17,10 +17,11 @@ from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 from tqdm.auto import tqdm
 
-from ..batches import Batch, batches, call, count, has_splits, to
-from ..calibration import Loss
+from ..batches import Batch, batches, count, has_splits, to
+from ..calibration import Loss, scalar_loss
 from ..core import PruneError, device_of, mode, places
 from ..measurement import Evaluation, evaluate
+from ..measurement.conditions import attempt
 from .checkpoints import Checkpoint
 from .history import History
 from .rates import ONE_CYCLE, Rate, Tail, check_schedule
@@ -40,6 +41,15 @@ class Objective:
 
     of: Callable[[Any, Any, Tensor], Tensor]
     report: Loss = F.cross_entropy
+
+    def on(self, inputs: Any) -> Loss:
+        """The loss of (outputs, targets) on these inputs, under the name of the reported one."""
+
+        def loss(outputs: Any, targets: Tensor) -> Tensor:
+            return self.of(inputs, outputs, targets)
+
+        loss.__name__ = getattr(self.report, "__name__", type(self.report).__name__)
+        return loss
 
 
 def train(
@@ -73,10 +83,11 @@ def train(
     the same weights as an unbroken one; random numbers other than torch's are not in it.
 
     If the loss or a weight becomes NaN or infinite, the model gets back its best weights by validation, or without
-    validation those it had before the epoch, and a PruneError says so. An interrupt leaves it with the weights of
-    the moment, finite and usable.
+    validation those it had before the epoch, and a PruneError says so. An error before the first step is done leaves
+    it as it was; an interrupt, or an error later on, with the weights of the moment, finite and usable.
     """
     _check_settings(epochs, steps, lr)
+    check_decay(weight_decay)
     check_schedule(lr_schedule)
     progress = bool(progress)  # what cannot be a yes or no fails here, before anything is changed
     trained = _trainable(model)
@@ -185,7 +196,7 @@ def _rest_of_epoch(run: Run, lesson: Lesson) -> Iterator[Batch]:
 def _step(run: Run, batch: Batch, objective: Objective) -> float:
     inputs, targets = to(batch, device_of(run.model))
     run.optimizer.zero_grad(set_to_none=True)
-    value = objective.of(inputs, call(run.model, inputs), targets)
+    value = scalar_loss(objective.on(inputs), attempt(run.model, inputs), targets)
     value.backward()
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
@@ -222,6 +233,12 @@ def _check_settings(epochs: Any, steps: Any, lr: Any) -> None:
         raise PruneError(f"lr={lr!r}: give a positive learning rate, such as 0.003")
 
 
+def check_decay(weight_decay: Any) -> None:
+    """PruneError unless it is a finite number of at least 0: AdamW takes NaN, and ruins the weights with it."""
+    if isinstance(weight_decay, bool) or not isinstance(weight_decay, (int, float)) or not 0 <= weight_decay < math.inf:
+        raise PruneError(f"weight_decay={weight_decay!r}: give a number of at least 0, such as 0.01")
+
+
 def _finite(model: nn.Module) -> bool:
     """Whether every parameter is, as the masks show it: what lies under a mask may be anything."""
     seen = [getattr(p.module, p.attribute) for p in places(model) if isinstance(p.tensor, nn.Parameter)]
@@ -240,15 +257,23 @@ def _trainable(model: nn.Module) -> list[nn.Parameter]:
 
 @contextmanager
 def _left_sound(run: Run) -> Iterator[None]:
-    """However the block ends: no gradients stay, and no weight that is not finite."""
+    """However the block ends: no weight that is not finite; and if an error comes before a step is done, no change."""
+    before = [(p, p.grad) for p in run.model.parameters()]  # zero_grad lets go of them, and changes none
     try:
         yield
-    except BaseException:  # a KeyboardInterrupt too
+    except Exception:
+        if run.done == 0 or not _finite(run.model):
+            run.safe.put_back(run.model)
+        raise
+    except BaseException:  # an interrupt: the weights of the moment, if they are usable
         if not _finite(run.model):
             run.safe.put_back(run.model)
         raise
     finally:
         run.optimizer.zero_grad(set_to_none=True)
+        if run.done == 0:
+            for parameter, grad in before:
+                parameter.grad = grad
 
 
 def _refuse_divergence(run: Run) -> None:
