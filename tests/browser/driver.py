@@ -51,7 +51,9 @@ class Opened:
         self.page.on("console", lambda m: self._note(f"{m.text} ({m.location.get('url', '')})", m.type == "error"))
         self.page.on("pageerror", lambda error: self._note(str(error), True))
         self.page.set_default_timeout(STEP)
-        self.page.goto(f"{url}/lab/tree/{self.name}", timeout=90_000)
+        # In a workspace of its own: the shared one would open the notebook before beside it.
+        own = self.name.split(".")[0]
+        self.page.goto(f"{url}/lab/workspaces/{own}/tree/{self.name}", timeout=90_000)
         self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=90_000)
         self.page.wait_for_function(f"() => {NOTEBOOK}.parent.sessionContext.isReady", timeout=90_000)
         self._until_idle(60)
@@ -69,7 +71,7 @@ class Opened:
 
     def close(self) -> None:
         """Leave, and end its kernel."""
-        self.page.evaluate("() => window.jupyterapp.serviceManager.sessions.shutdownAll()")
+        self._answer("window.jupyterapp.serviceManager.sessions.shutdownAll()")
         self.page.close()
 
     def errors(self) -> list[str]:
@@ -154,4 +156,9 @@ class Opened:
         self.page.wait_for_function(f"() => {{ const nb = {NOTEBOOK}; return {condition}; }}", timeout=1000 * seconds)
 
     def _evaluate(self, expression: str) -> Any:
-        return self.page.evaluate(f"() => {{ const nb = {NOTEBOOK}; return {expression}; }}")
+        return self._answer(f"(() => {{ const nb = {NOTEBOOK}; return {expression}; }})()")
+
+    def _answer(self, expression: str) -> Any:
+        """What a piece of JavaScript gives; a promise is waited for, but not for ever, as Playwright would."""
+        late = f"new Promise((_, no) => setTimeout(() => no(new Error('no answer in {STEP} ms')), {STEP}))"
+        return self.page.evaluate(f"() => Promise.race([{expression}, {late}])")
