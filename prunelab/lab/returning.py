@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from scipy import stats
 
+from .intervals import ahead
 from .measuring import measured
 
 
@@ -31,8 +31,8 @@ def interval(values: Sequence[float]) -> Interval:
     found = np.asarray(values, dtype=float)
     if found.ndim != 1 or len(found) < 2:
         raise ValueError(f"an interval needs at least two values, one a network; it got {found.shape}")
-    reach = float(stats.t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / math.sqrt(len(found)))
-    return Interval(float(found.mean()), float(found.mean()) - reach, float(found.mean()) + reach)
+    mean = ahead(found, np.zeros_like(found))
+    return Interval(float(mean.mean), float(mean.low), float(mean.high))
 
 
 def leads(found: Mapping[str, Sequence[float]], over: str) -> dict[str, Interval]:
