@@ -67,6 +67,7 @@ def test_a_plan_rebuilds_it(kind, what, tmp_path):
     assert torch.equal(again(token_ids()).logits, small(token_ids()).logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", WHATS)
 def test_a_plan_in_a_fresh_process(what, tmp_path):
     small = pl.shrink(model := decoder(), *half(model, what))

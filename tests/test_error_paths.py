@@ -27,6 +27,8 @@ import prunelab as pl
 from prunelab import zoo
 from prunelab.masking import current_masks
 
+pytestmark = pytest.mark.slow
+
 
 def public(module: types.ModuleType, path: str, seen: set[int]) -> Iterator[tuple[str, Callable[..., Any]]]:
     """Every function that the package offers under some name, once: by `__all__`, or defined in the module."""

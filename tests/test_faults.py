@@ -25,6 +25,8 @@ from prunelab.sensitivity import Scan
 from prunelab.sensitivity.result import Curve
 from prunelab.zoo import downloads, trained
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(pl.__file__).parent
 
 

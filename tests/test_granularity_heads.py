@@ -128,6 +128,7 @@ def test_the_small_model_trains(name):
             assert small.get_parameter(tensor).grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_saved_and_rebuilt_in_a_fresh_process(tmp_path):
     """One process for all architectures: starting one costs more than all of them."""
     names = ["our ViT", "torchvision's ViT", "BERT", "DistilBERT", "Llama", "TransformerEncoder"]

@@ -147,6 +147,7 @@ def test_numbers_that_make_no_sense_are_refused(bad):
         latency(nn.Linear(32, 8), X, **bad)
 
 
+@pytest.mark.slow
 def test_nothing_is_printed_where_cuda_is_installed_without_a_gpu():
     code = "import torch; from prunelab.measurement import latency; latency(torch.nn.Linear(2, 2), torch.ones(1, 2))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -3,11 +3,13 @@
 import re
 from pathlib import Path
 
+import pytest
 from torch.utils.data import DataLoader, TensorDataset
 
 README = Path(__file__).parents[1] / "README.md"
 
 
+@pytest.mark.slow
 def test_the_library_snippets_run_one_after_the_other(build, data_for, tmp_path, monkeypatch, capsys):
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) >= 3

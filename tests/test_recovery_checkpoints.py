@@ -273,6 +273,7 @@ def train_in_a_child(path, x, y, steps):
     learn(droopy(), (torch.tensor(x), torch.tensor(y)), epochs=40, checkpoint=Checkpoint(path, 3), on_step=on_step)
 
 
+@pytest.mark.slow
 def test_killed_processes_resume_to_the_same_weights(lesson, tmp_path):
     """SIGKILL, which no `finally` sees, at a random step of 120, three times. (20 times: benchmarks/bench_resume.py)"""
     whole, (x, y) = droopy(), lesson.train

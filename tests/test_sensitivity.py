@@ -355,6 +355,7 @@ def on(backend, n_jobs, model, data, **more):
         return quick(model, data, **more)
 
 
+@pytest.mark.slow
 def test_two_processes(make, snapshot):
     model, data = make("residual")
     before = snapshot(model)
@@ -418,6 +419,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_two_dask_workers(tmp_path):
     """In a process of its own: a cluster's threads, sockets and warnings on its way out are nobody else's."""
     pytest.importorskip("distributed", reason="dask[distributed] is not installed")

@@ -50,6 +50,7 @@ def bench():
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "googlenet"])
 def test_torchvision(name):
     tools = bench()
@@ -188,6 +189,7 @@ def test_other_parametrizations():
         shrink(model, groups, keep)
 
 
+@pytest.mark.slow
 def test_saved_and_rebuilt_in_a_fresh_process(tmp_path):
     groups, keep = half(network())
     small = shrink(network(), groups, keep)

@@ -108,8 +108,8 @@ class Opened:
         self.page.keyboard.press("Escape")
         return self.show(index).locator(".jp-OutputArea").first
 
-    def tab_to(self, control: Any, most: int = 3) -> bool:
-        """Whether a few presses of Tab lead to a control (a slider's number lies between)."""
+    def tab_to(self, control: Any, most: int = 6) -> bool:
+        """Whether a few presses of Tab lead to a control (the other options, or a slider's number, lie between)."""
         for _ in range(most):
             self.page.keyboard.press("Tab")
             if control.evaluate("control => control === document.activeElement"):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 from driver import Opened
 
@@ -11,8 +9,7 @@ from prunelab import zoo
 from prunelab.lab import course, lessons
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-EVERY = course.notebooks()
-NOTEBOOKS = EVERY if os.environ.get("PRUNELAB_BROWSER") == "all" else EVERY[:2]  # one takes a minute or two
+NOTEBOOKS = course.notebooks()
 
 
 @pytest.fixture(scope="module", params=NOTEBOOKS, ids=[p.stem for p in NOTEBOOKS])

@@ -139,6 +139,7 @@ def test_the_marks(ratio, hidden, kept):
     assert ("too little to tell" in marks[2].found) == (abs(hidden[1] - hidden[2]) < exams.TIE)
 
 
+@pytest.mark.slow
 def test_the_exam_hides_its_digits_and_marks_calmly(capsys, monkeypatch):
     paper = exams.exam()
     assert not hasattr(paper.data, "test")

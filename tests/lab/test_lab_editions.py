@@ -93,6 +93,7 @@ def test_slides_begin_at_headings_and_leave_the_stubs_out(name):
     assert all(kinds[c.id] == "slide" for c in nb.cells if c.cell_type == "markdown")
 
 
+@pytest.mark.slow
 def test_all_are_written_outside_the_notebooks(tmp_path):
     source = course.folder()
     before = {p: p.read_bytes() for p in source.iterdir() if p.is_file()}

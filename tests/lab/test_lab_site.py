@@ -40,6 +40,7 @@ def built(tmp_path_factory):
     return site.build(tmp_path_factory.mktemp("site"))
 
 
+@pytest.mark.slow
 def test_each_notebook_and_each_public_module_has_its_page(built):
     names = {p.name for p in built}
     assert {"index.html", "reference.html"} < names

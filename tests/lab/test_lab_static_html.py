@@ -25,6 +25,7 @@ def html_of(cell) -> list[str]:
     return [unescape(rules.joined(out.get("data", {}).get("text/html"))) for out in cell.get("outputs", [])]
 
 
+@pytest.mark.slow
 def test_every_panel_shows_a_picture_and_its_description(exported):
     nb, page = exported
     for cell in lessons.panels(nb):

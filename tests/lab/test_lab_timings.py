@@ -27,6 +27,7 @@ def test_nothing_measured_is_said(stored):
     assert "was not measured" in guide._measured("00")
 
 
+@pytest.mark.slow
 def test_a_notebook_is_run_in_a_kernel_of_its_own(tmp_path, stored, monkeypatch):
     path = tmp_path / "00_x.ipynb"
     source = "import os, time\ntime.sleep(0.3)\nassert os.environ['PRUNELAB_HOME'] != '/mine'"

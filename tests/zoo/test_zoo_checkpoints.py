@@ -41,6 +41,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", zoo.checkpoints())
 def test_the_course_checkpoints_are_what_their_cards_say(name):
