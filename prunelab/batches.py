@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from .core import PruneError, shape
 
+LABELS = ("labels", "label")  # as Hugging Face's collators call the targets, and its datasets
 Batch: TypeAlias = tuple[Any, Tensor]  # (inputs, targets); inputs: a tensor, a tuple of them, or a dict by keyword
 
 
@@ -39,18 +40,24 @@ def batches(
     """Yield the (inputs, targets) batches of a split.
 
     `data` is an object with `.train/.valid/.test`, or is such a split itself: a TensorDataset, any other
-    Dataset, a pair of tensors, a DataLoader, or a list of batches. `size` and `shuffle` (a generator,
-    so that the order can be repeated) apply to what is not batched yet. Empty data raises PruneError.
+    Dataset, a pair of tensors, a DataLoader, or a list of batches. Hugging Face's batches, dicts with "labels",
+    become ({all else}, labels). `size` and `shuffle` (a generator, so that the order can be repeated) apply to what
+    is not batched yet. Empty data raises PruneError.
     """
     source = _source(data, split, size)
     if isinstance(source, TensorDataset):
         yield from _slices(source, size, shuffle)
-    elif isinstance(source, IterableDataset):
-        yield from DataLoader(source, size)  # it comes in its own order
+        return
+    if isinstance(source, IterableDataset):
+        source = DataLoader(source, size)  # it comes in its own order
     elif isinstance(source, Dataset):
-        yield from DataLoader(source, size, shuffle=shuffle is not None, generator=shuffle)
-    else:
-        yield from source
+        source = DataLoader(source, size, shuffle=shuffle is not None, generator=shuffle)
+    yield from map(_unlabelled, source)
+
+
+def _unlabelled(batch: Any) -> Any:
+    label = next((k for k in LABELS if k in batch), None) if isinstance(batch, Mapping) else None
+    return batch if label is None else ({k: v for k, v in batch.items() if k != label}, batch[label])
 
 
 def count(data: Any, split: str = "train", *, size: int = 256) -> int:

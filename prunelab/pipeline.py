@@ -142,6 +142,7 @@ def _round(
     """One pruning within what earlier ones kept; the masks are then on the model."""
     share, scope = _target(recipe, progress)
     keep = allocate(scores, groups, share, scope, within=keep)
+    del scores  # as large as the model, and of no more use
     apply(model, expand(model, groups, keep))
     return keep
 

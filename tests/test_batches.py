@@ -1,6 +1,6 @@
 """Everything that counts as data gives the same batches; everything else says what to give."""
 
-from collections import namedtuple
+from collections import UserDict, namedtuple
 from types import SimpleNamespace
 
 import pytest
@@ -37,6 +37,19 @@ class Unsized:
 
     def __iter__(self):
         return iter(self.items)
+
+
+class UserDicts(Dataset):
+    """Items of a type of mapping that is no dict, as Hugging Face's BatchEncoding."""
+
+    def __init__(self, items):
+        self.items = [UserDict(i) for i in items]
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, i):
+        return self.items[i]
 
 
 PAIRS = [(X[:2], Y[:2]), (X[2:4], Y[2:4]), (X[4:], Y[4:])]
@@ -158,6 +171,18 @@ def test_every_tensor_of_a_nest_is_found_and_changed():
     assert changed["named"].b == "text"
     assert [t.shape for t in tensors(changed)] == [t.shape for t in tensors(nest)]
     assert not any(t.any() for t in tensors(changed))
+
+
+@pytest.mark.parametrize("called", ["labels", "label"])
+def test_dicts_with_labels_become_inputs_by_keyword_and_targets(called):
+    items = [{"ids": x, called: y, "mask": x > 3} for x, y in zip(X, Y, strict=True)]
+    for data in (DataLoader(items, 2), UserDicts(items)):
+        got = list(batches(data, size=2))
+        assert all(list(inputs) == ["ids", "mask"] for inputs, _ in got)
+        assert torch.equal(torch.cat([inputs["ids"] for inputs, _ in got]), X)
+        assert torch.equal(torch.cat([y for _, y in got]), Y)
+    unlabelled = [{"ids": X}]
+    assert list(batches(unlabelled)) == unlabelled, "nothing is taken for a label"
 
 
 def test_data_without_values():

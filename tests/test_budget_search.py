@@ -318,9 +318,12 @@ class Keyword(nn.Module):
         return Output(logits=self.net(self.mix(x, x)))
 
 
-def test_inputs_by_keyword_and_layers_left_alone():
+@pytest.mark.parametrize("hugging_face", [False, True])
+def test_inputs_by_keyword_and_layers_left_alone(hugging_face):
     def split(n):
-        return [({"input_ids": torch.randint(0, 9, (n, 5)), "attention_mask": torch.ones(n, 5)}, torch.arange(n) % 4)]
+        inputs = {"input_ids": torch.randint(0, 9, (n, 5)), "attention_mask": torch.ones(n, 5)}
+        labels = torch.arange(n) % 4
+        return [{**inputs, "labels": labels} if hugging_face else (inputs, labels)]
 
     data = SimpleNamespace(train=split(32), valid=split(40))
     result = fit(Keyword(), data, macs=0.8, recover_steps=2, how=How(rules=("uniform",), batch_size=32))

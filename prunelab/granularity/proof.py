@@ -1,8 +1,7 @@
-"""Is a group exact? Try it: zero half of its units in one copy, remove them from another, and compare."""
+"""Is a group exact? Try it: zero half of its units, remove them from a copy, and compare."""
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,16 +11,19 @@ import torch
 from torch import nn
 
 from ..core import Group, Keep
-from ..surgery.difference import difference
+from ..surgery.difference import worn
 
 TOLERANCE = 1e-4  # float32 rounding stays below 1e-5, what is not exact is above 1e-3
 
 
 def proven(twin: nn.Module, groups: Sequence[Group], example: Any) -> list[Group]:
-    """The groups, `exact` set by experiment; those without which the model fails are left out, with a warning."""
+    """The groups, `exact` set by experiment; those without which the model fails are left out, with a warning.
+
+    The twin's numbers are changed.
+    """
     if not groups:
         return []
-    shaken = _shaken(twin)
+    shaken = _shake(twin)
     keep = _half(groups)
     normed = {g.name for g in groups if _under_norm(shaken, g)}  # known beforehand to be inexact
     plain = [g for g in groups if g.name not in normed]
@@ -53,7 +55,7 @@ def _agree(gap: float | None) -> bool:
 def _gap(model: nn.Module, groups: Sequence[Group], keep: Keep, example: Any) -> float | None:
     """How far masked and shrunk are apart; None if the shrunk model fails."""
     try:
-        return difference(model, groups, keep, example)
+        return worn(model, groups, keep, example)
     except Exception:  # whatever a forward raises on sizes it does not expect
         return None
 
@@ -69,15 +71,14 @@ def _under_norm(model: nn.Module, group: Group) -> bool:
     return any(m.tensor in norms for m in group.members)
 
 
-def _shaken(twin: nn.Module) -> nn.Module:
-    """A copy with its numbers disturbed: a fresh network's zeros and ones (biases, norms, layer scales) hide errors."""
-    shaken = copy.deepcopy(twin)
+def _shake(twin: nn.Module) -> nn.Module:
+    """Disturb its numbers: a fresh network's zeros and ones (biases, norms, layer scales) hide errors."""
     dice = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for tensor in (*shaken.parameters(), *shaken.buffers()):
+        for tensor in (*twin.parameters(), *twin.buffers()):
             if not tensor.is_floating_point():
                 continue
             tensor.mul_((torch.rand(tensor.shape, generator=dice) + 0.5).to(tensor))
             if max(tensor.shape, default=0) == tensor.numel() and float(tensor.abs().mean()) < 0.01:  # a vector
                 tensor.add_((torch.randn(tensor.shape, generator=dice) / 10).to(tensor))
-    return shaken
+    return twin

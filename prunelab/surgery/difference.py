@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import units
 from ..batches import tensors, to
 from ..core import Group, Keep, device_of, mode
-from ..masking import apply, bake
+from ..masking import bake, masked
 from .shrinking import shrink
 
 
@@ -21,15 +21,21 @@ def difference(model: nn.Module, groups: Sequence[Group], keep: Keep, example: A
 
     In eval mode, on `example`. Near 1e-6 in float32 where all groups are exact. The model is left as it is.
     """
-    masked = bake(apply(bake(copy.deepcopy(model)), units.expand(model, groups, keep)))
-    return apart(masked, shrink(model, groups, keep), example)
+    return worn(bake(copy.deepcopy(model)), groups, keep, example)
 
 
-def apart(one: nn.Module, other: nn.Module, example: Any) -> float:
-    """The largest difference of two models' outputs on the same inputs, relative to the first's largest output."""
-    inputs = to(example, device_of(one))
+def worn(plain: nn.Module, groups: Sequence[Group], keep: Keep, example: Any) -> float:
+    """As `difference`, of a model without masks, which wears some for a moment: no copy of it is made."""
+    inputs = to(example, device_of(plain))
+    with masked(plain, units.expand(plain, groups, keep)):
+        zeroed = outputs(plain, inputs)
+    return apart(zeroed, outputs(shrink(plain, groups, keep), inputs))
+
+
+def apart(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    """The largest difference of two lists of outputs, relative to the largest of the first; NaN where there is one."""
     worst = 0.0
-    for a, b in zip(outputs(one, inputs), outputs(other, inputs), strict=True):
+    for a, b in zip(one, other, strict=True):
         largest = float(a.abs().max()) if a.numel() else 0.0
         gap = float((a - b).abs().max()) if a.numel() else 0.0
         worst = max(worst, gap / largest if largest > 0 else gap) if gap == gap else float("nan")

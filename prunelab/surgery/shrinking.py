@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ def shrink(model: nn.Module, groups: Sequence[Group], keep: Keep) -> nn.Module:
     which nothing is kept, and a layer type whose sizes it does not know.
     """
     lines = cuts(model, groups, keep)
-    small = bake(_copied(model))
+    small = bake(_copied(model, {name for name, _ in lines}))
     touched = {}
     shared = lookup_all(small, {name for name, _ in lines})
     for (name, dim), line in lines.items():
@@ -72,9 +72,12 @@ def cuts(model: nn.Module, groups: Sequence[Group], keep: Keep) -> Lines:
     return lines
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def _copied(model: nn.Module, to_cut: Collection[str]) -> nn.Module:
+    """A copy, but for what will be cut: that is made anew, and a copy in between would be memory for nothing."""
+    shared = (p for found in lookup_all(model, to_cut).values() for p in found)
+    borrowed = {id(p.tensor): p.tensor for p in shared if not parametrize.is_parametrized(p.module, p.attribute)}
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, borrowed)
     except RuntimeError as error:
         raise PruneError(
             f"{type(model).__name__} cannot be copied: {error} A tensor kept as an attribute, or the hooks of "
