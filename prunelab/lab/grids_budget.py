@@ -11,8 +11,8 @@ from ..measurement import evaluate
 
 NETWORKS = {
     "digits-cnn": "the course's CNN",
-    "digits-cnn-1": "the same CNN, other dice",
-    "digits-cnn-2": "the CNN, third dice",
+    "digits-cnn-1": "another CNN",
+    "digits-cnn-2": "a third CNN",
     "digits-vit": "a Vision Transformer",
     "exam": "a residual network",
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-NO_CUDA = "no CUDA device here"  # stands where a GPU's value would; the same rule matches both
+NO_CUDA = "no CUDA here"  # stands where a GPU's value would; the same rule matches both
 
 _NUMBER = r"[-+]?(?:\d+(?:,\d{3})*(?:\.\d+)?|nan|inf)"
 _UNIT = r"(?: ?(?:%|×|points?|[nµm]?s|[kMG]?B|[kMG]?MACs|CUDA devices?)(?!\w))?"
@@ -53,7 +53,7 @@ def measured(
     """A measured value as text, e.g. `≈ 94.4 %`, `≈ 94.4 % ± 0.6 %` or `≈ 1.32 ms [1.29 ms, 1.40 ms]`.
 
     "%" and "points" take fractions (0.944); "s", "B" and "MACs" choose their prefix; other units stand as they are.
-    None says that there is no CUDA device here.
+    None says that there is no CUDA here.
     """
     if value is None:
         return NO_CUDA

@@ -71,7 +71,7 @@ def test_a_table_is_accessible_and_its_text_unpadded(shown):
     assert data["text/plain"].splitlines() == [
         "What is left",
         "sparsity | accuracy | on cuda | bytes",
-        "50 % | ≈ 93.0 % | no CUDA device here | 1,234",
+        "50 % | ≈ 93.0 % | no CUDA here | 1,234",
         "90 % | ≈ 40.0 % | ≈ 1.00 ms | many",
     ]
     assert data["text/html"].count('scope="col"') == 4

@@ -30,7 +30,7 @@ def sanitized(text):
         (lab.measured(12345.6), "≈ 12,346"),
         (lab.measured(0), "≈ 0.00"),
         (lab.measured(float("nan")), "≈ nan"),
-        (lab.measured(None, "s"), "no CUDA device here"),
+        (lab.measured(None, "s"), "no CUDA here"),
         (lab.measured(1, "CUDA device", digits=1), "≈ 1 CUDA device"),
     ],
 )
