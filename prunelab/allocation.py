@@ -465,7 +465,7 @@ class Report:
 
 def report(groups: Sequence[Group], keep: Keep) -> Report:
     """Count what a result of `allocate` keeps, group by group."""
-    counts = at_once([kept_of(g, keep).sum() for g in groups])
+    counts = at_once([torch.count_nonzero(kept_of(g, keep)) for g in groups])
     return Report(tuple(_fared(g, int(count)) for g, count in zip(groups, counts, strict=True)))
 
 

@@ -36,8 +36,8 @@ class Mark:
 class Exam:
     """The paper: `model`, and `data` to learn and to choose on; the budget; and `mark` for the answer."""
 
-    model: nn.Module
-    data: Pair
+    model: nn.Module = field(repr=False)
+    data: Pair = field(repr=False)
     hidden: Any = field(repr=False)  # digits that only `mark` looks at
     budget: float = BUDGET
     steps: int = STEPS
