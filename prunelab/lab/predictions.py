@@ -145,7 +145,8 @@ def _verdict(prediction: Prediction, answer: Any, result: str, explain: Mapping[
     if prediction.slider is None and prediction.value == answer:
         return f"You guessed <strong>{guess}</strong>, and so it is."
     own = "" if isinstance(explain, str) else explain.get(prediction.value, "")
-    return f"You guessed <strong>{guess}</strong>; the result is <strong>{escape(result)}</strong>. {escape(own[:1].upper() + own[1:])}"
+    own = escape(own[:1].upper() + own[1:])
+    return f"You guessed <strong>{guess}</strong>; the result is <strong>{escape(result)}</strong>. {own}"
 
 
 def _check(options: Sequence[str], slider: Slider | None) -> None:
