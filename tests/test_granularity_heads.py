@@ -44,11 +44,14 @@ BUILD = {
         lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(head_dim=8, **GROUPED, **END)),
         {"input_ids": IDS}),
 }  # fmt: skip
+WHOLE = {
+    "vit_b_16": (torchvision.models.vit_b_16, torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(4)))
+}
 
 
 def made(name):
     """The model with weights that hide nothing, in eval mode, and an example."""
-    build, example = BUILD[name]
+    build, example = (BUILD | WHOLE)[name]
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         model = build().eval()
@@ -131,12 +134,13 @@ def test_the_small_model_trains(name):
 @pytest.mark.slow
 def test_saved_and_rebuilt_in_a_fresh_process(tmp_path):
     """One process for all architectures: starting one costs more than all of them."""
-    names = ["our ViT", "torchvision's ViT", "BERT", "DistilBERT", "Llama", "TransformerEncoder"]
+    names = ["our ViT", "torchvision's ViT", "BERT", "DistilBERT", "Llama", "TransformerEncoder", *WHOLE]
     calls = []
     for name in names:
         model, example = made(name)
         groups = granularity.heads(model)
         keep = uneven(groups)
+        assert difference(model, groups, keep, example) < 1e-4
         small = shrink(model, groups, keep)
         save_plan(tmp_path / name, groups, keep, small)
         torch.save(first_output(small, example), tmp_path / f"{name}.pt")
