@@ -11,6 +11,7 @@ import prunelab as pl
 from prunelab import PruneError
 from prunelab.masking import current_masks
 from prunelab.recovery import History, Objective, Tail, finetune, train
+from prunelab.recovery.snapshots import Snapshot
 
 
 def quietly(model, data, **options):
@@ -341,3 +342,19 @@ def test_an_interrupt_in_a_backward_pass_leaves_no_gradients(build, lesson):
 def test_data_that_runs_dry(build, lesson):
     with pytest.raises(PruneError, match="train data is empty"):
         quietly(build("mlp"), Empty(), epochs=None, steps=3)
+
+
+def test_a_snapshot_copies_only_what_an_earlier_one_lacks():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    first = Snapshot.of(model)
+    with torch.no_grad():
+        model[2].weight.add_(1)
+    wanted = {k: t.clone() for k, t in model.state_dict().items()}
+    second = Snapshot.of(model, first)
+    again = {k for k, t in second.state.items() if t is first.state[k]}
+    assert again == wanted.keys() - {"2.weight"}
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    second.put_back(model)
+    assert all(torch.equal(t, wanted[k]) for k, t in model.state_dict().items())

@@ -20,14 +20,20 @@ class Snapshot:
     masked: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, model: nn.Module) -> Snapshot:
-        """The model as it is now."""
-        return cls({key: t.clone() for key, t in model.state_dict().items()}, tuple(current_masks(model)))
+    def of(cls, model: nn.Module, earlier: Snapshot | None = None) -> Snapshot:
+        """The model as it is now; what an earlier snapshot holds already, frozen weights say, is not copied again."""
+        had = earlier.state if earlier else {}
+        state = {k: had[k] if k in had and _same(had[k], t) else t.clone() for k, t in model.state_dict().items()}
+        return cls(state, tuple(current_masks(model)))
 
     def put_back(self, model: nn.Module) -> None:
         """Give the model these values again, whatever masks it has got or lost since."""
         _wear(model, self.masked)
         model.load_state_dict(self.state)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return (one.dtype, one.device) == (other.dtype, other.device) and torch.equal(one, other)
 
 
 def _wear(model: nn.Module, names: Sequence[str]) -> None:

@@ -213,7 +213,7 @@ def _end_epoch(run: Run, lesson: Lesson) -> None:
         run.history.valid.append(lesson.examine(run.model))
         if _best(run.history) is before:
             return
-    run.safe = Snapshot.of(run.model)
+    run.safe = Snapshot.of(run.model, run.safe)
 
 
 def _best(history: History) -> Evaluation | None:
