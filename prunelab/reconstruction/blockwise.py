@@ -49,7 +49,8 @@ def blockwise(
         for block in tqdm(found, desc="blocks", unit="block", disable=not progress, leave=False):
             note(block)
             masks |= _prune_block(block, passing, method, sparsity)
-            passing = [(_through(block.module, x, told), told) for x, told in passing]
+            for i, (x, told) in enumerate(passing):  # in place: two lists of them would be held at once
+                passing[i] = _through(block.module, x, told), told
     return masks
 
 
@@ -59,7 +60,7 @@ def _prune_block(block: Block, passing: Passing, method: Method, sparsity: float
 
     def note(layer: nn.Module, args: tuple[Any, ...]) -> None:
         found = method.gather(args[0].flatten(0, -2).float())
-        gathered[layer] = gathered[layer] + found if layer in gathered else found
+        gathered[layer] = gathered[layer].add_(found) if layer in gathered else found
 
     handles = [layer.register_forward_pre_hook(note) for layer in layers.values()]
     try:

@@ -90,7 +90,9 @@ def _factored(matrix: Tensor) -> Tensor | None:
     lower, failed = torch.linalg.cholesky_ex(matrix)
     if failed:
         return None
-    upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    inverse = torch.cholesky_inverse(lower)
+    del lower  # each is as large as the largest Gram matrix
+    upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
     return None if failed or not torch.isfinite(upper).all() else upper
 
 
