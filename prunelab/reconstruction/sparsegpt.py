@@ -61,15 +61,11 @@ def inverse_factor(gram: Tensor, weight: Tensor, *, damping: float = 0.01, name:
     n = weight.shape[1]
     if gram.shape != (n, n) or not torch.isfinite(gram).all():
         raise PruneError(f"the Gram matrix of {name} {shape(weight)} is {shape(gram)}: give finite numbers, ({n}, {n})")
-    damped = gram.double().clone()
-    diagonal = damped.diagonal()
-    diagonal[diagonal == 0] = 1  # an input that was always 0: its column stands alone
-    mean = float(diagonal.mean())
-    added = 0.0
     for attempt in range(ATTEMPTS):
-        wanted = damping * HARDER**attempt * mean
-        diagonal += wanted - added
-        added = wanted
+        damped = gram.double().clone()
+        diagonal = damped.diagonal()
+        diagonal[diagonal == 0] = 1  # an input that was always 0: its column stands alone
+        diagonal += damping * HARDER**attempt * diagonal.mean()
         factor = _factored(damped)
         if factor is not None:
             if attempt:
@@ -86,14 +82,17 @@ def inverse_factor(gram: Tensor, weight: Tensor, *, damping: float = 0.01, name:
 
 
 def _factored(matrix: Tensor) -> Tensor | None:
-    """chol(matrix^-1)', or None if the matrix, or its inverse as computed, is not positive definite."""
-    lower, failed = torch.linalg.cholesky_ex(matrix)
+    """chol(matrix^-1)', or None if the matrix, or its inverse as computed, is not positive definite.
+
+    The matrix is overwritten: of a wide layer it is the largest thing in memory after the model.
+    """
+    failed = torch.empty((), dtype=torch.int32, device=matrix.device)
+    torch.linalg.cholesky_ex(matrix, out=(matrix, failed))
     if failed:
         return None
-    inverse = torch.cholesky_inverse(lower)
-    del lower  # each is as large as the largest Gram matrix
-    upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-    return None if failed or not torch.isfinite(upper).all() else upper
+    inverse = torch.cholesky_inverse(matrix)
+    torch.linalg.cholesky_ex(inverse, upper=True, out=(inverse, failed))
+    return None if failed or not torch.isfinite(inverse).all() else inverse
 
 
 def cheapest_gone(costs: Tensor, share: float | None, scope: str | NM) -> Tensor:
