@@ -32,9 +32,18 @@ class Watch:
         """Draw the front with one more trial."""
         self.trials.append(trial)
         png = figures.draw(lambda ax: draw_front(ax, self.trials, limit=self.budget), figsize=SIZE)
-        best = frontier(self.trials)[-1]
-        text = f"{len(self.trials)} trials so far. The most accurate: {best.name}."
+        text = f"{len(self.trials)} tried so far. {self._best()}"
         self.picture.value = display.image(png, text, figures.size_of(png)) + f'<div aria-live="polite">{text}</div>'
+
+
+    def _best(self) -> str:
+        """Who leads, within the budget if there is one."""
+        within = [t for t in self.trials if self.budget is None or t.ratios["latency"] <= self.budget]
+        if not within:
+            return "None is within the budget yet."
+        best = max(within, key=lambda t: t.accuracy)
+        where = "" if self.budget is None else " within the budget"
+        return f"The most accurate{where}: {best.name}, {best.accuracy:.1%}."
 
 
 def watch(budget: float | None = None) -> Watch:

@@ -78,9 +78,11 @@ def test_what_can_not_be_picked(tmp_path, monkeypatch, name, message):
 def test_the_front_fills_in(capsys):
     watch = fronts.watch(0.5)
     assert "fills in" in capsys.readouterr().out
-    for t in TRIALS:
+    watch(TRIALS[0])
+    assert "1 tried so far. None is within the budget yet." in watch.picture.value
+    for t in TRIALS[1:]:
         watch(t)
-    assert "4 trials so far. The most accurate: dense." in watch.picture.value
+    assert "4 tried so far. The most accurate within the budget: a, 80.0%." in watch.picture.value
     assert "<img" in watch.picture.value
     fronts.trials_table(TRIALS, goals(latency=0.5))
     shown = capsys.readouterr().out
