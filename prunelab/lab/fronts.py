@@ -35,7 +35,6 @@ class Watch:
         text = f"{len(self.trials)} tried so far. {self._best()}"
         self.picture.value = display.image(png, text, figures.size_of(png)) + f'<div aria-live="polite">{text}</div>'
 
-
     def _best(self) -> str:
         """Who leads, within the budget if there is one."""
         within = [t for t in self.trials if self.budget is None or t.ratios["latency"] <= self.budget]
