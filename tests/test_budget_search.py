@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import signal
+import threading
 import time
 import warnings
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm.auto import tqdm
 
 import prunelab as pl
 from prunelab import PruneError, fit_budget
@@ -368,6 +370,7 @@ def test_interrupted_it_returns_and_saves_the_best_so_far(trained, data, tmp_pat
 
 
 def search_forever(model, data, folder):
+    tqdm.set_lock(threading.RLock())  # the one it shares with this process would be held for ever by a killed child
     while True:
         fit(model, data, latency=0.5, save=folder)
 

@@ -17,11 +17,13 @@ import random
 import shutil
 import signal
 import tempfile
+import threading
 import time
 import warnings
 from pathlib import Path
 
 import torch
+from tqdm.auto import tqdm
 
 import prunelab as pl
 from prunelab import zoo
@@ -29,6 +31,7 @@ from prunelab import zoo
 
 def search(model, data, folder: Path) -> None:
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # the one it shares with this process would be held for ever by a killed child
     while True:
         pl.fit_budget(model, data, latency=0.5, recover_steps=60, save=folder, progress=False)
 
