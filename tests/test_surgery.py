@@ -352,3 +352,25 @@ def test_a_file_of_another_content_under_the_right_checksum(saved, tmp_path):
     edit(folder, "sha256", hashlib.sha256(weights.read_bytes()).hexdigest())
     with pytest.raises(PruneError, match=r"0\.weight is nothing in the plan"):
         load_plan(folder, network())
+
+
+class Remembering(nn.Module):
+    """Its regularizer refers to the weights by a list of its own, which no state dict names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.decayed = [self.first.weight, self.last.weight]
+
+    def forward(self, x):
+        return self.last(self.first(x).relu())
+
+
+def test_no_reference_leads_back_to_the_old_model():
+    model = Remembering()
+    groups = pl.granularity.neurons(model, torch.randn(2, 6))
+    small = pl.shrink(model, groups, pl.allocate(pl.criteria.magnitude(model), groups, 0.5, "layer"))
+    assert [tuple(w.shape) for w in small.decayed] == [(4, 6), (3, 4)]
+    assert all(a is b for a, b in zip(small.decayed, (small.first.weight, small.last.weight), strict=True))
+    old = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    assert not old & {p.untyped_storage().data_ptr() for p in (*small.parameters(), *small.decayed)}

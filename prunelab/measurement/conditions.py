@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -102,10 +102,10 @@ def pair(batch: Any) -> tuple[Any, Tensor]:
     return batch[0], batch[1]
 
 
-def attempt(model: nn.Module, inputs: Any) -> Any:
+def attempt(model: nn.Module, inputs: Any, how: Callable[[nn.Module, Any], Any] = call) -> Any:
     """The model's output; PruneError with the inputs' shapes if it cannot run on them."""
     try:
-        return call(model, inputs)
+        return how(model, inputs)
     except Exception as error:  # whatever a model's own code raises, an AssertionError included
         given = ", ".join(f"{shape(t)} {t.dtype}" for t in tensors(inputs)) or type(inputs).__name__
         raise PruneError(f"{type(model).__name__} cannot run on inputs of {given}: {error}") from error

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from .. import units
 from ..batches import tensors, to
-from ..core import Group, Keep, PruneError, device_of, mode, shape
+from ..core import Group, Keep, device_of, mode
 from ..masking import bake, masked
+from ..measurement.conditions import attempt
 from .shrinking import shrink
 
 
@@ -46,12 +47,8 @@ def apart(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
 
 def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
     """The floating-point tensors a model gives in eval mode, in order; PruneError if it cannot run on the inputs."""
-    try:
-        with mode(model, training=False), torch.no_grad():
-            return floating(run(model, inputs))
-    except Exception as error:  # a forward of one's own raises what it likes
-        given = ", ".join(f"{shape(t)} {t.dtype}" for t in tensors(inputs)) or type(inputs).__name__
-        raise PruneError(f"{type(model).__name__} cannot run on inputs of {given}: {error}") from error
+    with mode(model, training=False), torch.no_grad():
+        return floating(attempt(model, inputs, run))
 
 
 def run(model: nn.Module, inputs: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,11 +31,14 @@ def shrink(model: nn.Module, groups: Sequence[Group], keep: Keep) -> nn.Module:
     which nothing is kept, and a layer type whose sizes it does not know.
     """
     lines = cuts(model, groups, keep)
-    small = bake(_copied(model, {name for name, _ in lines}))
+    pieces = _pieces(model, lines)
+    small = bake(_copied(model, pieces))
     touched = {}
     shared = lookup_all(small, {name for name, _ in lines})
+    made = {id(piece) for piece in pieces.values()}
     for (name, dim), line in lines.items():
-        _cut(shared[name], dim, line)
+        if id(shared[name][0].tensor) not in made:
+            _cut(shared[name], dim, line)
         touched.update({place.module: place.name for place in shared[name]})
     for module, name in touched.items():
         _declare(module, name)
@@ -72,12 +75,21 @@ def cuts(model: nn.Module, groups: Sequence[Group], keep: Keep) -> Lines:
     return lines
 
 
-def _copied(model: nn.Module, to_cut: Collection[str]) -> nn.Module:
-    """A copy, but for what will be cut: that is made anew, and a copy in between would be memory for nothing."""
-    shared = (p for found in lookup_all(model, to_cut).values() for p in found)
-    borrowed = {id(p.tensor): p.tensor for p in shared if not parametrize.is_parametrized(p.module, p.attribute)}
+def _pieces(model: nn.Module, lines: Lines) -> dict[int, Tensor]:
+    """What is left of each tensor, by the id of the whole; those under a mask are cut when it is baked."""
+    shared = lookup_all(model, {name for name, _ in lines})
+    pieces: dict[int, Tensor] = {}
+    for (name, dim), line in lines.items():
+        if not any(parametrize.is_parametrized(p.module, p.attribute) for p in shared[name]):
+            whole = shared[name][0].tensor
+            pieces[id(whole)] = _cut_off(pieces.get(id(whole), whole), dim, line)
+    return pieces
+
+
+def _copied(model: nn.Module, pieces: dict[int, Tensor]) -> nn.Module:
+    """A copy that never holds the whole of what is cut, wherever the model refers to it."""
     try:
-        return copy.deepcopy(model, borrowed)
+        return copy.deepcopy(model, dict(pieces))
     except RuntimeError as error:
         raise PruneError(
             f"{type(model).__name__} cannot be copied: {error} A tensor kept as an attribute, or the hooks of "
@@ -91,13 +103,16 @@ def _cut(shared: list[Place], dim: int, line: Tensor) -> None:
     foreign = [p for p in shared if parametrize.is_parametrized(p.module, p.attribute)]
     if foreign or any(hasattr(p.module, f"{p.attribute}_orig") for p in shared):
         raise PruneError(f"{name} {shape(old)} is parametrized by something that is not a mask: remove that first")
+    new = _cut_off(old, dim, line)
+    for place in shared:
+        setattr(place.module, place.attribute, new)
+
+
+def _cut_off(old: Tensor, dim: int, line: Tensor) -> Tensor:
     new: Tensor = old.detach().index_select(dim, line.nonzero().squeeze(1).to(old.device))
     if old.dim() == 4 and old.is_contiguous(memory_format=torch.channels_last):
         new = new.contiguous(memory_format=torch.channels_last)
-    if isinstance(old, nn.Parameter):
-        new = nn.Parameter(new, requires_grad=old.requires_grad)
-    for place in shared:
-        setattr(place.module, place.attribute, new)
+    return nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
 
 
 def _declare(module: nn.Module, name: str) -> None:
