@@ -192,6 +192,18 @@ def offline() -> Iterator[None]:
         yield
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """What this process counted, if it is one of several, goes to the one that prints."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["counts"] = dict(COUNTS)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A process that ends has counted something, unless it crashed."""
+    COUNTS.update(getattr(node, "workeroutput", {}).get("counts", {}))
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """What the robustness tests tried."""
     for what, count in sorted(COUNTS.items()):

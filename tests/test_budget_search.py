@@ -247,7 +247,6 @@ class Loud(nn.Module):
         (mlp, {"how": How(exclude=("0", "2"))}, "nothing of Sequential can be removed"),
         (mlp, {"how": How(granularity="grains")}, "no granularity is called 'grains'"),
     ],
-    ids=str,
 )
 def test_bad_input(data, model, inputs, message):
     with pytest.raises(PruneError, match=message):

@@ -486,7 +486,6 @@ def starts_above(progress):
         ({"groups": []}, "no groups"),
         ({"data": []}, "train data is empty"),
     ],
-    ids=str,
 )
 def test_bad_settings_change_nothing(build, snapshot, settings, message):
     model, groups = mlp(build)
@@ -507,7 +506,6 @@ def test_bad_settings_change_nothing(build, snapshot, settings, message):
         ({"criterion": pl.criteria.Mama({})}, "w0 is of another model"),
         ({"criterion": pl.criteria.taylor}, "calib"),
     ],
-    ids=str,
 )
 def test_bad_settings_of_gradual_change_nothing(build, snapshot, settings, message):
     model, groups = mlp(build)

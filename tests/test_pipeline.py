@@ -65,7 +65,6 @@ def test_what_is_no_recipe(build, snapshot, wrong):
         ({"rounds": 2.5}, "rounds=2.5"),
         ({"rounds": "3"}, "rounds='3'"),
     ],
-    ids=str,
 )
 def test_bad_recipes(wrong, message):
     with pytest.raises(PruneError, match=message):

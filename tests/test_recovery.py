@@ -112,7 +112,6 @@ class Empty:
         ({"data": (torch.zeros(3, 6), torch.zeros(2))}, "3 inputs but 2 targets"),
         ({"data": SimpleNamespace(valid=())}, "no split 'train'"),
     ],
-    ids=str,
 )
 def test_bad_settings_and_data_change_nothing(build, snapshot, lesson, settings, message):
     model = build("mlp")

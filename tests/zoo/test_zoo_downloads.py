@@ -29,7 +29,7 @@ def no_network(monkeypatch):
 
 def idx_file(array: np.ndarray) -> bytes:
     head = bytes([0, 0, 8, array.ndim]) + b"".join(struct.pack(">I", n) for n in array.shape)
-    return gzip.compress(head + array.astype(np.uint8).tobytes())
+    return gzip.compress(head + array.astype(np.uint8).tobytes(), mtime=0)
 
 
 def cifar_file(batches: dict[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
@@ -288,11 +288,14 @@ def test_a_pickle_in_the_place_of_a_data_set_is_not_executed(tmp_path):
     [
         (b"not gzip", "complete gzip"),
         (idx_file(np.zeros((2, 2)))[:-6], "complete gzip"),
-        (gzip.compress(b""), "not an IDX file"),
-        (gzip.compress(bytes([0, 0, 8, 2, 0, 0])), "not an IDX file"),
+        (gzip.compress(b"", mtime=0), "not an IDX file"),
+        (gzip.compress(bytes([0, 0, 8, 2, 0, 0]), mtime=0), "not an IDX file"),
         (idx_file(np.zeros(4)), "not an IDX file"),
-        (gzip.compress(bytes([0, 0, 13, 2]) + struct.pack(">II", 1, 1) + b"0"), "not an IDX file"),
-        (gzip.compress(bytes([0, 0, 8, 2]) + struct.pack(">II", 3, 3) + b"12345678"), "= 9 values and holds 8"),
+        (gzip.compress(bytes([0, 0, 13, 2]) + struct.pack(">II", 1, 1) + b"0", mtime=0), "not an IDX file"),
+        (
+            gzip.compress(bytes([0, 0, 8, 2]) + struct.pack(">II", 3, 3) + b"12345678", mtime=0),
+            "= 9 values and holds 8",
+        ),
     ],
 )
 def test_idx_files_that_are_none(content, says):
