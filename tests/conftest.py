@@ -1,4 +1,4 @@
-"""What all tests share: small seeded models, data for them, `snapshot`, one thread, and no way out to the network."""
+"""What all tests share: small seeded models, data for them, `snapshot`, one thread, and no network."""
 
 from __future__ import annotations
 
@@ -177,19 +177,25 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def offline() -> Iterator[None]:
-    """Tests can reach this machine and no other."""
-    connect = socket.socket.connect
+def _no_network(connect: Callable[[socket.socket, Any], Any]) -> Callable[[socket.socket, Any], Any]:
+    """`connect`, but for processes of this machine that speak through a file."""
 
-    def refuse(self: socket.socket, address: Any) -> None:
-        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("localhost", "127.0.0.1", "::1"):
-            raise OSError(f"a test wanted to connect to {address[0]}: tests are offline")
-        connect(self, address)
+    def refuse(self: socket.socket, address: Any) -> Any:
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            raise OSError(f"a test wanted to connect to {address}: tests have no network, and no server here either")
+        return connect(self, address)
 
+    return refuse
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """No test connects anywhere, nor do its fixtures; the browser's reach the JupyterLab that they have started."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket.socket, "connect", refuse)
-        yield
+        if item.get_closest_marker("browser") is None:
+            for name in ("connect", "connect_ex"):
+                patch.setattr(socket.socket, name, _no_network(getattr(socket.socket, name)))
+        return (yield)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
