@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +13,7 @@ from torch.nn import functional as F
 import prunelab as pl
 from prunelab import Group, Member, PruneError, granularity, surgery
 from prunelab.core import prunable
+from prunelab.granularity import channels, tracing
 from prunelab.units import contract, entries, expand
 
 
@@ -415,3 +419,40 @@ def test_by_name():
     assert granularity.by_name("filters") is granularity.filters
     with pytest.raises(PruneError, match=r"there is .*coupled, filters, .*weights, and blocks"):
         granularity.by_name("blocks")
+
+
+def test_the_copy_that_is_traced_gives_its_memory_back_at_once(build, data_for, monkeypatch):
+    """Neither the tracer's graph nor torch's parametrizations keep it until Python looks for cycles."""
+    made = []
+
+    def remembered(model):
+        made.append(tracing.plain_copy(model))
+        return made[-1]
+
+    monkeypatch.setattr(channels, "plain_copy", remembered)
+    granularity.filters(build("residual"), data_for("residual")[0])
+    assert all(tensor.numel() == 0 for twin in made for tensor in twin.state_dict().values())
+    twin = tracing.plain_copy(build("cnn"))
+    layer = weakref.ref(twin[0])
+    gc.disable()
+    try:
+        tracing.trace(twin, data_for("cnn")[0])
+        del twin
+        assert layer() is None
+    finally:
+        gc.enable()
+
+
+def test_tracing_keeps_no_activations(build, data_for, monkeypatch):
+    """They are for a backward, which never comes, and a user's batch may be large."""
+    kept = []
+
+    def look(model, example):
+        (output,) = outputs(model, example)
+        kept.append(output.grad_fn.next_functions[0][0]._saved_mat1.numel())
+        return [output]
+
+    outputs = tracing._outputs
+    monkeypatch.setattr(tracing, "_outputs", look)
+    tracing.trace(tracing.plain_copy(build("mlp")), data_for("mlp")[0])
+    assert kept == [0]

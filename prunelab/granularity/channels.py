@@ -58,9 +58,15 @@ def _found(model: nn.Module, example: Any) -> list[tuple[Group, bool]]:
     with torch.inference_mode(False), torch.random.fork_rng(devices=gpus):
         twin = plain_copy(model)
         inputs = on(model, example)
-        found = list(_groups(trace(twin, inputs).sets()))
-        convolved = {g.name: by_convolution for g, by_convolution in found}
-        return [(g, convolved[g.name]) for g in proven(twin, [g for g, _ in found], inputs)]
+        try:
+            found = list(_groups(trace(twin, inputs).sets()))
+            convolved = {g.name: by_convolution for g, by_convolution in found}
+            return [(g, convolved[g.name]) for g in proven(twin, [g for g, _ in found], inputs)]
+        finally:
+            # The classes that torch made for its masks refer in a circle to its layers, and would keep their weights
+            # until Python looks for cycles.
+            for tensor in (*twin.parameters(), *twin.buffers()):
+                tensor.data = tensor.data.new_empty(0)
 
 
 def _some(groups: list[Group], what: str, model: nn.Module) -> list[Group]:

@@ -27,7 +27,10 @@ def proven(twin: nn.Module, groups: Sequence[Group], example: Any) -> list[Group
     keep = _half(groups)
     normed = {g.name for g in groups if _under_norm(shaken, g)}  # known beforehand to be inexact
     plain = [g for g in groups if g.name not in normed]
-    if _gap(shaken, groups, keep, example) is not None and _agree(_gap(shaken, plain, keep, example)):
+    gap = _gap(shaken, groups, keep, example)
+    if gap is not None and normed:
+        gap = _gap(shaken, plain, keep, example)
+    if _agree(gap):
         return [replace(g, exact=g.name not in normed) for g in groups]
     alone = {g.name: _gap(shaken, [g], keep, example) for g in groups}
     _warn_of(

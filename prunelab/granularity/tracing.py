@@ -95,14 +95,25 @@ def trace(twin: nn.Module, example: Any) -> Ties:
         raise PruneError(
             f"{type(twin).__name__} cannot be traced: {type(error).__name__}: {error}. {BY_HAND}"
         ) from error
+    finally:
+        _let_go(graph)
     return ties
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    with torch.enable_grad(), warnings.catch_warnings(), redirect_stdout(StringIO()):
+    """Without prints and warnings; with a graph to follow, and without the activations that only a backward needs."""
+    nothing = torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: torch.empty(0))
+    with torch.enable_grad(), nothing, warnings.catch_warnings(), redirect_stdout(StringIO()):
         warnings.simplefilter("ignore")
         yield
+
+
+def _let_go(graph: Any) -> None:
+    """Its nodes refer to each other and to the copy, whose memory is due now, not when Python next looks for cycles."""
+    for node in list(vars(graph).get("module2node", {}).values()):
+        vars(node).clear()
+    vars(graph).clear()
 
 
 def _try_out(twin: nn.Module, example: Any) -> None:

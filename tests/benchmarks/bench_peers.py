@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from bench_selection import peak_of
-from peers import MODELS, STEPS, fresh, missing, plain, run
+from peers import MODELS, STEPS, WORKS, entrants, fresh, missing, plain, run, small
 from torch import nn
 
 import prunelab as pl
@@ -61,7 +61,7 @@ def read_once(model: nn.Module) -> float:
 def race(work: str, name: str, rounds: int) -> dict[str, float]:
     """Median seconds of each peer's step, interleaved; infinity for one that fails, and the reason printed."""
     model, example = MODELS[name]()
-    times: dict[str, list[float]] = {who: [] for who in STEPS[work]}
+    times: dict[str, list[float]] = {who: [] for who in entrants(work, name)}
     for _ in range(rounds):
         for who, found in times.items():
             copied = fresh(model)
@@ -80,11 +80,9 @@ def steps(rounds: int) -> None:
         f"One step at {SHARE:.0%}: how many times as long as prunelab",
         ["model", "work", "prunelab", "in reads of the weights", *PEERS],
     )
-    for name in ("ResNet-50", "ViT-B/16"):
+    for name, works in WORKS.items():
         limit = read_once(MODELS[name]()[0])
-        for work in STEPS:
-            if "filters" in work and name != "ResNet-50":
-                continue
+        for work in works:
             found = race(work, name, rounds)
             mine = found["prunelab"]
             others = [f"{found[who] / mine:.1f}" if who in found else "" for who in PEERS]
@@ -94,8 +92,7 @@ def steps(rounds: int) -> None:
 def memory_of(work: str, who: str, name: str) -> float:
     """Run in a process of its own: growth at the peak of a step, over the weights' size."""
     model, example = MODELS[name]()
-    small = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
-    run(work, who, small, example[:, :3] if example.dim() == 4 else torch.randn(1, 3, 8, 8), SHARE)  # warm up
+    run(work, who, *small(work), SHARE)  # warm up
     size = sum(w.numel() * w.itemsize for w in pl.prunable(model).values())
     grown, _ = peak_of(lambda: (run(work, who, model, example, SHARE), {})[1])
     return grown / size
@@ -106,15 +103,9 @@ def memory() -> None:
     table = Table(
         "Peak memory of one step beyond the model, over the weights' size", ["model", "work", "prunelab", *PEERS]
     )
-    for name, work in (
-        ("ResNet-50", "weights, global"),
-        ("ResNet-50", "weights, local"),
-        ("ResNet-50", "filters, removed"),
-        ("ViT-B/16", "weights, global"),
-        ("ViT-B/16", "weights, local"),
-    ):
+    for name, work in [(name, work) for name, works in WORKS.items() for work in works if "zeroed" not in work]:
         found = {}
-        for who in STEPS[work]:
+        for who in entrants(work, name):
             command = [sys.executable, __file__, "memory-of", json.dumps([work, who, name])]
             done = subprocess.run(command, capture_output=True, text=True)
             found[who] = float(done.stdout.strip().splitlines()[-1]) if done.returncode == 0 else float("nan")

@@ -10,6 +10,7 @@ import copy
 import importlib.util
 import io
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 import prunelab as pl
+from prunelab import zoo
 from prunelab.core import lookup_all
 
 Step = Callable[[nn.Module, Any, float], nn.Module]
@@ -114,6 +116,35 @@ def _(model: nn.Module, example: Any, share: float) -> nn.Module:
     return model
 
 
+def _but_hidden(model: nn.Module) -> list[nn.Module]:
+    """All layers but those whose outputs are the hidden neurons of an MLP, in torchvision's ViT and in a Llama."""
+    hidden = [m for name, m in model.named_modules() if name.endswith(("mlp.0", "up_proj", "gate_proj"))]
+    kinds = (nn.Linear, nn.Conv2d, nn.MultiheadAttention, nn.LayerNorm, nn.Embedding)
+    return [m for m in model.modules() if isinstance(m, kinds) and not any(m is h for h in hidden)]
+
+
+def _logits(output: Any) -> Any:
+    """What Torch-Pruning follows back through the graph."""
+    return getattr(output, "logits", output)
+
+
+@step("neurons, removed", "prunelab")
+def _(model: nn.Module, example: Any, share: float) -> nn.Module:
+    decoder = hasattr(model, "config")
+    groups = pl.granularity.glu_neurons(model) if decoder else pl.granularity.neurons(model, example)
+    return pl.shrink(model, groups, pl.allocate(pl.criteria.magnitude(model), groups, share, "layer"))
+
+
+@step("neurons, removed", "Torch-Pruning")
+def _(model: nn.Module, example: Any, share: float) -> nn.Module:
+    import torch_pruning as tp
+
+    importance = tp.importance.GroupMagnitudeImportance(p=1)
+    options = {"ignored_layers": _but_hidden(model), "output_transform": _logits}
+    tp.pruner.MagnitudePruner(model, example, importance, pruning_ratio=share, **options).step()
+    return model
+
+
 if has_fasterai():
 
     def _sparsified(model: nn.Module, granularity: str, context: str, layers: Any, share: float) -> nn.Module:
@@ -141,6 +172,15 @@ if has_fasterai():
         from fasterai.prune.pruner import Pruner
 
         Pruner(model, share, "local", large_final, example_inputs=example).prune_model()
+        return model
+
+    @step("neurons, removed", "FasterAI")
+    def _(model: nn.Module, example: Any, share: float) -> nn.Module:
+        from fasterai.core.criteria import large_final
+        from fasterai.prune.pruner import Pruner
+
+        options = {"ignored_layers": _but_hidden(model), "output_transform": _logits}
+        Pruner(model, share, "local", large_final, example_inputs=example, **options).prune_model()
         return model
 
 
@@ -178,6 +218,11 @@ def vit() -> tuple[nn.Module, Tensor]:
     return model, torch.randn(1, 3, 224, 224)
 
 
+def llama() -> tuple[nn.Module, Tensor]:
+    """The course's real Llama, and sixteen tokens."""
+    return zoo.llama().model, torch.arange(16)[None]
+
+
 def mlp(weights: int) -> tuple[nn.Module, Tensor]:
     """About so many weights in square linear layers of 1024."""
     torch.manual_seed(0)
@@ -189,8 +234,31 @@ def mlp(weights: int) -> tuple[nn.Module, Tensor]:
 MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "ResNet-50": resnet50,
     "ViT-B/16": vit,
+    "SmolLM2-135M": llama,
     **{f"{m} M": lambda m=m: mlp(m * 10**6) for m in (1, 10, 100, 500)},
 }
+
+WEIGHTS = ("weights, global", "weights, local")
+WORKS = {
+    "ResNet-50": (*WEIGHTS, "filters, zeroed", "filters, removed"),
+    "ViT-B/16": (*WEIGHTS, "neurons, removed"),
+    "SmolLM2-135M": (*WEIGHTS, "neurons, removed"),
+}
+
+
+def entrants(work: str, name: str) -> list[str]:
+    """Who does this work on this model. FasterAI would prune a Llama's output layer, its embedding, as well."""
+    return [who for who in STEPS[work] if (who, name) != ("FasterAI", "SmolLM2-135M") or work not in WEIGHTS]
+
+
+def small(work: str) -> tuple[nn.Module, Tensor]:
+    """A model to warm up on, with a hidden layer of the kind that the work removes."""
+    if work == "neurons, removed":
+        return nn.Sequential(OrderedDict(mlp=nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)))), torch.randn(
+            1, 8
+        )
+    layers = (nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    return nn.Sequential(*layers), torch.randn(1, 3, 8, 8)
 
 
 def fresh(model: nn.Module) -> nn.Module:

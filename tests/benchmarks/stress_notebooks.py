@@ -89,7 +89,13 @@ class Runner:
         return [*self._differences(fresh), *again]
 
     def _execute(self, nb: Any, folder: str, environment: dict[str, str]) -> list[str]:
-        client = NotebookClient(nb, timeout=600, allow_errors=True, resources={"metadata": {"path": folder}})
+        client = NotebookClient(
+            nb,
+            timeout=600,
+            allow_errors=True,
+            extra_arguments=["--log-level=40"],
+            resources={"metadata": {"path": folder}},
+        )
         second: list[str] = []
         with client.setup_kernel(env=environment):
             for index, cell in enumerate(nb.cells):
