@@ -143,6 +143,18 @@ def test_a_recipe_of_an_earlier_model_does_not_stay(trained, data, tmp_path):
     assert not (tmp_path / "recipe.toml").exists()
 
 
+def test_another_search_in_the_same_folder_loses_nothing(trained, data, tmp_path):
+    first = fit(trained, data, latency=0.5, save=tmp_path).model
+    report = (tmp_path / "report.json").read_bytes()
+    fit(trained, data, latency=1.0, save=tmp_path)
+    fit(trained, data, latency=1.0, save=tmp_path)
+    assert sorted(p.name for p in tmp_path.glob("earlier-*")) == ["earlier-1", "earlier-2"]
+    assert not list(tmp_path.glob("earlier-*/earlier-*"))
+    assert (tmp_path / "earlier-1" / "report.json").read_bytes() == report
+    x = data.valid[:20][0]
+    assert torch.equal(pl.load_plan(tmp_path / "earlier-1", mlp()).eval()(x), first.eval()(x))
+
+
 def mlp_with(model):
     twin = mlp()
     twin.load_state_dict(model.state_dict())

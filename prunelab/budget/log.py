@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -18,6 +21,7 @@ from ..measurement.text import plural
 from ..pipeline import Recipe
 from ..recipes import described, save_recipe
 from ..surgery import save_plan
+from ..surgery.plans import PLAN
 from .front import save_front
 from .goals import Goals
 from .job import Job
@@ -28,6 +32,7 @@ from .trials import Trial, better, shortfall
 
 OnTrial: TypeAlias = Callable[[Trial], object]
 REPORT, FRONT, RECIPE = "report.json", "front.png", "recipe.toml"
+EARLIER = "earlier-"
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ class Log:
         found = replace(found, trial=replace(found.trial, meets=meets))
         if first:
             self.dense = found
+            self._put_earlier_aside()
         self.trials.append(found.trial)
         if found.trial.stage == "finalist":
             self.finalists.append(found)
@@ -115,6 +121,17 @@ class Log:
             self._save_report(complete=complete)
             save_front(self.path / FRONT, result)
         return result
+
+    def _put_earlier_aside(self) -> None:
+        """What an earlier search, or a `save_plan`, has left here is copied before any of it is replaced."""
+        if self.path is None or not (self.path / PLAN).exists():
+            return
+        number = next(n for n in itertools.count(1) if not (self.path / f"{EARLIER}{n}").exists())
+        part = Path(tempfile.mkdtemp(prefix=f"{EARLIER}part-", dir=self.path))
+        for pattern in (PLAN, "weights-*.safetensors", RECIPE, REPORT, FRONT):
+            for file in self.path.glob(pattern):
+                shutil.copy2(file, part)
+        part.rename(self.path / f"{EARLIER}{number}")
 
     def _save_model(self) -> None:
         if self.path is None:

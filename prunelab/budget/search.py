@@ -65,7 +65,8 @@ def fit_budget(
     example: inputs to trace and time the model with; by default a batch of the training data.
     recover_steps: training steps that the returned model has had after pruning; `recover(model, steps)` replaces the
     default, `recovery.finetune`. save: a folder that always holds the best so far, a plan and safetensors for
-    `load_plan`, with report.json, recipe.toml and front.png. on_trial: called with each trial. how: see `How`.
+    `load_plan`, with report.json, recipe.toml and front.png; an earlier search's are kept, in earlier-1 and so on.
+    on_trial: called with each trial. how: see `How`.
 
     Every layer is timed at several channel counts (`LatencyTable`), which predicts layouts; those are built, timed
     whole beside the dense model, and corrected until what is *measured* meets the goal with a margin. Criteria and
