@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import units
-from .core import AbsoluteOfSum, Group, Keep, Member, PruneError, Scores, at_once, shape
+from .core import AbsoluteOfSum, Group, Keep, Member, PruneError, Scores, at_once, shape, turn
 from .selection import lowest, lowest_where_gone
 from .units import contract, expand, kept_of
 
@@ -88,8 +88,8 @@ def allocate(
     """Remove exactly round(sparsity * n) units, the lowest-scored of each comparison group of n; ties by index.
 
     scope: what a unit is compared with. "global": all units of the model; "layer": those of its own group;
-    "row": single weights, those that feed the same output; NM(n, m): single weights, n of m stay (the sparsity
-    is then implied: give None, or the same).
+    "row": single weights, those that feed the same output (the first dimension, or as `Member.turned` has it);
+    NM(n, m): single weights, n of m stay (the sparsity is then implied: give None, or the same).
     sparsity: or the share of each group by its name, from `shares` or by hand; each is then compared within itself,
     and loses exactly round(share * its units).
     within: an earlier result; what it removed stays removed and counts, so that masks stay nested.
@@ -123,8 +123,7 @@ def allocate(
     if isinstance(scope, NM):
         removed = _lowest_of_each_m(scores, groups, values, scope)
     elif scope == "row":
-        rows = {g.name: _row_length(scores, g) for g in groups}
-        removed = {name: _lowest_in_rows(v, rows[name], _share_of(share, name)) for name, v in values.items()}
+        removed = {g.name: _lowest_by_output(scores, g, values[g.name], _share_of(share, g.name)) for g in groups}
     else:
         removed = _select(values, share, scope, _least(groups, floor), kept)
         if round_to > 1:
@@ -329,11 +328,13 @@ def _single(group: Group) -> bool:
     return not is_structure(group) and group.members[0].tile == (1, 1)
 
 
-def _row_length(scores: Scores, group: Group) -> int:
+def _lowest_by_output(scores: Scores, group: Group, values: Tensor, share: float) -> Tensor:
     if not _single(group):
         raise PruneError(f'scope "row" compares single weights, but {group.name} holds structures: use "layer"')
-    tensor = scores[group.members[0].tensor]
-    return tensor.numel() // max(tensor.shape[0], 1)
+    member = group.members[0]
+    table = turn(values.view(scores[member.tensor].shape), member.turned)  # (out, ...)
+    gone = _lowest_in_rows(table.reshape(-1), table.numel() // max(len(table), 1), share)
+    return turn(gone.view(table.shape), member.turned).reshape(-1)
 
 
 def _unit_scores(scores: Scores, group: Group, reduce: str | None) -> Tensor:
@@ -379,7 +380,10 @@ def _reduced(total: Tensor, each: int, reduce: str) -> Tensor:
 
 def _member_scores(member: Member, score: Tensor, group: Group) -> Tensor:
     owned = units.entries(member, score, group.units)
-    return owned[:, 0] if owned.shape[1] == 1 else owned.sum(1)
+    if not is_structure(group) and owned.shape[1] == 1:
+        return owned[:, 0]
+    # In half precision a sum of many overflows, or rounds different units to the same number.
+    return owned.sum(1, dtype=torch.promote_types(owned.dtype, torch.float32))
 
 
 def _fitting(within: Keep, group: Group, values: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ class Member:
     With `dim=None` the tensor is cut into tiles in row-major order, a tile a unit: single entries, or, with
     `tile=(r, c)`, blocks of r rows by c columns of the matrix (first dimension, all others flattened).
     `learned=False` marks a buffer, such as a running mean: it shrinks with its unit, but takes no mask.
+    `turned` is what `turned_groups` says of the tensor, for those who compare single weights by output.
     """
 
     tensor: str
@@ -40,6 +41,7 @@ class Member:
     offset: int = 0
     tile: tuple[int, int] = (1, 1)
     learned: bool = True
+    turned: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class Group:
     """Coupled structures: unit u of every member leaves together with the others, or not at all.
 
     Units are slices of tensors (`members`) or whole modules (`parts`). `exact` says that a model with the units
-    masked computes the same as one with the units removed.
+    masked computes the same as one with the units removed. `norms` are members that name, for want of a tensor, a
+    norm without parameters: only its declared sizes follow.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Group:
     members: tuple[Member, ...]
     exact: bool = True
     parts: tuple[Part, ...] = ()
+    norms: tuple[Member, ...] = ()
 
 
 class Criterion(Protocol):
@@ -193,6 +197,17 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
             "convolution or MultiheadAttention layer (a weight tied to an embedding does not count)"
         )
     return chosen
+
+
+def turned_groups(place: Place) -> int:
+    """The groups of a transposed convolution, whose weight is (in, out of a group, ...); 0 for every other tensor."""
+    layer = place.module
+    return layer.groups if isinstance(layer, nn.modules.conv._ConvTransposeNd) and place.attribute == "weight" else 0
+
+
+def turn(weight: Tensor, turned: int) -> Tensor:
+    """A weight (in, out of a group, ...) of so many groups as (out, in of a group, ...), and back; as it is for 0."""
+    return weight.unflatten(0, (turned, -1)).transpose(1, 2).flatten(0, 1) if turned else weight
 
 
 def lookup(model: nn.Module, name: str) -> list[Place]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import logging
 import os
 import warnings
@@ -69,6 +70,8 @@ def export(
         raise PruneError(f"{file.name}: exports are {' or '.join(TARGETS)} files, and the name says which")
     check_plain(model)
     twin, names, tensors = _flat(model, example)
+    if dynamic_batch:
+        tensors = _growable(tensors)
     format, write, load = TARGETS[file.suffix]
     with _quiet(), mode(twin, training=False), torch.no_grad():
         captured = _captured(twin, tensors, dynamic_batch)
@@ -114,11 +117,20 @@ def _flat(model: nn.Module, example: Any) -> tuple[nn.Module, list[str], list[Te
     twin = _Flat(copy.deepcopy(model).to("cpu"), rebuild)
     with mode(twin, training=False), torch.no_grad():
         attempt(twin, tuple(given))
-    return twin, names, [t.repeat(2, *[1] * (t.dim() - 1)) if rows(given) == 1 and t.dim() else t for t in given]
+    return twin, names, given
+
+
+def _growable(tensors: list[Tensor]) -> list[Tensor]:
+    """A batch of one repeated, to a size that no other tensor has: torch.export takes a size of one for a constant."""
+    if rows(tensors) != 1:
+        return tensors
+    taken = {len(t) for t in tensors if t.dim()}
+    size = next(n for n in itertools.count(2) if n not in taken)
+    return [t.repeat(size, *[1] * (t.dim() - 1)) if t.dim() and len(t) == 1 else t for t in tensors]
 
 
 def _captured(twin: nn.Module, tensors: list[Tensor], dynamic: bool) -> Any:
-    """The exported program. A batch of one would be taken for a constant, so that `_flat` gives two at least."""
+    """The exported program. A batch of one would be taken for a constant, so that `_growable` gives two at least."""
     batch = rows(tensors)
     sizes = tuple({0: torch.export.Dim.DYNAMIC} if t.dim() and len(t) == batch else None for t in tensors)
     try:

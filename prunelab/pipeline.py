@@ -18,6 +18,7 @@ from .core import Group, Keep, Masks, PruneError, Schedule, Scores, prunable, sh
 from .criteria import Criterion
 from .granularity import Granularity
 from .masking import apply, current_masks, restore
+from .recovery.identity import Described
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,11 @@ def prune(
     keep = contract(groups, worn) if worn else None
     with _undone_on_failure(model, worn, trained=recover is not None):
         for done in range(1, recipe.rounds + 1):
-            keep = _round(model, recipe, groups, schedule(done / recipe.rounds), score(model, calib), keep)
+            keep = _round(model, recipe, groups, schedule(done / recipe.rounds), score(model, calib), keep, worn)
             if recover:
                 recover(model)
     assert keep is not None
-    return Pruned(tuple(groups), keep, expand(model, groups, keep), report(groups, keep))
+    return Pruned(tuple(groups), keep, _within(worn, expand(model, groups, keep)), report(groups, keep))
 
 
 def _check_recipe(recipe: Any) -> None:
@@ -131,20 +132,31 @@ def gradually(
         if done in moments:
             worn = current_masks(model)
             keep = contract(groups, worn) if worn else None
-            _round(model, recipe, groups, schedule(moments[done]), score(model, calib), keep)
+            _round(model, recipe, groups, schedule(moments[done]), score(model, calib), keep, worn)
 
-    return on_step
+    return Described(on_step, f"gradually({recipe}, until={until:g})")
 
 
 def _round(
-    model: nn.Module, recipe: Recipe, groups: list[Group], progress: float, scores: Scores, keep: Keep | None
+    model: nn.Module,
+    recipe: Recipe,
+    groups: list[Group],
+    progress: float,
+    scores: Scores,
+    keep: Keep | None,
+    worn: Masks,
 ) -> Keep:
     """One pruning within what earlier ones kept; the masks are then on the model."""
     share, scope = _target(recipe, progress)
     keep = allocate(scores, groups, share, scope, within=keep)
     del scores  # as large as the model, and of no more use
-    apply(model, expand(model, groups, keep))
+    apply(model, _within(worn, expand(model, groups, keep)))
     return keep
+
+
+def _within(worn: Masks, masks: Masks) -> Masks:
+    """The masks without what was gone before: a filter that stays may have lost single weights earlier."""
+    return {name: mask & worn[name] if name in worn else mask for name, mask in masks.items()}
 
 
 def _shares(shares: Mapping[str, float], scope: Scope) -> dict[str, float]:

@@ -79,7 +79,7 @@ def totals(group: Group, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]
     owned = [(part.unit, tensors[name]) for part in group.parts for name in inside(part, tensors)]
     sums, counts = torch.zeros(group.units, dtype=torch.float64), torch.zeros(group.units, dtype=torch.float64)
     for unit, tensor in owned:
-        sums[unit] += float(tensor.sum())
+        sums[unit] += float(tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32)))
         counts[unit] += tensor.numel()
     return sums, counts
 

@@ -35,6 +35,19 @@ def test_row_by_hand():
     assert flat(allocate(SCORES, GROUPS, 0.34, "row")) == {"a": [1, 0, 1, 0, 1, 1], "b": [0, 1, 1, 0]}
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_row_of_a_transposed_convolution_feeds_one_output(groups):
+    """Its weight is (in, out of a group, ...): what feeds an output is a column, of each group's inputs."""
+    layer = nn.ConvTranspose2d(8, 4, 1, groups=groups)
+    with torch.no_grad():
+        layer.weight.copy_(torch.arange(1.0, layer.weight.numel() + 1).view_as(layer.weight))
+    keep = allocate(pl.criteria.magnitude(layer), pl.granularity.weights(layer), 0.5, "row")["weight"]
+    lowest = torch.arange(8 // groups) < 4 // groups  # in every group and output alike
+    expected = (~lowest).repeat(groups)[:, None].expand(8, 4 // groups)
+    assert torch.equal(keep.view(8, -1), expected)
+    assert pl.granularity.weights(nn.Conv2d(8, 4, 1))[0].members == (Member("weight"),)
+
+
 def test_structures_by_hand():
     """Units are columns of `a` and rows of `b`: sums 6, 9, 9 and 7.5, 14; then both together for a coupled group."""
     columns, rows = Group("columns", 3, (Member("a", 1),)), Group("rows", 2, (Member("b", 0),))

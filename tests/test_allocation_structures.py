@@ -12,6 +12,7 @@ from torch import nn
 import prunelab as pl
 from prunelab import Group, Member, PruneError, granularity
 from prunelab.allocation import NM
+from prunelab.core import Part
 
 
 def group(name, units, block=1):
@@ -227,3 +228,15 @@ def test_a_report_without_trouble_is_as_short_as_before():
         warnings.simplefilter("error")
         text = str(pl.report(groups, pl.allocate(scored(a=[1, 2, 3, 4]), groups, 0.5)))
     assert len(text.splitlines()) == 2
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_sums_in_half_precision_neither_overflow_nor_tie(kind):
+    """70,000 ones are more than float16 can say, and a unit's last digits are less than bfloat16 can."""
+    scores = {"w": torch.ones(3, 70_000, dtype=kind)}
+    scores["w"][0, :100], scores["w"][2, :200] = 0.5, 0.5
+    group = Group("w", 3, (Member("w", 0),))
+    assert pl.allocate(scores, [group], 1 / 3)["w"].tolist() == [True, True, False]
+    whole = Group("parts", 2, (), parts=(Part("a", 0), Part("b", 1)))
+    halves = {"a.w": torch.full((70_000,), 2.0, dtype=kind), "b.w": torch.ones(70_000, dtype=kind)}
+    assert pl.allocate(halves, [whole], 0.5)["parts"].tolist() == [True, False]

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_decoders import decoder, token_ids
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
@@ -155,6 +156,15 @@ def test_another_search_in_the_same_folder_loses_nothing(trained, data, tmp_path
     assert torch.equal(pl.load_plan(tmp_path / "earlier-1", mlp()).eval()(x), first.eval()(x))
 
 
+def test_what_is_put_aside_are_a_plan_s_own_files(trained, data, tmp_path):
+    fit(trained, data, latency=0.5, save=tmp_path)
+    (tmp_path / "weights-epoch10.safetensors").write_text("mine")
+    named = json.loads((tmp_path / "plan.json").read_text())["weights"]
+    fit(trained, data, latency=1.0, save=tmp_path)
+    assert [p.name for p in (tmp_path / "earlier-1").glob("weights-*")] == [named]
+    assert (tmp_path / "weights-epoch10.safetensors").read_text() == "mine"
+
+
 def mlp_with(model):
     twin = mlp()
     twin.load_state_dict(model.state_dict())
@@ -263,6 +273,29 @@ class Loud(nn.Module):
 def test_bad_input(data, model, inputs, message):
     with pytest.raises(PruneError, match=message):
         fit(model(), data, latency=0.5, **inputs)
+
+
+class LastToken(nn.Module):
+    """A tiny Llama as a classifier of sequences: the logits of what comes next."""
+
+    def __init__(self):
+        super().__init__()
+        self.llama = decoder()
+
+    def forward(self, ids):
+        return self.llama(input_ids=ids).logits[:, -1]
+
+
+@pytest.mark.parametrize("granularity", ["layers", ("mlps", "neurons"), pl.granularity.attentions])
+def test_whole_modules_have_no_channels_to_time(monkeypatch, snapshot, granularity):
+    monkeypatch.setattr("prunelab.budget.layer_costs.interleaved", None)  # nothing is timed
+    monkeypatch.setattr(settling, "compare", None)
+    monkeypatch.setattr(structures_module, "liked_multiple", None)
+    model, sequences = LastToken().eval(), (token_ids(24), torch.arange(24) % 3)
+    before = snapshot(model)
+    with pytest.raises(PruneError, match=r"(layers|mlps|attentions) holds whole modules, such as llama\.model\."):
+        fit(model, SimpleNamespace(train=sequences, valid=sequences), latency=0.5, how=How(granularity=granularity))
+    assert snapshot(model) == before
 
 
 @pytest.mark.parametrize(

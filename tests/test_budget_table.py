@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tiny_decoders import decoder, token_ids
 from torch import nn
 
 import prunelab as pl
@@ -70,6 +71,14 @@ def test_the_model_is_left_as_it_is(build, data_for, snapshot):
     groups = pl.granularity.filters(model, x)
     before = snapshot(model)
     latency_table(model, groups, x, {g.name: ladder(g, 1) for g in groups})
+    assert snapshot(model) == before
+
+
+def test_whole_modules_are_refused(snapshot):
+    model = decoder()
+    groups, before = pl.granularity.layers(model), snapshot(model)
+    with pytest.raises(pl.PruneError, match=r"layers holds whole modules, such as model\.layers\.0"):
+        latency_table(model, groups, token_ids(), {"layers": (1, 2, 4)})
     assert snapshot(model) == before
 
 

@@ -204,6 +204,30 @@ def test_norms_of_attention_are_those_of_its_parts(kdim):
     assert torch.allclose(mine["out_proj.weight"], parts["out.weight"], rtol=1e-5)
 
 
+@pytest.mark.parametrize("worn", [False, True])
+def test_norms_of_attention_with_heads_removed(worn):
+    """Those of the whole layer, where its first two of four heads are masked."""
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval()
+    calib = Calibration.of((torch.randn(3, 5, 16), torch.zeros(3)))
+    groups = pl.granularity.heads(model)
+    keep = {g.name: torch.arange(g.units) >= 2 for g in groups}
+    small = pl.shrink(model, groups, keep)
+    masking.apply(model, pl.expand(model, groups, keep))
+    if worn:
+        masking.apply(small, {"self_attn.in_proj_weight": torch.ones(24, 16, dtype=torch.bool)})
+    norms, whole = calibration.input_norms(small, calib), calibration.input_norms(model, calib)
+    assert norms["self_attn.in_proj_weight"].shape == (24, 16)
+    rows = torch.cat([torch.arange(8, 16) + 16 * i for i in range(3)])
+    expected = {
+        "self_attn.in_proj_weight": whole["self_attn.in_proj_weight"][rows],
+        "self_attn.out_proj.weight": whole["self_attn.out_proj.weight"][8:],
+    }
+    same(norms, expected)
+    scores = pl.criteria.wanda(small, calib)
+    assert all(scores[n].shape == w.shape for n, w in pl.prunable(small).items())
+
+
 def test_norms_in_a_layer_that_torch_would_fuse(snapshot):
     """In eval mode TransformerEncoderLayer has a fast path in which no layer is called."""
     torch.manual_seed(0)

@@ -93,6 +93,37 @@ def test_a_fixed_batch(small, tmp_path):
     assert session.get_inputs()[0].shape[0] == 4
 
 
+def test_a_fixed_batch_of_one_stays_one(small, tmp_path):
+    model, x = small
+    export(model, x[:1], tmp_path / "m.onnx", dynamic_batch=False)
+    assert onnxruntime.InferenceSession(str(tmp_path / "m.onnx")).get_inputs()[0].shape[0] == 1
+    export(model, x[:1], tmp_path / "m.pt2", dynamic_batch=False)
+    with torch.no_grad():
+        loaded = torch.export.load(tmp_path / "m.pt2").module()
+        assert torch.allclose(loaded(x[:1]), model.eval()(x[:1]), atol=1e-6)
+
+
+class Placed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x, places):
+        return self.fc(x + places)
+
+
+@pytest.mark.parametrize("length", [2, 5])
+@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+def test_inputs_without_a_batch_dimension(tmp_path, suffix, length):
+    torch.manual_seed(0)
+    model, places = Placed().eval(), torch.randn(length, 8)
+    found = export(model, (torch.randn(1, length, 8), places), tmp_path / f"m.{suffix}")
+    assert found.difference <= 1e-4
+    if suffix == "pt2":
+        x = torch.randn(7, length, 8)
+        assert torch.allclose(torch.export.load(found.path).module()(x, places), model(x, places), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("model", "example", "name", "message"),
     [

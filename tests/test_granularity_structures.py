@@ -456,3 +456,18 @@ def test_tracing_keeps_no_activations(build, data_for, monkeypatch):
     monkeypatch.setattr(tracing, "_outputs", look)
     tracing.trace(tracing.plain_copy(build("mlp")), data_for("mlp")[0])
     assert kept == [0]
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_rounding_in_half_precision_is_no_inexactness(build, data_for, kind):
+    model = build("residual").to(kind)
+    groups = granularity.filters(model, data_for("residual")[0].to(kind))
+    assert [g.exact for g in groups] == [
+        g.exact for g in granularity.filters(build("residual"), data_for("residual")[0])
+    ]
+    assert {p.dtype for p in model.parameters()} == {kind}
+
+
+def test_a_forward_that_asks_for_half_precision_is_tried_in_it():
+    halved = Net(lambda s, x: s.b(s.a(x).half().relu()), a=nn.Linear(4, 6), b=nn.Linear(6, 2)).half()
+    assert [g.name for g in granularity.neurons(halved, torch.randn(8, 4).half())] == ["a"]

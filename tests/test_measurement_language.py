@@ -114,6 +114,14 @@ def test_rates_leave_the_model_as_it_was(snapshot):
     assert snapshot(model) == before
 
 
+def test_what_rates_leave_in_a_model_can_be_trained_with():
+    model, seen = decoder(), []
+    model.model.norm.register_forward_hook(lambda *args: seen.append(args[-1].is_inference()))
+    rates({"dense": model}, token_ids(1), rounds=7)
+    assert seen
+    assert not any(seen)
+
+
 @pytest.mark.parametrize(
     ("ids", "message"),
     [(token_ids(2), r"give \(1, n\)"), (token_ids(1, 1), "n at least 2"), (token_ids(1) + 60, "tokenizer")],

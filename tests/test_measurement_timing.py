@@ -10,7 +10,7 @@ from torch import nn
 
 from prunelab.core import PruneError
 from prunelab.masking import apply, bake
-from prunelab.measurement import compare, latency
+from prunelab.measurement import compare, latency, pitfalls, roofline
 from prunelab.measurement.rounds import _affordable, _rotated, interleaved, resolved
 from prunelab.measurement.timing import median_interval
 
@@ -106,6 +106,39 @@ def test_models_modes_threads_and_random_state_are_as_before():
     assert list(models["b"]._forward_hooks) == hooks
     assert all(torch.equal(before[k], v) for k, v in models["a"].state_dict().items())
     assert all(p.grad is None for p in models["a"].parameters())
+
+
+class Remembering(nn.Module):
+    """Caches a table in its first forward, and a state in every one."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.table, self.state = nn.Linear(8, 8), None, torch.ones(8)
+
+    def forward(self, x):
+        if self.table is None:
+            self.table = torch.arange(8).cos()
+        y = self.fc(x) * self.table * self.state
+        self.state = self.state * 1
+        return y
+
+
+@pytest.mark.parametrize(
+    "timed",
+    [
+        latency,
+        lambda m, x: compare({"a": m}, x),
+        lambda m, x: roofline(m, x, rounds=7),
+        lambda m, x: pitfalls.threads(m, x, (1,), rounds=7),
+        lambda m, x: pitfalls.batch_size(m, x, (1,), rounds=7),
+        lambda m, x: pitfalls.unbaked(m, {}, x, rounds=7),
+    ],
+)
+def test_what_a_model_caches_can_be_trained_with(timed):
+    model, x = Remembering(), torch.randn(4, 8)
+    timed(model, x)
+    model(x).sum().backward()
+    assert model.fc.weight.grad is not None
 
 
 def test_a_model_with_masks_on_is_refused_by_its_name():

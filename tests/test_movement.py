@@ -1,11 +1,13 @@
 """Scores get dL/dW' * W whether kept or not; masks follow the schedule to the unit; the result is like any other."""
 
 import copy
+import functools
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_decoders import decoder, token_ids
 from torch import nn
 from torch.nn import functional as F
 
@@ -411,6 +413,101 @@ def test_gradual_follows_its_criterion(build):
     assert torch.equal(learned.pruned.keep["0.weight"].nonzero()[:, 0], score.topk(12).indices.sort().values)
 
 
+def llama_lesson():
+    ids, targets = pl.language.next_tokens(token_ids(16))
+    return (ids, targets)
+
+
+LLAMA = {"batch_size": 4, "progress": False, "lr": 1e-3, "loss": pl.language.next_token_loss}
+
+
+class InTurns:
+    """Another whole layer is the least important at every step."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def __call__(self, model, calib=None):
+        self.asked += 1
+        least = f".layers.{self.asked % 4}."
+        return {n: torch.full_like(w, 0.1 if least in n else 1.0) for n, w in pl.prunable(model).items()}
+
+
+def zero_layers(model):
+    return [i for i, layer in enumerate(model.model.layers) if not layer.mlp.up_proj.weight.any()]
+
+
+def test_a_whole_module_that_left_returns():
+    model = decoder()
+    head = {"model.norm.weight": torch.arange(32) > 0}
+    pl.apply(model, head)  # which is of no group, and stays on
+    before = model.model.layers[0].input_layernorm.weight
+    found = movement.gradual(
+        model, llama_lesson(), pl.granularity.layers(model), TopV(0.3), InTurns(), steps=7, schedule="one_shot", **LLAMA
+    )
+    gone = (~found.pruned.keep["layers"]).nonzero()[:, 0].tolist()
+    assert len(gone) == 1
+    assert zero_layers(model) == gone
+    worn = pl.masking.current_masks(model)
+    assert worn.keys() == found.pruned.masks.keys() | head.keys()
+    assert torch.equal(worn["model.norm.weight"], head["model.norm.weight"])
+    returned = model.model.layers[0].input_layernorm.weight
+    assert gone == [0] or returned is before
+
+
+@pytest.mark.parametrize("stop", [1, 4])
+def test_whole_modules_go_on_from_a_checkpoint(tmp_path, stop):
+    """Killed after some steps and begun again: the same masks and weights to the bit."""
+
+    class Kill(BaseException):
+        pass
+
+    @functools.wraps(pl.language.next_token_loss)  # whose run it is
+    def killer(outputs, targets):
+        if judge.asked > stop:
+            raise Kill
+        return pl.language.next_token_loss(outputs, targets)
+
+    def run(model, judge, **options):
+        groups = pl.granularity.layers(model)
+        options = {**LLAMA, "steps": 7, "schedule": "linear", **options}
+        return movement.gradual(model, llama_lesson(), groups, TopV(0.6), judge, **options)
+
+    file, judge = tmp_path / "run.safetensors", InTurns()
+    with pytest.raises(Kill):
+        run(decoder(), judge, loss=killer, checkpoint=pl.recovery.Checkpoint(file, every=1))
+    broken, whole, again = decoder(), decoder(), InTurns()
+    again.asked = judge.asked - 2  # that of the start is asked again, and that of the last step
+    resumed = run(broken, again, checkpoint=file)
+    straight = run(whole, InTurns())
+    assert torch.equal(resumed.pruned.keep["layers"], straight.pruned.keep["layers"])
+    assert broken.state_dict().keys() == whole.state_dict().keys()
+    assert all(torch.equal(broken.state_dict()[k], v) for k, v in whole.state_dict().items())
+
+
+def test_whole_modules_that_wear_masks_are_not_whole(snapshot):
+    model = decoder()
+    groups = pl.granularity.layers(model)
+    pl.prune(model, pl.Recipe(granularity="layers", sparsity=0.3))
+    before = snapshot(model)
+    with pytest.raises(PruneError, match=r"model\.layers\.\d\.\S+ \(.*\) wears a mask already"):
+        movement.gradual(model, llama_lesson(), groups, TopV(0.3), "magnitude", steps=3, **LLAMA)
+    assert snapshot(model) == before
+
+
+@pytest.mark.parametrize("name", ["layers", "mlps", "attentions"])
+def test_movement_does_not_learn_of_whole_modules(snapshot, name):
+    model = decoder()
+    groups = getattr(pl.granularity, name)(model)
+    before = snapshot(model)
+    with pytest.raises(PruneError, match=rf"{name} holds whole modules, such as model\.layers\.0\S*, .* glu_neurons"):
+        movement.finetune(model, llama_lesson(), groups, TopV(0.3), steps=3, **LLAMA)
+    assert snapshot(model) == before
+    with pytest.raises(PruneError, match=r"or use movement\.gradual"):
+        movement.attach(model, [*pl.granularity.glu_neurons(model), *groups])
+    assert snapshot(model) == before
+
+
 @pytest.mark.parametrize("rule", [TopV(0.6), Threshold(30.0, tau=0.3)], ids=["hard", "soft"])
 @pytest.mark.parametrize("stop", [1, 7, 14])
 def test_a_broken_run_goes_on_from_its_checkpoint(build, data_for, tmp_path, rule, stop):
@@ -426,6 +523,7 @@ def test_a_broken_run_goes_on_from_its_checkpoint(build, data_for, tmp_path, rul
     class Kill(BaseException):
         pass
 
+    @functools.wraps(F.cross_entropy)  # whose run it is
     def killer(outputs, targets):
         seen.append(1)
         if len(seen) > stop:
@@ -543,3 +641,18 @@ def test_between():
     for start, end in ((0.7, 0.1), (-0.1, 1), (0, 1.1), (0.5, 0.5)):
         with pytest.raises(PruneError, match="two shares of all steps"):
             pl.schedules.Between(start, end)
+
+
+@pytest.mark.parametrize("learn", ["finetune", "gradual"])
+def test_another_rules_checkpoint_is_refused(build, tmp_path, learn):
+    def run(rule):
+        model, groups = mlp(build)
+        judge = ("magnitude",) if learn == "gradual" else ()
+        options = {**LEARN, "steps": 6, "checkpoint": tmp_path / "run"}
+        return getattr(movement, learn)(model, lesson(), groups, rule, *judge, **options)
+
+    first = run(TopV(0.5))
+    with pytest.raises(PruneError, match=rf"another run's\. on_step: there movement\.{learn}\(TopV.*0\.5.*here .*0\.8"):
+        run(TopV(0.8))
+    again = run(TopV(0.5))
+    assert all(torch.equal(again.pruned.keep[n], k) for n, k in first.pruned.keep.items())

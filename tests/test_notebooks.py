@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -273,3 +274,14 @@ def test_teachers_can_run_the_rules(tmp_path, capsys):
     nbformat.write(nb, tmp_path / "mine.ipynb")
     assert rules.main([str(tmp_path / "mine.ipynb")]) == 1
     assert "numbers: '99' is backed by no lab.claim" in capsys.readouterr().out
+
+
+def test_what_a_notebook_unlocks_needs_it():
+    """The strips under the titles tell one story: B needs A where A unlocks B, and nowhere else."""
+    needs, unlocks = set(), set()
+    for path in NOTEBOOKS:
+        title = nbformat.read(path, as_version=4).cells[0].source
+        needed, unlocked = re.search(r"needs ([^·]*)· unlocks (.*)\*\*", title).groups()
+        needs |= {(other, path.stem[:2]) for other in re.findall(r"\b\d\d\b", needed)}
+        unlocks |= {(path.stem[:2], other) for other in re.findall(r"\b\d\d\b", unlocked)}
+    assert needs == unlocks

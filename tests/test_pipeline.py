@@ -315,3 +315,15 @@ def test_gradually_in_too_short_a_run(build, lesson, snapshot):
     with pytest.raises(PruneError, match="5 rounds do not fit into 75% of 6 steps"):
         pl.recovery.train(model, lesson, steps=6, batch_size=16, on_step=step, progress=False)
     assert snapshot(model) == before
+
+
+def test_what_a_finer_cut_took_stays_gone(build, data_for):
+    """Weights, then filters, then blocks: zeros only grow, and the masks returned say so."""
+    model, x = build("cnn"), data_for("cnn")[0]
+    gone: dict = {}
+    for granularity, share in (("weights", 0.5), ("filters", 0.3), (pl.granularity.Blocks(1, 3), 0.6)):
+        found = pl.prune(model, Recipe("magnitude", granularity, share, "layer"), example=x)
+        now = pl.masking.current_masks(model)
+        assert all((now[name] <= mask).all() for name, mask in gone.items())
+        assert all(torch.equal(now[name], mask) for name, mask in found.masks.items())
+        gone = now

@@ -167,6 +167,50 @@ def test_other_families(kind, snapshot):
     assert torch.isfinite(model(token_ids()).logits).all()
 
 
+def entering(model, call):
+    """What each block is given whenever it runs, in order, by the block's number."""
+    seen = {i: [] for i in range(len(model.model.layers))}
+    hooks = [
+        block.register_forward_pre_hook(lambda _, args, to=seen[i]: to.append(args[0].clone()))
+        for i, block in enumerate(model.model.layers)
+    ]
+    with torch.no_grad():
+        call()
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2_sliding", "gemma2", "gemma3"])
+def test_blocks_see_what_they_see_in_a_forward(kind):
+    """Each kind of attention has its own mask, in Gemma 3 its own positions too; short sequences fit in the window."""
+    model = decoder(kind)
+    rows = [token_ids(2, 6), token_ids(2, 24, seed=3), token_ids(1, 24, seed=4)]
+    calib = pl.Calibration(tuple(next_tokens(r) for r in rows), next_token_loss)
+    wanted = entering(model, lambda: [model(input_ids=row[None, :-1]) for r in rows for row in r])
+    found = entering(model, lambda: blockwise(model, calib, Wanda(), 0.0))
+    for i, inputs in wanted.items():
+        assert len(inputs) == 5
+        for x, y in zip(inputs, found[i][-5:], strict=True):
+            assert torch.allclose(x, y, atol=1e-5), (i, float((x - y).abs().max()))
+
+
+def test_blocks_that_are_all_told_the_same_are_run_for_once_a_length():
+    """After the first sequence of a length only the first block is reached before the pruning begins."""
+    model = decoder()
+    seen = entering(model, lambda: blockwise(model, calibration(), Wanda(), 0.0))
+    assert [len(inputs) for inputs in seen.values()] == [6 + 12, 1 + 12, 1 + 12, 1 + 12]
+
+
+def test_a_block_that_the_forward_leaves_out(snapshot):
+    model = decoder()
+    model.config.num_hidden_layers = 3
+    before = snapshot(model)
+    with pytest.raises(pl.PruneError, match=r"runs 3 of its 4 blocks .* blockwise"):
+        blockwise(model, calibration(), Wanda(), 0.5)
+    assert snapshot(model) == before
+
+
 def test_a_decoder_that_lost_parts():
     model = decoder()
     groups = [f(model)[0] for f in (pl.granularity.mlps, pl.granularity.attentions)]

@@ -1,5 +1,6 @@
 """A run in a file: whole at every moment, and resumed to the same weights, bit for bit."""
 
+import functools
 import gc
 import json
 import multiprocessing
@@ -8,6 +9,7 @@ import random
 import signal
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,16 +19,19 @@ from torch import nn
 import prunelab as pl
 from prunelab import PruneError
 from prunelab.recovery import Checkpoint, checkpoints, train
+from prunelab.recovery.identity import VARYING, examples, told
 
 
 class Stop(Exception):
     """What ends a run in the middle, where no signal is needed."""
 
 
-def stopping(at):
-    """An on_step that stops a run after so many steps."""
+def stopping(at=None, before=None):
+    """An on_step that stops a run after so many steps, or never; one and the same to a checkpoint."""
 
     def on_step(done, total):
+        if before:
+            before(done, total)
         if done == at:
             raise Stop
 
@@ -54,7 +59,7 @@ def broken_off_and_resumed(data, path, at, every=2, make=droopy, **options):
     with pytest.raises(Stop):
         learn(make(), data, checkpoint=Checkpoint(path, every), on_step=stopping(at), **options)
     model = make()
-    return model, learn(model, data, checkpoint=Checkpoint(path, every), **options)
+    return model, learn(model, data, checkpoint=Checkpoint(path, every), on_step=stopping(), **options)
 
 
 @pytest.mark.parametrize("at", range(1, 9))
@@ -102,6 +107,46 @@ def test_a_loader_that_shuffles_by_torchs_own_dice_resumes(lesson, tmp_path):
     assert same(broken_off_and_resumed(loader(lesson, shuffle=True), tmp_path / "run", 5)[0], whole)
 
 
+def dice(seed=3):
+    return torch.Generator().manual_seed(seed)
+
+
+def with_samplers(data, kind):
+    sampler = torch.utils.data.RandomSampler(data.train[0], replacement=kind == "replaced", generator=dice())
+    if kind == "batches":
+        batches = torch.utils.data.BatchSampler(sampler, 16, drop_last=False)
+        return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data.train), batch_sampler=batches)
+    return loader(data, sampler=sampler)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda data: loader(data, shuffle=True, generator=dice()),
+        lambda data: with_samplers(data, "plain"),
+        lambda data: with_samplers(data, "replaced"),
+        lambda data: with_samplers(data, "batches"),
+    ],
+    ids=["loader", "sampler", "replacement", "batch_sampler"],
+)
+@pytest.mark.parametrize("at", [2, 3, 5, 8])
+def test_a_loader_with_dice_of_its_own_resumes(lesson, tmp_path, make, at):
+    """Another process begins with other dice: those of the file count."""
+    whole, model = droopy(), droopy()
+    learn(whole, make(lesson))
+    saved = Checkpoint(tmp_path / "run", 1)
+    with pytest.raises(Stop):
+        learn(droopy(), make(lesson), checkpoint=saved, on_step=stopping(at))
+    learn(model, make(lesson), checkpoint=saved, on_step=stopping())
+    assert same(model, whole)
+
+
+def test_a_loader_whose_dice_are_not_in_the_file_is_refused(lesson, tmp_path):
+    learn(droopy(), loader(lesson, shuffle=True), checkpoint=tmp_path / "run")
+    with pytest.raises(PruneError, match=r"generators of the data: there \[\], here \['loader.generator'"):
+        learn(droopy(), loader(lesson, shuffle=True, generator=dice()), checkpoint=tmp_path / "run")
+
+
 def test_masks_that_came_on_the_way_resume(lesson, tmp_path):
     """Pruned at step 3, killed at step 5: the fresh model gets its masks from the file."""
     recipe = pl.Recipe(sparsity=0.5, schedule="linear", rounds=2)
@@ -109,11 +154,11 @@ def test_masks_that_came_on_the_way_resume(lesson, tmp_path):
     learn(whole, lesson, on_step=pl.pipeline.gradually(whole, recipe, until=0.7))
     first, path = droopy(), tmp_path / "run"
     prune = pl.pipeline.gradually(first, recipe, until=0.7)
-    stop = stopping(5)
     with pytest.raises(Stop):
-        learn(first, lesson, on_step=lambda *at: (prune(*at), stop(*at)), checkpoint=Checkpoint(path, 2))
+        learn(first, lesson, on_step=stopping(5, prune), checkpoint=Checkpoint(path, 2))
     model = droopy()
-    learn(model, lesson, on_step=pl.pipeline.gradually(model, recipe, until=0.7), checkpoint=Checkpoint(path, 2))
+    prune = pl.pipeline.gradually(model, recipe, until=0.7)
+    learn(model, lesson, on_step=stopping(None, prune), checkpoint=Checkpoint(path, 2))
     assert same(model, whole)
 
 
@@ -142,17 +187,19 @@ def test_diverging_after_a_resume_falls_back_as_the_unbroken_run_does(lesson, tm
         value = nn.functional.cross_entropy(outputs, targets)
         return value * (torch.nan if outputs.requires_grad and steps[0] == 8 else 1)
 
-    def counting(done, total, stop=None):
+    def counting(done, total):
         steps[0] = done
-        if done == stop:
+        if done in stops:
             raise Stop
 
-    steps, models = [0], [droopy(), droopy(), droopy()]
+    steps, stops, models = [0], [], [droopy(), droopy(), droopy()]
     with pytest.raises(PruneError, match="diverged") as whole:
         learn(models[0], lesson, loss=loss, on_step=counting)
     saved = Checkpoint(tmp_path / "run", 2)
+    stops.append(7)
     with pytest.raises(Stop):
-        learn(models[1], lesson, loss=loss, on_step=lambda *at: counting(*at, stop=7), checkpoint=saved)
+        learn(models[1], lesson, loss=loss, on_step=counting, checkpoint=saved)
+    stops.clear()
     with pytest.raises(PruneError) as resumed:
         learn(models[2], lesson, loss=loss, on_step=counting, checkpoint=saved)
     assert same(models[2], models[0])
@@ -187,6 +234,97 @@ def test_a_file_of_another_run_is_refused(lesson, tmp_path, snapshot, change, sa
         learn(model, lesson, checkpoint=tmp_path / "run", **change)
     assert snapshot(model) == before
     assert (tmp_path / "run").read_bytes() == content
+
+
+def other_examples(data):
+    return SimpleNamespace(train=(data.train[0] + 1, data.train[1]), valid=data.valid)
+
+
+def halved(outputs, targets):
+    return nn.functional.cross_entropy(outputs, targets) / 2
+
+
+OTHERS = {  # what the first run had and the second has, and what is said
+    "share": ({"prune": 0.5}, {"prune": 0.9}, r"on_step: there gradually\(.*sparsity=0.5.*here gradually\(.*=0.9"),
+    "until": ({"prune": 0.5}, {"prune": 0.5, "until": 0.5}, r"on_step: .*until=0.75\), here .*until=0.5\)"),
+    "pruned": ({}, {"prune": 0.9}, "on_step: there None, here gradually"),
+    "not pruned": ({"prune": 0.9}, {}, "on_step: there gradually.*, here None"),
+    "function": ({"on_step": stopping()}, {}, "on_step: there stopping.<locals>.on_step, here None"),
+    "loss": ({}, {"loss": halved}, "loss: there cross_entropy, here halved"),
+    "data": ({}, {"data": other_examples}, "first training examples: there [0-9a-f]{64}, here [0-9a-f]{64}"),
+    "loader": ({"data": loader}, {"data": lambda d: loader(other_examples(d))}, "first training examples"),
+    "order": ({}, {"data": lambda d: loader(d, shuffle=True)}, "first training examples: .*here not the same"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_a_run_that_learned_otherwise_is_refused(lesson, tmp_path, snapshot, case):
+    def run(model, data=lambda d: d, prune=None, until=0.75, **options):
+        if prune:
+            options["on_step"] = pl.pipeline.gradually(model, pl.Recipe(sparsity=prune), until=until)
+        learn(model, data(lesson), checkpoint=tmp_path / "run", **options)
+
+    had, has, says = OTHERS[case]
+    run(droopy(), **had)
+    model = droopy()
+    before = snapshot(model)
+    with pytest.raises(PruneError, match=rf"another run's\. {says}"):
+        run(model, **has)
+    assert snapshot(model) == before
+    run(droopy(), **had)  # its own is taken
+
+
+def test_a_recipe_with_a_function_of_ones_own_is_known_again(lesson, tmp_path):
+    def made():
+        def mine(model, calib=None):
+            return pl.criteria.magnitude(model)
+
+        return pl.Recipe(criterion=mine, schedule=functools.partial(pl.schedules.Between(0.1, 0.7)))
+
+    models = [droopy(), droopy()]
+    steps = [pl.pipeline.gradually(model, made()) for model in models]
+    assert told(steps[0]) == told(steps[1])
+    assert repr(steps[0]) != repr(steps[1])  # by the address
+    for model, step in zip(models, steps, strict=True):
+        learn(model, lesson, on_step=step, checkpoint=tmp_path / "run")
+    assert same(*models)
+
+
+class Noisy(torch.utils.data.Dataset):
+    """Examples that are augmented at every reading."""
+
+    def __init__(self, pair):
+        self.pair = pair
+
+    def __len__(self):
+        return len(self.pair[0])
+
+    def __getitem__(self, index):
+        return self.pair[0][index] + torch.rand(()), self.pair[1][index]
+
+
+def test_data_that_change_at_each_reading_resume(lesson, tmp_path):
+    data, whole, state = Noisy(lesson.train), droopy(), torch.get_rng_state()
+    learn(whole, data)
+    assert same(broken_off_and_resumed(data, tmp_path / "run", 5)[0], whole)
+    assert examples(data) == examples(iter(())) == examples([torch.eye(2).to_sparse()]) == VARYING
+    ordered = loader(lesson, generator=dice())
+    assert len(examples(ordered)) == 64
+    assert torch.equal(ordered.generator.get_state(), dice().get_state())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_file_of_an_earlier_version_is_refused(lesson, tmp_path, snapshot):
+    path, model = tmp_path / "run", droopy()
+    learn(droopy(), lesson, checkpoint=path)
+    with safe_open(path, "pt") as file:
+        facts = json.loads(file.metadata()["prunelab"]) | {"format": "prunelab run 1"}
+        kept = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
+    path.write_bytes(checkpoints.to_bytes(kept, {"prunelab": json.dumps(facts)}))
+    before = snapshot(model)
+    with pytest.raises(PruneError, match="is no training run of this version"):
+        learn(model, lesson, checkpoint=path)
+    assert snapshot(model) == before
 
 
 def test_a_file_of_other_starting_weights_is_refused(build, lesson, tmp_path):
@@ -268,11 +406,12 @@ def train_in_a_child(path, x, y, steps):
     """What a process of its own runs, until it is killed."""
     torch.set_num_threads(1)
 
-    def on_step(done, total):
+    def tell(done, total):
         steps.value = done
         time.sleep(0.002)
 
-    learn(droopy(), (torch.tensor(x), torch.tensor(y)), epochs=40, checkpoint=Checkpoint(path, 3), on_step=on_step)
+    data, on_step = (torch.tensor(x), torch.tensor(y)), stopping(None, tell)
+    learn(droopy(), data, epochs=40, checkpoint=Checkpoint(path, 3), on_step=on_step)
 
 
 @pytest.mark.slow
@@ -294,7 +433,8 @@ def test_killed_processes_resume_to_the_same_weights(lesson, tmp_path):
         assert child.exitcode == -signal.SIGKILL
         assert path.exists()
         model = droopy()
-        assert learn(model, lesson.train, epochs=40, checkpoint=Checkpoint(path, 3)).steps == 120
+        saved = Checkpoint(path, 3)
+        assert learn(model, lesson.train, epochs=40, checkpoint=saved, on_step=stopping()).steps == 120
         assert same(model, whole)
 
 
@@ -325,7 +465,7 @@ def test_an_interrupt_at_any_moment_leaves_model_and_file_whole(lesson, tmp_path
     try:
         signal.setitimer(signal.ITIMER_REAL, random.Random(seed).uniform(0.02, 0.2))
         with pytest.raises((KeyboardInterrupt, RuntimeError)) as stopped:
-            learn(model, lesson, epochs=2000, checkpoint=Checkpoint(path, 1))
+            learn(model, lesson, epochs=2000, checkpoint=Checkpoint(path, 1), on_step=stopping())
         # Seldom torch's backward reports an interrupt as an error of its own; from anywhere else it would be ours.
         assert pressed
         assert stopped.type is KeyboardInterrupt or stopped.traceback[-1].path.parts[-2:] == ("autograd", "graph.py")

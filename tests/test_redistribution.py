@@ -177,3 +177,25 @@ def test_w0_of_another_model(build, snapshot, w0, message):
 def test_names_that_need_more_than_a_model(name, advice):
     with pytest.raises(PruneError, match=f"'{name}' cannot be computed from a model alone.*{advice}"):
         pl.Recipe(name)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_transposed_convolutions_keep_the_sum_of_each_output(groups):
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        layer = nn.ConvTranspose2d(4, 6, 3, groups=groups)
+    before = by_output(layer)
+    name = next(iter(pl.prunable(layer)))
+    weight = pl.prunable(layer)[name]
+    redistribute(layer, {name: weight.abs() > weight.abs().median()})
+    assert not torch.allclose(weight, layer.weight)
+    assert torch.allclose(by_output(layer), before, atol=1e-5)
+    bias = torch.tensor([True] * 5 + [False])
+    assert redistribute(layer, {"bias": bias}).bias[5] == 0
+
+
+def by_output(layer):
+    """What each output is of an input of ones, in the middle of it: the sum of the weights that feed it."""
+    ones = torch.ones(1, layer.in_channels, 7, 7)
+    with torch.no_grad():
+        return layer(ones)[0, :, 4, 4] - layer.bias

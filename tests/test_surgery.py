@@ -242,6 +242,90 @@ def test_saving_again_replaces_all(saved):
     assert torch.equal(load_plan(folder, network())[8].bias, network()[8].bias)
 
 
+def test_saving_again_leaves_files_that_are_not_a_plan_s(saved):
+    folder, groups, keep = saved
+    names = ["weights-epoch10.safetensors", "weights-0123456789ab.safetensors", "notes.txt"]
+    for name in names:
+        (folder / name).write_text("mine")
+    other = {name: k.flip(0) for name, k in keep.items()}
+    save_plan(folder, groups, other, shrink(network(), groups, other))
+    assert {name: (folder / name).read_text() for name in names} == dict.fromkeys(names, "mine")
+    assert len(list(folder.iterdir())) == 2 + len(names)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        "no JSON",
+        "[]",
+        '{"weights": "weights-0123456789ab.safetensors", "format": "another"}',
+        '{"weights": "mine.safetensors", "format": "prunelab plan 1"}',
+        '{"weights": "../weights-0123456789ab.safetensors", "format": "prunelab plan 1"}',
+    ],
+)
+def test_a_plan_that_is_none_names_nothing_to_delete(saved, plan):
+    folder, groups, keep = saved
+    stray = "weights-0123456789ab.safetensors"
+    mine = [folder / stray, folder / "mine.safetensors", folder.parent / stray]
+    for path in mine:
+        path.write_text("mine")
+    (folder / "plan.json").write_text(plan)
+    save_plan(folder, groups, keep, shrink(network(), groups, keep))
+    assert all(path.read_text() == "mine" for path in mine)
+    load_plan(folder, network())
+
+
+class Tokens(nn.Module):
+    def forward(self, x):
+        return x.flatten(2).transpose(1, 2)
+
+
+NORMS = {
+    "groups": (lambda: nn.GroupNorm(4, 16, affine=False), {"num_groups": 3, "num_channels": 12}),
+    "single": (lambda: nn.GroupNorm(16, 16, affine=False), {"num_groups": 12, "num_channels": 12}),
+    "instance": (lambda: nn.InstanceNorm2d(16), {"num_features": 12}),
+    "batch": (lambda: nn.BatchNorm2d(16, affine=False, track_running_stats=False), {"num_features": 12}),
+    "layer": (
+        lambda: nn.Sequential(Tokens(), nn.LayerNorm(16, elementwise_affine=False)),
+        {"normalized_shape": (12,)},
+    ),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", NORMS)
+def test_norms_without_parameters_follow(kind, tmp_path):
+    """A quarter of the channels before a norm goes, and what it declares with them."""
+    torch.manual_seed(0)
+    make, sizes = NORMS[kind]
+    norm, by_token = make(), kind == "layer"
+    reader = nn.Linear(16, 4) if by_token else nn.Conv2d(16, 4, 3)
+    model, x = nn.Sequential(nn.Conv2d(3, 16, 3), norm, nn.ReLU(), reader).eval(), torch.randn(2, 3, 9, 9)
+    (group,) = granularity.filters(model, x)
+    assert group.exact is not by_token  # a LayerNorm averages over the channels that are masked
+    keep = {group.name: torch.arange(group.units) >= group.units // 4}
+    small = shrink(model, [group], keep)
+    bare = small[1][1] if by_token else small[1]
+    assert {name: getattr(bare, name) for name in sizes} == sizes
+    assert group.exact is (surgery.difference(model, [group], keep, x) < 1e-6)
+    rebuilt = load_plan(save_plan(tmp_path, [group], keep, small), model)
+    assert torch.equal(rebuilt(x), small(x))
+    (again,) = granularity.filters(small, x)
+    assert again.units == int(keep[group.name].sum())
+
+
+def test_a_norm_of_another_model(snapshot):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    members = (Member("0.weight", 0), Member("0.bias", 0), Member("3.weight", 1))
+    keep, before = {"0": torch.arange(8) > 0}, snapshot(model)
+    for path, message in (("2", "2, a norm of 0, is a ReLU"), ("9", "9, a norm of 0, is nothing")):
+        with pytest.raises(PruneError, match=message):
+            shrink(model, [Group("0", 8, members, norms=(Member(path, 0),))], keep)
+    with pytest.raises(PruneError, match="does not hold 8 units"):
+        shrink(model, [Group("0", 8, members, norms=(Member("1", 0, 2),))], keep)
+    assert snapshot(model) == before
+
+
 def test_an_interrupted_save_leaves_the_old_plan(saved, monkeypatch):
     folder, groups, keep = saved
     other = {name: k.flip(0) for name, k in keep.items()}

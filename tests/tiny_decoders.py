@@ -1,4 +1,4 @@
-"""Tiny random decoders of four families, with biases and norms disturbed so that nothing is 0 or 1 by chance."""
+"""Tiny random decoders of several families, with biases and norms disturbed so that nothing is 0 or 1 by chance."""
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ SIZES = {
     "max_position_embeddings": 64,
 }
 KINDS = ("llama", "mistral", "qwen2", "qwen2_sliding", "qwen3")
+ALTERNATING = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2, "head_dim": 8}
 
 
 def decoder(kind: str = "llama", **changed) -> nn.Module:
@@ -30,6 +31,8 @@ def decoder(kind: str = "llama", **changed) -> nn.Module:
                 hf.Qwen2Config(**sizes, use_sliding_window=True, sliding_window=8, max_window_layers=2)
             ),
             "qwen3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**sizes, head_dim=8)),
+            "gemma2": lambda: hf.Gemma2ForCausalLM(hf.Gemma2Config(**sizes | ALTERNATING)),
+            "gemma3": lambda: hf.Gemma3ForCausalLM(hf.Gemma3TextConfig(**sizes | ALTERNATING)),
         }[kind]()
         with torch.no_grad():
             for p in model.parameters():

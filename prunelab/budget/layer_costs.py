@@ -24,7 +24,7 @@ from ..measurement.rounds import Task, interleaved, resolved, waited_for
 from ..measurement.storage import stored_bytes
 from ..measurement.text import html, seconds, table
 from ..surgery import shrink
-from .layouts import Layout, any_keep, dense_layout, telling_layouts
+from .layouts import Layout, any_keep, check_sliced, dense_layout, telling_layouts
 
 BLOCK = 2e-3  # seconds a timing: hundreds of layers are timed, and what one gets wrong the fit evens out
 ROUNDS = 7
@@ -131,11 +131,13 @@ def latency_table(
     """Time every layer at several counts of the units it depends on, all in turns, on one thread.
 
     rungs: the counts that each group may keep. Layers that look alike at two layouts are timed once.
+    Raises PruneError for groups of whole modules.
     """
+    check_sliced(groups)
     device = device_of(model)
     inputs = to(example, device)
     clock = resolved(clock, threads, device.type)
-    with undisturbed(model), torch.inference_mode():
+    with undisturbed(model), torch.no_grad():
         depends = _dependencies(model, groups, cut(inputs, PROBED))
         layouts = telling_layouts(groups, rungs, set(depends.values()))
         small = [shrink(model, groups, any_keep(groups, layout)).eval() for layout in layouts]

@@ -9,11 +9,22 @@ from typing import TypeAlias
 
 import torch
 
-from ..core import Group, Keep
+from ..core import Group, Keep, PruneError
 
 Layout: TypeAlias = dict[str, int]  # group name -> units kept
 LEVELS = (1.0, 0.75, 0.5, 0.25)  # shares kept at which layers are timed
 SCATTERED = 8  # layouts drawn at random
+
+
+def check_sliced(groups: Sequence[Group]) -> None:
+    """PruneError for groups of whole modules: what a layer costs is fitted to the channels that it keeps."""
+    whole = next((g for g in groups if g.parts), None)
+    if whole is not None:
+        raise PruneError(
+            f"{whole.name} holds whole modules, such as {whole.parts[0].path}, and a budget is searched for by the "
+            'channels that layers keep: give How(granularity="neurons"), say, and remove whole modules with pl.prune '
+            "and pl.shrink first"
+        )
 
 
 def dense_layout(groups: Sequence[Group]) -> Layout:

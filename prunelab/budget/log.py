@@ -21,7 +21,7 @@ from ..measurement.text import plural
 from ..pipeline import Recipe
 from ..recipes import described, save_recipe
 from ..surgery import save_plan
-from ..surgery.plans import PLAN
+from ..surgery.plans import PLAN, named_weights
 from .front import save_front
 from .goals import Goals
 from .job import Job
@@ -128,9 +128,10 @@ class Log:
             return
         number = next(n for n in itertools.count(1) if not (self.path / f"{EARLIER}{n}").exists())
         part = Path(tempfile.mkdtemp(prefix=f"{EARLIER}part-", dir=self.path))
-        for pattern in (PLAN, "weights-*.safetensors", RECIPE, REPORT, FRONT):
-            for file in self.path.glob(pattern):
-                shutil.copy2(file, part)
+        weights = named_weights(self.path)  # no others: they are the user's own
+        for name in (PLAN, RECIPE, REPORT, FRONT, *([weights] if weights else [])):
+            if (self.path / name).exists():
+                shutil.copy2(self.path / name, part)
         part.rename(self.path / f"{EARLIER}{number}")
 
     def _save_model(self) -> None:

@@ -16,7 +16,7 @@ from ..granularity import GRANULARITIES, Granularity, Together
 from ..measurement.rounds import interleaved, resolved, waited_for
 from ..surgery import shrink
 from .job import How
-from .layouts import any_keep, dense_layout, ladder
+from .layouts import any_keep, check_sliced, dense_layout, ladder
 
 DEFAULT = tuple(n for n in ("heads", "filters", "neurons") if n in GRANULARITIES)
 ALL = "all structures"
@@ -54,6 +54,7 @@ def structures(model: nn.Module, example: Any, how: How) -> Structures:
     if unknown:
         names = ", ".join(g.name for groups in found.values() for g in groups)
         raise PruneError(f"exclude names {unknown[0]!r}, which is no group of this model: there is {names}")
+    check_sliced([g for groups in found.values() for g in groups if g.name not in exclude])
     kinds: dict[str, list[Group]] = {}
     failed: list[str] = []
     for name, groups in found.items():

@@ -93,10 +93,12 @@ def _into_attention(module: nn.MultiheadAttention, args: Sequence[Any], kwargs: 
     given = dict(zip(("query", "key", "value"), args, strict=False)) | dict(kwargs)
     q, k, v = (_columns(given[name]) for name in ("query", "key", "value"))
     found = {"q_proj_weight": q, "k_proj_weight": k, "v_proj_weight": v}
-    if q.shape == k.shape == v.shape:  # packed: (3 * embed, embed)
-        found["in_proj_weight"] = torch.stack([q, k, v]).repeat_interleave(module.embed_dim, 0)
+    if module.in_proj_weight is not None:  # packed: (3 * heads * head_dim, embed)
+        rows = len(module.in_proj_weight) // 3
+        found["in_proj_weight"] = torch.stack([q, k, v]).repeat_interleave(rows, 0)
     projection = module._modules["out_proj"]
-    identity = nn.Linear(module.embed_dim, module.embed_dim).to(q.device, given["query"].dtype)
+    width = module.out_proj.in_features  # less than embed_dim where heads were removed
+    identity = nn.Linear(width, width).to(q.device, given["query"].dtype)
     nn.init.eye_(identity.weight)
     nn.init.zeros_(identity.bias)
     try:  # what goes into the output projection is what comes out of one that does nothing

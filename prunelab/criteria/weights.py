@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration import Calibration
-from ..core import Place, PruneError, Scores, places, prunable
+from ..core import PruneError, Scores, places, prunable, turn, turned_groups
 from .registry import finite, finite_weights, register
 
 
@@ -80,16 +80,8 @@ def fpgm(model: nn.Module, calib: Calibration | None = None) -> Scores:
     """
     weights = finite_weights(model)
     at = {id(place.tensor): place for place in reversed(places(model))}
-    return {name: _distances(at[id(p)], weights[name]) for name, p in prunable(model).items()}
-
-
-def _distances(place: Place, weight: Tensor) -> Tensor:
-    layer = place.module
-    if not isinstance(layer, nn.modules.conv._ConvTransposeNd):
-        return _spread(weight)
-    # (in, out of a group, ...): its filters are along dimension 1. Turn it, score it, turn it back.
-    turned = weight.unflatten(0, (layer.groups, -1)).transpose(1, 2)  # (groups, out of a group, in of a group, ...)
-    return _spread(turned.flatten(0, 1)).view(turned.shape).transpose(1, 2).reshape(weight.shape)
+    turns = {name: turned_groups(at[id(p)]) for name, p in prunable(model).items()}
+    return {name: turn(_spread(turn(weights[name], groups)), groups).contiguous() for name, groups in turns.items()}
 
 
 def _spread(filters: Tensor) -> Tensor:

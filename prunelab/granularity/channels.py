@@ -116,12 +116,14 @@ def _follows(before: list[int], channels: list[int]) -> bool:
 
 
 def _group(run: list[Tied]) -> Group:
-    members = []
+    members, norms = [], []
     for port, channels in run[0].items():
+        if port.side == "through" and not port.owned:
+            norms += [Member(port.layer, 0, size, first) for first, size in _runs(channels)]
         for attribute, dim, learned in port.owned:
             name = join(port.layer, attribute) if attribute else port.layer
             members += [Member(name, dim, size, first, learned=learned) for first, size in _runs(channels)]
     root = next(port for port in run[0] if port.side == "out")
     first, last = run[0][root][0], run[-1][root][-1]
     name = root.layer if (first, last) == (0, root.size - 1) else f"{root.layer}[{first}:{last + 1}]"
-    return Group(name, len(run), tuple(members))
+    return Group(name, len(run), tuple(members), norms=tuple(norms))

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core import Group, Keep
-from ..surgery.difference import worn
+from ..batches import mapped
+from ..core import Group, Keep, PruneError
+from ..surgery.difference import outputs, worn
 
 TOLERANCE = 1e-4  # float32 rounding stays below 1e-5, what is not exact is above 1e-3
 
@@ -23,7 +24,7 @@ def proven(twin: nn.Module, groups: Sequence[Group], example: Any) -> list[Group
     """
     if not groups:
         return []
-    shaken = _shake(twin)
+    shaken, example = _precise(_shake(twin), example)
     keep = _half(groups)
     normed = {g.name for g in groups if _under_norm(shaken, g)}  # known beforehand to be inexact
     plain = [g for g in groups if g.name not in normed]
@@ -44,6 +45,21 @@ def proven(twin: nn.Module, groups: Sequence[Group], example: Any) -> list[Group
         "reshape changes their order and the trace lost it. Compare the shrunk model's accuracy with the masked one's",
     )
     return [replace(g, exact=_agree(alone[g.name])) for g in groups if alone[g.name] is not None]
+
+
+def _precise(model: nn.Module, example: Any) -> tuple[nn.Module, Any]:
+    """Both in float32 if they are in half precision, whose rounding looks like a difference; if the model runs so."""
+    if not any(p.is_floating_point() and p.itemsize < 4 for p in model.parameters()):
+        return model, example
+    wider = mapped(lambda t: t.float() if t.is_floating_point() else t, example)
+    kinds = {name: t.dtype for name, t in model.state_dict().items()}
+    try:
+        outputs(model.float(), wider)
+    except PruneError:  # its forward asks for half precision
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            tensor.data = tensor.data.to(kinds[name])
+        return model, example
+    return model, wider
 
 
 def _warn_of(names: list[str], what: str) -> None:
@@ -70,8 +86,9 @@ def _half(groups: Sequence[Group]) -> Keep:
 
 def _under_norm(model: nn.Module, group: Group) -> bool:
     """Whether a norm averages over the group's channels."""
-    norms = {f"{path}.weight" for path, m in model.named_modules() if isinstance(m, (nn.LayerNorm, nn.RMSNorm))}
-    return any(m.tensor in norms for m in group.members)
+    paths = [path for path, m in model.named_modules() if isinstance(m, (nn.LayerNorm, nn.RMSNorm))]
+    norms = {*paths, *(f"{path}.weight" for path in paths)}
+    return any(m.tensor in norms for m in (*group.members, *group.norms))
 
 
 def _shake(twin: nn.Module) -> nn.Module:

@@ -9,12 +9,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import units
-from ..core import Group, Member, PruneError, prunable, shape
+from ..core import Group, Member, PruneError, lookup_all, prunable, shape, turned_groups
 
 
 def weights(model: nn.Module, example: Any = None, *, exclude: Collection[str] = ()) -> list[Group]:
     """Every weight on its own: one group a prunable tensor, one unit an entry. `exclude` leaves tensors alone."""
-    return [Group(n, p.numel(), (Member(n),)) for n, p in _chosen(model, exclude).items()]
+    chosen = _chosen(model, exclude)
+    at = lookup_all(model, chosen)
+    return [Group(n, p.numel(), (Member(n, turned=turned_groups(at[n][0])),)) for n, p in chosen.items()]
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def check_modify(answer: Any) -> str | None:
         (gradient.abs(), "that is still the bare gradient: it says how steep the loss is, not how far removal walks."),
         (weight.abs(), "that is magnitude: the data is not asked at all. Multiply by the gradient."),
         (weight * gradient, "you kept the signs. The score is the size of the change: take `abs()`."),
-        (weight.square() * gradient, "one factor of the weight is enough: the loss changes by about w · g."),
+        (weight.square() * gradient, "one factor of the weight is enough: the loss changes by about −w · g."),
         ((weight * gradient).square(), None),
         (0.5 * gradient.square() * weight.square(), None),
         (weight.abs() + gradient.abs(), "a sum lets a large weight with no slope win. First order is a *product*."),
@@ -126,8 +126,8 @@ EXERCISES = (
         difficulty=1,
         minutes=5,
         task=(
-            "The function scores weights by the gradient. But removing a weight moves it by its whole size: to first "
-            "order the loss changes by w · g. Change the function to the size of that."
+            "The function scores weights by the gradient. But removing a weight is a move of −w: to first "
+            "order the loss changes by −w · g. Change the function to the size of that."
         ),
         answer="taylor",
         stub=(

@@ -88,7 +88,8 @@ EXERCISES = (
         task=(
             "Four weights, before and after fine-tuning:\n\n"
             "`a`: 0.90 → 0.80. `b`: 0.10 → 0.30. `c`: −0.20 → −0.45. `d`: 0.50 → 0.35.\n\n"
-            "Two of them stay. Which two does magnitude keep, and which two does movement? "
+            "**After** it two of them stay. Which two does magnitude keep, and which two does movement, if it goes by "
+            "the net change? "
             'Set `kept = ("magnitude", "movement")`, two letters each.'
         ),
         answer="kept",

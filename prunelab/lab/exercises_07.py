@@ -137,7 +137,8 @@ EXERCISES = (
         task=(
             "`gradients` has a row a picture and a column a head: how the loss of that picture moves with the head's "
             "gate. The function takes the mean and then its size. Change it to Michel's importance: the size by "
-            "picture, then the mean, and all of the layer divided by the length of that vector."
+            "picture, then the mean, and all of the layer divided by the L2 norm of that vector (the root of the sum "
+            "of its squares)."
         ),
         answer="importance",
         stub=(

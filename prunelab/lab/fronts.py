@@ -29,7 +29,9 @@ class Watch:
         return self
 
     def __call__(self, trial: Trial) -> None:
-        """Draw the front with one more trial."""
+        """Draw the front with one more trial; every search begins with the dense model, and the picture with it."""
+        if trial.stage == "dense":
+            self.trials.clear()
         self.trials.append(trial)
         png = figures.draw(lambda ax: draw_front(ax, self.trials, limit=self.budget), figsize=SIZE)
         text = f"{len(self.trials)} tried so far. {self._best()}"

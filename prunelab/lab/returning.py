@@ -76,6 +76,13 @@ def last_return(sparsities: Sequence[float], accuracy: Sequence[float], enough: 
     return math.nan
 
 
+def points(
+    sparsities: Sequence[float], accuracy: np.ndarray, references: Sequence[Sequence[float]], within: float
+) -> list[Interval]:
+    """The interval of `point_of_no_return` against each of several references, such as two kinds of dense networks."""
+    return [interval(point_of_no_return(sparsities, accuracy, against, within)) for against in references]
+
+
 def point_of_no_return(
     sparsities: Sequence[float], accuracy: np.ndarray, dense: Sequence[float], within: float
 ) -> list[float]:

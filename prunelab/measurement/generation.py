@@ -75,7 +75,7 @@ def rates(
     reading: dict[str, Task] = {}
     writing: dict[str, Task] = {}
     check_candidates(models)
-    with ExitStack() as stack, torch.inference_mode():
+    with ExitStack() as stack, torch.no_grad():
         for name, model in models.items():
             check_tokens(model, ids)
             stack.enter_context(undisturbed(model))

@@ -125,7 +125,7 @@ def machine(
     with torch.random.fork_rng(devices=()):
         for kind, (make, shape) in KINDS.items():
             tasks[f"launch {kind}"] = partial(make().to(where).eval(), torch.zeros(shape, device=where))
-    with torch.inference_mode():
+    with torch.no_grad():
         tasks = {name: waited_for(task, where) for name, task in tasks.items()}
         times = interleaved(tasks, threads=threads, rounds=rounds, clock=clock, device=device)
     return Machine(
@@ -147,7 +147,7 @@ def floor(
         check_count("sizes", n)
     clock = resolved(clock, threads, device)
     where = torch.device(device)
-    with torch.random.fork_rng(devices=()), torch.inference_mode():
+    with torch.random.fork_rng(devices=()), torch.no_grad():
         layers = {n: nn.Linear(n, n).to(where).eval() for n in sorted(set(sizes))}
         tasks = {str(n): waited_for(partial(m, torch.zeros(batch, n, device=where)), where) for n, m in layers.items()}
         times = interleaved(tasks, threads=threads, rounds=rounds, clock=clock, device=device)

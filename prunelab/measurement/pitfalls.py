@@ -45,7 +45,7 @@ def threads(model: nn.Module, example: Any, counts: Sequence[int] = (1, 2), *, r
     With other programs about, the second thread is not yours alone, and its times scatter.
     """
     check_plain(model)
-    with undisturbed(model), torch.inference_mode():
+    with undisturbed(model), torch.no_grad():
         on = {plural(n, "thread"): n for n in counts}
         times = interleaved(dict.fromkeys(on, forward(model, example)), threads=on, rounds=rounds)
     taken = {name: summary(t, rows(example), on[name], device_of(model).type, "wall") for name, t in times.items()}
@@ -58,7 +58,7 @@ def batch_size(
     """Time *per sample* at several batch sizes: at batch 1 the launches weigh as much as the work."""
     check_plain(model)
     clock, on = resolved(clock, 1, device_of(model).type), device_of(model).type
-    with undisturbed(model), torch.inference_mode():
+    with undisturbed(model), torch.no_grad():
         tasks = {f"batch {n}": forward(model, cut(example, n)) for n in sizes}
         times = interleaved(tasks, rounds=rounds, clock=clock, device=on)
     each = {f"batch {n}": [t / n for t in times[f"batch {n}"]] for n in sizes}
@@ -74,7 +74,7 @@ def odd_channels(
     for c in channels:
         check_count("channels", c)
     clock = resolved(clock, 1, "cpu")
-    with torch.random.fork_rng(devices=()), torch.inference_mode():
+    with torch.random.fork_rng(devices=()), torch.no_grad():
         made = {c: nn.Conv2d(c, c, 3, padding=1, bias=False).eval() for c in channels}
         tasks = {f"{c} channels": forward(m, torch.randn(batch, c, image, image)) for c, m in made.items()}
         times = interleaved(tasks, rounds=rounds, clock=clock)
@@ -93,7 +93,7 @@ def no_warm_up(model: nn.Module, example: Any, *, calls: int = 10, rounds: int =
     clock = resolved("steady", 1, on.type)
     tick = ticking(clock)
     times: Blocks = {"first forward": [], "later forwards": []}
-    with _one_thread(), torch.inference_mode():
+    with _one_thread(), torch.no_grad():
         for turn in range(rounds):
             fresh, inputs = copy.deepcopy(model).eval(), to(cut(example, max(1, rows(example) - turn)), on)
             task = waited_for(partial(call, fresh, inputs), on)
@@ -118,7 +118,7 @@ def unbaked(model: nn.Module, masks: Masks, example: Any, *, rounds: int = ROUND
     with ExitStack() as stack:
         for m in candidates.values():
             stack.enter_context(undisturbed(m))
-        stack.enter_context(torch.inference_mode())
+        stack.enter_context(torch.no_grad())
         times = interleaved(
             {k: forward(m, example) for k, m in candidates.items()}, rounds=rounds, clock=clock, device=on
         )

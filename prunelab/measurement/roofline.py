@@ -107,7 +107,7 @@ def roofline(
         raise PruneError(f"the model lies on {device.type}, and the machine was measured on {on.device}: use that")
     clock = resolved(clock, on.threads, device.type)
     inputs = to(cut(example, batch_size), device)
-    with undisturbed(model), torch.inference_mode():
+    with undisturbed(model), torch.no_grad():
         calls = layer_calls(model, inputs)
         if not calls:
             raise PruneError(f"{type(model).__name__} has no layers: no module without children was called")

@@ -93,7 +93,7 @@ def latency(
     rounds: int | None = None,
     clock: str = "wall",
 ) -> Latency:
-    """Time forward passes of a model where it lies, in eval and inference mode.
+    """Time forward passes of a model where it lies, in eval mode and without gradients.
 
     One value a round: the mean over a block of at least 10 ms, after two forwards to warm up. `batch_size`
     cuts the example (1 and a large one tell different stories). `rounds`: 15, fewer (down to 7) if that
@@ -179,7 +179,8 @@ def _blocks(
     with ExitStack() as stack:
         for model in models.values():
             stack.enter_context(undisturbed(model))
-        stack.enter_context(torch.inference_mode())
+        # Not inference_mode: what a model caches in its first forward must stay usable in training.
+        stack.enter_context(torch.no_grad())
         tasks = {name: forward(model, inputs) for name, model in models.items()}
         on = device_of(next(iter(models.values()))).type
         return interleaved(tasks, threads=threads, rounds=rounds, clock=clock, device=on)

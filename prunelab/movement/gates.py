@@ -55,8 +55,10 @@ def attach(model: nn.Module, groups: Sequence[Group]) -> nn.Module:
 
     A structure is gated where it is *read* (see `gated`), until `settle` masks all of it.
 
-    Raises PruneError, before anything is changed, for masks already worn, frozen weights, or foreign groups.
+    Raises PruneError, before anything is changed, for masks already worn, frozen weights, foreign groups, or groups of
+    whole modules.
     """
+    _check_sliced(groups)
     check_whole(model, groups)
     learning = gated(model, groups)
     everywhere = lookup_all(model, _tensors(learning))
@@ -137,20 +139,35 @@ def _zeros(like: Tensor, count: int) -> nn.Parameter:
     return nn.Parameter(torch.zeros(count, dtype=wide, device=like.device))
 
 
-def check_whole(model: nn.Module, groups: Sequence[Group]) -> dict[str, list[Place]]:
-    """Where each tensor of the groups hangs; PruneError if one wears a mask, or there are no groups to learn of."""
+def check_whole(model: nn.Module, groups: Sequence[Group]) -> None:
+    """PruneError if a tensor of the groups, or of their modules, wears a mask, or there are no groups to learn of."""
     if not groups:
         raise PruneError("no groups: give those of a granularity, such as granularity.weights(model)")
     if len({g.name for g in groups}) < len(groups):
         raise PruneError("two groups have the same name: give every group its own")
-    everywhere = lookup_all(model, _tensors(groups))
-    for name, sharing in everywhere.items():
+    for name, sharing in lookup_all(model, [*_tensors(groups), *_within_parts(model, groups)]).items():
         if any(mask_of(p.module, p.attribute) is not None for p in sharing):
             raise PruneError(
                 f"{name} {shape(sharing[0].tensor)} wears a mask already, and gradual pruning starts with all weights "
                 "there: call pl.bake(model) first, or load a network that is whole"
             )
-    return everywhere
+
+
+def _within_parts(model: nn.Module, groups: Sequence[Group]) -> list[str]:
+    """The tensors of the groups' whole modules, each once."""
+    known = units.named(model)
+    for group in groups:
+        units.check_parts(group, known)
+    return list(dict.fromkeys(name for g in groups for part in g.parts for name in units.inside(part, known)))
+
+
+def _check_sliced(groups: Sequence[Group]) -> None:
+    whole = next((g for g in groups if g.parts), None)
+    if whole is not None:
+        raise PruneError(
+            f"{whole.name} holds whole modules, such as {whole.parts[0].path}, and movement learns scores of slices of "
+            "tensors only: give the groups of weights, heads or glu_neurons, or use movement.gradual or pl.prune"
+        )
 
 
 def _check_learns(name: str, weight: Tensor) -> None:

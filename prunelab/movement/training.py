@@ -20,6 +20,7 @@ from ..criteria import Criterion
 from ..masking import apply, current_masks, restore
 from ..pipeline import Pruned
 from ..recovery import History, Objective, train
+from ..recovery.identity import Described
 from ..recovery.training import check_decay
 from . import gates
 from .rules import Rule, TopV
@@ -78,8 +79,9 @@ def finetune(
 
     objective = Objective(lambda _, outputs, targets: loss(outputs, targets) + rule.cost(learned, now), loss)
     made = optimizer or (lambda _: _two_rates(model, lr, scores_lr, weight_decay))
+    on_step = Described(after, f"movement.finetune({rule}, {share})")
     with _sound(model):
-        history = train(model, data, loss=objective, optimizer=made, on_step=after, **options)
+        history = train(model, data, loss=objective, optimizer=made, on_step=on_step, **options)
         found = gates.scores(model)
         keep = rule.keep(found, groups, 1.0)
     gates.detach(model)
@@ -108,6 +110,7 @@ def gradual(
     _check_rule(rule, "keep")
     gates.check_whole(model, groups)
     keep: Keep = {g.name: torch.ones(g.units, dtype=torch.bool) for g in groups}
+    others = current_masks(model)  # on what is in no group
 
     def scores() -> dict[str, Tensor]:
         return unit_scores(judge(model, calib), groups)
@@ -116,11 +119,13 @@ def gradual(
         nonlocal keep
         now = share(done / total)
         keep = rule.keep(scores(), groups, now) if now else keep
-        apply(model, expand(model, groups, keep))
+        restore(model, others | expand(model, groups, keep))  # a module that is back wears no mask, so `apply` won't do
 
     scores()  # a criterion that can't score this model says so before anything is changed
+    units = {g.name: g.units for g in groups}
+    on_step = Described(after, f"movement.gradual({rule}, {judge}, {share}, {units})")
     with _sound(model):
-        history = train(model, data, on_step=after, **options)
+        history = train(model, data, on_step=on_step, **options)
         return Learned(_settled(model, groups, keep), scores(), history)
 
 

@@ -24,7 +24,8 @@ from ..language import check_tokens
 from ..measurement.conditions import attempt, check_plain, pair, undisturbed
 from .methods import Method
 
-Passing = list[tuple[Tensor, dict[str, Any]]]  # of each sequence: what enters a block, and what else it is told
+Told = dict[str, Any]  # what a block is given by keyword: masks and positions, which may differ from block to block
+Passing = list[tuple[Tensor, list[Told]]]  # of each sequence: what enters a block, and what each block is told
 
 
 def blockwise(
@@ -47,12 +48,12 @@ def blockwise(
     finite_weights(model)
     packed: dict[str, Packed] = {}
     with undisturbed(model), torch.no_grad(), _journal(model) as note:
-        passing = _entering(model, found[0].module, calib)
-        for block in tqdm(found, desc="blocks", unit="block", disable=not progress, leave=False):
+        passing = _entering(model, [b.module for b in found], calib)
+        for at, block in enumerate(tqdm(found, desc="blocks", unit="block", disable=not progress, leave=False)):
             note(block)
-            packed |= _prune_block(block, passing, method, sparsity)
+            packed |= _prune_block(block, [(x, told[at]) for x, told in passing], method, sparsity)
             for i, (x, told) in enumerate(passing):  # in place: two lists of them would be held at once
-                passing[i] = _through(block.module, x, told), told
+                passing[i] = _through(block.module, x, told[at]), told
     return {name: packed.pop(name).whole() for name in list(packed)}
 
 
@@ -75,7 +76,9 @@ class Packed:
         return torch.from_numpy(found).view(self.size).to(self.device)
 
 
-def _prune_block(block: Block, passing: Passing, method: Method, sparsity: float | NM) -> dict[str, Packed]:
+def _prune_block(
+    block: Block, given: list[tuple[Tensor, Told]], method: Method, sparsity: float | NM
+) -> dict[str, Packed]:
     layers = {name: m for name, m in block.module.named_modules() if isinstance(m, nn.Linear)}
     gathered: dict[nn.Module, Tensor] = {}
 
@@ -85,7 +88,7 @@ def _prune_block(block: Block, passing: Passing, method: Method, sparsity: float
 
     handles = [layer.register_forward_pre_hook(note) for layer in layers.values()]
     try:
-        for x, told in passing:
+        for x, told in given:
             _through(block.module, x, told)
     finally:
         for handle in handles:
@@ -103,31 +106,61 @@ def _prune_block(block: Block, passing: Passing, method: Method, sparsity: float
 
 
 class _Reached(Exception):
-    """The first block was reached: there is no need to run the others."""
+    """The last block of interest was reached: there is no need to run on."""
 
 
-def _entering(model: nn.Module, first: nn.Module, calib: Calibration) -> Passing:
-    """What the first block is given, a sequence at a time: the hidden states, and masks and positions by keyword."""
+def _entering(model: nn.Module, found: list[nn.Module], calib: Calibration) -> Passing:
+    """A sequence at a time: the hidden states that the first block is given, and what each block is told.
+
+    Gemma's blocks take turns with two masks. Blocks of a Llama are all told the same: once a sequence has shown that,
+    others of its length (a short one fits into any window) are run to the first block only.
+    """
     passing: Passing = []
-
-    def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden, *others = args
-        if others:
-            raise PruneError(f"{type(module).__name__} takes more than one positional input: blockwise can't replay it")
-        passing.append((hidden, kwargs))
-        raise _Reached
-
-    handle = first.register_forward_pre_hook(catch, with_kwargs=True)
-    try:
-        for ids in _sequences(model, calib):
-            try:
-                attempt(model, {"input_ids": ids, "use_cache": False})
-            except PruneError as error:
-                if not isinstance(error.__cause__, _Reached):
-                    raise
-    finally:
-        handle.remove()
+    alike: set[int] = set()  # lengths
+    for ids in _sequences(model, calib):
+        length = ids.shape[1]
+        hidden, told = _caught(model, found[:1] if length in alike else found, ids)
+        if all(_same(one, told[0]) for one in told):
+            alike.add(length)
+            told = told[:1] * len(found)
+        passing.append((hidden, told))
     return passing
+
+
+def _caught(model: nn.Module, watched: list[nn.Module], ids: Tensor) -> tuple[Tensor, list[Told]]:
+    """What the first of the blocks is given and each of them is told; none after the last of them is run."""
+    hidden: list[Tensor] = []
+    told: list[Told] = []
+
+    def catch(module: nn.Module, args: tuple[Any, ...], kwargs: Told) -> None:
+        if len(args) != 1:
+            raise PruneError(f"{type(module).__name__} takes {len(args)} positional inputs: blockwise replays just one")
+        if not hidden:
+            hidden.append(args[0])
+        told.append(kwargs)
+        if module is watched[-1]:
+            raise _Reached
+
+    handles = [block.register_forward_pre_hook(catch, with_kwargs=True) for block in watched]
+    try:
+        attempt(model, {"input_ids": ids, "use_cache": False})
+    except PruneError as error:
+        if not isinstance(error.__cause__, _Reached):
+            raise
+    finally:
+        for handle in handles:
+            handle.remove()
+    if len(told) != len(watched):
+        raise PruneError(
+            f"{type(model).__name__} runs {len(told)} of its {len(watched)} blocks on ids {shape(ids)}, and blockwise "
+            "needs each to run once: look at config.num_hidden_layers"
+        )
+    return hidden[0], told
+
+
+def _same(one: Told, other: Told) -> bool:
+    """Whether two blocks were told the very same objects."""
+    return one.keys() == other.keys() and all(one[key] is other[key] for key in one)
 
 
 def _sequences(model: nn.Module, calib: Calibration) -> Iterator[Tensor]:
@@ -141,7 +174,7 @@ def _sequences(model: nn.Module, calib: Calibration) -> Iterator[Tensor]:
         yield from ids.to(device_of(model)).split(1)
 
 
-def _through(block: nn.Module, x: Tensor, told: dict[str, Any]) -> Tensor:
+def _through(block: nn.Module, x: Tensor, told: Told) -> Tensor:
     out = block(x, **told)
     return out[0] if isinstance(out, tuple) else out
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..core import PruneError, lookup_all, shape
+from ..core import Place, PruneError, lookup_all, shape, turn, turned_groups
 from ..masking import apply
 
 SCOPES = ("row", "layer")
@@ -18,7 +18,8 @@ def redistributed(weight: Tensor, mask: Tensor, scope: str = "row") -> Tensor:
 
     Every row (all that feeds one output), or with scope="layer" the whole tensor, keeps its sum, to rounding: with R
     the sum of its removed weights and k the number kept, each kept weight becomes w + R/k. A row that keeps nothing
-    has no one to give it to, and becomes 0.
+    has no one to give it to, and becomes 0. Rows lie along the first dimension: turn a
+    transposed convolution's weight and mask, as `redistribute` does.
 
     MAMA means to move the value of unimportant weights to significant ones: Jiang, Fu and Zhang, arXiv 2505.14052.
     The rule, equal parts within a row, is ours; for what their published code does instead see `as_published`.
@@ -53,13 +54,19 @@ def redistribute(model: nn.Module, masks: Mapping[str, Tensor], scope: str = "ro
     returns it. Raises PruneError, before anything is changed, as `apply` does, and for an unknown scope.
     """
     everywhere = lookup_all(model, masks)
-    new = {name: redistributed(everywhere[name][0].tensor, mask, scope) for name, mask in masks.items()}
+    new = {name: _redistributed_at(everywhere[name][0], mask, scope) for name, mask in masks.items()}
     apply(model, masks)
     with torch.no_grad():
         for name, weight in new.items():
             mask, tensor = masks[name], everywhere[name][0].tensor
             tensor.copy_(torch.where(mask, weight, tensor))  # what lies under the mask stays as it was
     return model
+
+
+def _redistributed_at(place: Place, mask: Tensor, scope: str) -> Tensor:
+    _check(place.tensor, mask, scope)
+    groups = turned_groups(place)
+    return turn(redistributed(turn(place.tensor, groups), turn(mask, groups), scope), groups)
 
 
 def _check(weight: Tensor, mask: Tensor, scope: str) -> None:

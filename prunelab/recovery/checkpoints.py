@@ -18,10 +18,11 @@ from ..core import PruneError
 from ..files import write_whole
 from ..measurement import Evaluation
 from .history import History
-from .run import Run, digest, random_state
+from .identity import digest
+from .run import Run, random_state
 from .snapshots import Snapshot
 
-FORMAT = "prunelab run 1"
+FORMAT = "prunelab run 2"
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,6 @@ def _json(facts: Mapping[str, Any]) -> str:
         ) from error
 
 
-def _short(value: Any, limit: int = 80) -> str:
+def _short(value: Any, limit: int = 200) -> str:
     text = str(value)
     return text if len(text) <= limit else f"{text[:limit]}..."

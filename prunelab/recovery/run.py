@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
 
+from ..batches import split_of
 from ..core import device_of, places
 from .history import History
+from .identity import told
 from .rates import Rate, Tail, scheduler
 from .snapshots import Snapshot
 
@@ -49,20 +51,22 @@ def begin(
         "number of steps": str(total),
         "batch size": str(batch_size),
         "seed": str(seed),
-        "learning-rate schedule": getattr(schedule, "__qualname__", str(schedule)),
+        "learning-rate schedule": told(schedule),
         "optimizer": f"{type(optimizer).__name__} {groups}",
     }
     rates = scheduler(optimizer, schedule, total)
     return Run(model, optimizer, rates, total, torch.Generator().manual_seed(seed), Snapshot.of(model), settings)
 
 
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of tensors and their names."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+def generators(data: Any) -> dict[str, torch.Generator]:
+    """A training DataLoader's own generators, by where it has them; one may be in several places."""
+    loader = split_of(data, "train")
+    if not isinstance(loader, DataLoader):
+        return {}
+    batcher = loader.batch_sampler
+    owners = {"loader": loader, "sampler": loader.sampler, "batches": batcher, "order": getattr(batcher, "sampler", 0)}
+    found = {f"{name}.generator": getattr(owner, "generator", None) for name, owner in owners.items()}
+    return {name: dice for name, dice in found.items() if isinstance(dice, torch.Generator)}
 
 
 def random_state(model: nn.Module) -> Tensor:

@@ -24,8 +24,9 @@ from ..measurement import Evaluation, evaluate
 from ..measurement.conditions import attempt
 from .checkpoints import Checkpoint
 from .history import History
+from .identity import examples, told
 from .rates import ONE_CYCLE, Rate, Tail, check_schedule
-from .run import Run, begin, random_state, set_random_state
+from .run import Run, begin, generators, random_state, set_random_state
 from .snapshots import Snapshot
 
 OnStep: TypeAlias = Callable[[int, int], None]  # (steps done, steps in all)
@@ -80,7 +81,9 @@ def train(
     on_step: on_step(done, total) is called with done = 0 before the first step, and after every step; it may change
     masks and weights. A resumed run first calls it for the step it goes on from.
     checkpoint: a file that the run is saved to every so often. If it is there already, the run goes on from it, to
-    the same weights as an unbroken one; random numbers other than torch's are not in it.
+    the same weights as an unbroken one; random numbers are in it as far as they are torch's global ones or those of a
+    DataLoader's generators. It is refused as another run's if a setting, the loss, on_step (a function by its name) or
+    the first examples, where data has them in a fixed order, are others.
 
     If the loss or a weight becomes NaN or infinite, the model gets back its best weights by validation, or without
     validation those it had before the epoch, and a PruneError says so. An error before the first step is done leaves
@@ -103,6 +106,8 @@ def train(
         _left_sound(run),
         tqdm(total=total, desc="training", unit="step", disable=not progress, leave=False) as bar,
     ):
+        if saved:
+            run.settings |= _told(data, loss, on_step)
         torch.manual_seed(seed)
         _go(run, lesson, on_step, saved, bar)
     return run.history
@@ -145,6 +150,16 @@ class Lesson:
         return evaluate(model, self.data, "valid", loss=self.objective.report)
 
 
+def _told(data: Any, loss: Loss | Objective, on_step: OnStep | None) -> dict[str, str]:
+    """What besides the numbers decides a run's weights, as far as it can be told."""
+    return {
+        "loss": told(loss),
+        "on_step": told(on_step),
+        "first training examples": examples(data),
+        "generators of the data": told(sorted(generators(data))),
+    }
+
+
 def _go(run: Run, lesson: Lesson, on_step: OnStep | None, saved: Checkpoint | None, bar: tqdm) -> None:
     """All the steps that are left: the one training loop of the library."""
     resumed = saved is not None and saved.resume(run)
@@ -181,9 +196,12 @@ def _rest_of_epoch(run: Run, lesson: Lesson) -> Iterator[Batch]:
     """The epoch's batches from where the run stands; those before are passed over, drawn by the dice they had."""
     if run.position == 0:
         run.epoch = {"dice": run.dice.get_state(), "random": random_state(run.model)}
+        run.epoch |= {name: dice.get_state() for name, dice in generators(lesson.data).items()}
     else:
         run.dice.set_state(run.epoch["dice"])
         set_random_state(run.model, run.epoch["random"])
+        for name, dice in generators(lesson.data).items():
+            dice.set_state(run.epoch[name])
     stream = batches(lesson.data, size=lesson.batch_size, shuffle=run.dice)
     for _ in islice(stream, run.position):
         pass

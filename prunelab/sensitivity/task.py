@@ -102,7 +102,7 @@ def _masks(model: nn.Module, group: Group, scores: Scores, count: int) -> Masks:
 
 def _tallied(job: Job, model: nn.Module, masks: Mapping[int, Masks]) -> tuple[dict[int, tuple[int, float]], str]:
     """The labels right and the mean loss by count of units removed, from one pass over the data."""
-    names = next(iter(masks.values())).keys()
+    names = dict.fromkeys(name for own in masks.values() for name in own)  # of whole modules only those that go
     dense = {name: places[0].tensor.detach() for name, places in lookup_all(model, names).items()}
     size = sum(w.numel() * w.element_size() for w in dense.values()) * len(masks)
     counts, device = list(masks), device_of(model)
@@ -111,7 +111,8 @@ def _tallied(job: Job, model: nn.Module, masks: Mapping[int, Masks]) -> tuple[di
     @lru_cache(maxsize=None if size <= HELD else 0)
     def weights(count: int) -> Weights:
         # Cloned first: masked_fill alone would give the mask's memory format, and all that follows would be in it.
-        return {n: w.clone().masked_fill_(~masks[count][n].to(w.device), 0) for n, w in dense.items()}
+        own = masks[count]
+        return {n: w.clone().masked_fill_(~own[n].to(w.device), 0) if n in own else w for n, w in dense.items()}
 
     runs, how, n = Replay(model, names), "", 0
     correct, total = dict.fromkeys(counts, 0), dict.fromkeys(counts, 0.0)

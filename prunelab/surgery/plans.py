@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -24,14 +25,16 @@ from .shrinking import shrink
 
 FORMAT = "prunelab plan 1"
 PLAN = "plan.json"
+WEIGHTS = re.compile(r"weights-[0-9a-f]{12}\.safetensors")
 
 
 def save_plan(path: str | os.PathLike[str], groups: Sequence[Group], keep: Keep, model: nn.Module) -> Path:
     """Save a shrunk model as a folder: `plan.json`, the units that stayed, beside its weights in safetensors.
 
     `groups` and `keep` as given to `shrink`, `model` what it returned (trained further, perhaps). Files are
-    written whole or not at all: a folder saved before stays valid until the new plan is complete. Returns the
-    folder. Raises PruneError if the model is not what these groups and keep leave, or still wears masks.
+    written whole or not at all: a folder saved before stays valid until the new plan is complete. Then the weights
+    that the old plan named go, and no other file. Returns the folder. Raises PruneError if the model is not what
+    these groups and keep leave, or still wears masks.
     """
     folder = Path(path)
     _check_shrunk(groups, keep, model)
@@ -42,12 +45,22 @@ def save_plan(path: str | os.PathLike[str], groups: Sequence[Group], keep: Keep,
     lines = ",\n  ".join(json.dumps(_described(g, keep)) for g in groups)
     text = json.dumps(plan, indent=1)[:-2] + f',\n "groups": [\n  {lines}\n ]\n}}\n'
     folder.mkdir(parents=True, exist_ok=True)
+    before = named_weights(folder)
     write_whole(folder / weights, data)
     write_whole(folder / PLAN, text.encode())
-    for old in folder.glob("weights-*.safetensors"):
-        if old.name != weights:
-            old.unlink(missing_ok=True)
+    if before not in (None, weights):
+        (folder / before).unlink(missing_ok=True)
     return folder
+
+
+def named_weights(folder: Path) -> str | None:
+    """The file that a folder's plan says its weights lie in; None without a plan that `save_plan` wrote."""
+    try:
+        raw = json.loads((folder / PLAN).read_bytes())
+        name = raw["weights"] if raw["format"] == FORMAT else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return name if isinstance(name, str) and WEIGHTS.fullmatch(name) else None
 
 
 def load_plan(path: str | os.PathLike[str], fresh_model: nn.Module) -> nn.Module:
@@ -76,7 +89,8 @@ def _described(group: Group, keep: Keep) -> dict[str, Any]:
     kept = units.kept_of(group, keep).nonzero().squeeze(1).tolist()
     told = {"name": group.name, "units": group.units, "exact": group.exact, "kept": kept}
     parts = {"parts": _without_defaults(group.parts)} if group.parts else {}
-    return told | {"members": _without_defaults(group.members)} | parts
+    norms = {"norms": _without_defaults(group.norms)} if group.norms else {}
+    return told | {"members": _without_defaults(group.members)} | parts | norms
 
 
 def _without_defaults(things: Sequence[Member | Part]) -> list[dict[str, Any]]:
@@ -175,13 +189,17 @@ def _read_plan(path: Path) -> dict[str, Any]:
 
 
 def _group_of(raw: dict[str, Any]) -> Group:
-    members = [Member(**{**m, "tile": tuple(m.get("tile", (1, 1)))}) for m in raw["members"]]
+    members, norms = _members_of(raw["members"]), _members_of(raw.get("norms", ()))
     parts = [Part(**p) for p in raw.get("parts", ())]
-    numbers = [raw["units"], *(n for m in members for n in (m.dim, m.block, m.offset))]
+    numbers = [raw["units"], *(n for m in (*members, *norms) for n in (m.dim, m.block, m.offset))]
     numbers += [n for p in parts for n in (p.unit, p.outputs)]
     if not all(type(n) is int for n in numbers):
         raise ValueError(f"a number of group {raw['name']} is none")
-    return Group(str(raw["name"]), raw["units"], tuple(members), bool(raw["exact"]), tuple(parts))
+    return Group(str(raw["name"]), raw["units"], members, bool(raw["exact"]), tuple(parts), norms)
+
+
+def _members_of(raw: Sequence[dict[str, Any]]) -> tuple[Member, ...]:
+    return tuple(Member(**{**m, "tile": tuple(m.get("tile", (1, 1)))}) for m in raw)
 
 
 def _keep_of(raw: dict[str, Any]) -> Tensor:

@@ -30,7 +30,7 @@ def shrink(model: nn.Module, groups: Sequence[Group], keep: Keep) -> nn.Module:
     Raises PruneError for groups of another model, single weights (which leave no hole to close), a group of
     which nothing is kept, and a layer type whose sizes it does not know.
     """
-    lines = cuts(model, groups, keep)
+    lines, bare = cuts(model, groups, keep), _norm_cuts(model, groups, keep)
     pieces = _pieces(model, lines)
     small = bake(_copied(model, pieces))
     touched = {}
@@ -42,6 +42,8 @@ def shrink(model: nn.Module, groups: Sequence[Group], keep: Keep) -> nn.Module:
         touched.update({place.module: place.name for place in shared[name]})
     for module, name in touched.items():
         _declare(module, name)
+    for path, line in bare.items():
+        _declare_bare(small.get_submodule(path), int(line.sum()), path)
     heads.settle(small, touched)
     remove(small, gone(groups, keep))
     widths.settle(small)
@@ -73,6 +75,34 @@ def cuts(model: nn.Module, groups: Sequence[Group], keep: Keep) -> Lines:
             line = units.line(member, kept, tensor.shape[where[1]])
             lines[where] = lines[where] & line if where in lines else line
     return lines
+
+
+def _norm_cuts(model: nn.Module, groups: Sequence[Group], keep: Keep) -> dict[str, Tensor]:
+    """Which channels stay of each norm without parameters, by its path: bools, all groups combined."""
+    modules = dict(model.named_modules())
+    lines: dict[str, Tensor] = {}
+    for group in groups:
+        kept = units.kept_of(group, keep)
+        for member in group.norms:
+            size = _channels(modules.get(member.tensor), member.tensor, group.name)
+            units.check(member, torch.empty(size, device="meta"), group.units)
+            line = units.line(member, kept, size)
+            lines[member.tensor] = lines[member.tensor] & line if member.tensor in lines else line
+    return lines
+
+
+def _channels(norm: Any, path: str, group: str) -> int:
+    if isinstance(norm, nn.GroupNorm):
+        return norm.num_channels
+    if isinstance(norm, nn.modules.batchnorm._NormBase):
+        return norm.num_features
+    if isinstance(norm, nn.LayerNorm):
+        return norm.normalized_shape[-1]
+    given = "nothing" if norm is None else f"a {type(norm).__name__}"
+    raise PruneError(
+        f"{path}, a norm of {group}, is {given} in this model: the groups are of another model, or name something "
+        "else than a GroupNorm, LayerNorm, BatchNorm or InstanceNorm"
+    )
 
 
 def _pieces(model: nn.Module, lines: Lines) -> dict[int, Tensor]:
@@ -141,9 +171,19 @@ def _convolution(m: Any, name: str) -> None:
     m.in_channels, m.out_channels = sizes[ins], sizes[outs]
 
 
+def _declare_bare(norm: Any, left: int, name: str) -> None:
+    """Set the declared sizes of a norm without parameters to the channels left."""
+    if isinstance(norm, nn.GroupNorm):
+        norm.num_groups = _scaled(norm.num_groups, norm.num_channels, left, name)
+        norm.num_channels = left
+    elif isinstance(norm, nn.LayerNorm):
+        norm.normalized_shape = (left,)
+    else:
+        norm.num_features = left
+
+
 def _group_norm(m: Any, name: str) -> None:
-    m.num_groups = _scaled(m.num_groups, m.num_channels, len(m.weight), name)
-    m.num_channels = len(m.weight)
+    _declare_bare(m, len(m.weight), name)
 
 
 def _scaled(groups: int, before: int, after: int, name: str) -> int:
