@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_decoders import decoder, token_ids
+from tiny_decoders import LastToken, token_ids
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
@@ -273,17 +273,6 @@ class Loud(nn.Module):
 def test_bad_input(data, model, inputs, message):
     with pytest.raises(PruneError, match=message):
         fit(model(), data, latency=0.5, **inputs)
-
-
-class LastToken(nn.Module):
-    """A tiny Llama as a classifier of sequences: the logits of what comes next."""
-
-    def __init__(self):
-        super().__init__()
-        self.llama = decoder()
-
-    def forward(self, ids):
-        return self.llama(input_ids=ids).logits[:, -1]
 
 
 @pytest.mark.parametrize("granularity", ["layers", ("mlps", "neurons"), pl.granularity.attentions])

@@ -469,5 +469,7 @@ def test_rounding_in_half_precision_is_no_inexactness(build, data_for, kind):
 
 
 def test_a_forward_that_asks_for_half_precision_is_tried_in_it():
-    halved = Net(lambda s, x: s.b(s.a(x).half().relu()), a=nn.Linear(4, 6), b=nn.Linear(6, 2)).half()
+    halved = Net(lambda s, x: s.b((s.a(x.half()) + s.shift).relu()), a=nn.Linear(4, 6), b=nn.Linear(6, 2))
+    halved.register_buffer("shift", torch.ones(1), persistent=False)  # in no state_dict, and half all the same
+    halved.half()
     assert [g.name for g in granularity.neurons(halved, torch.randn(8, 4).half())] == ["a"]

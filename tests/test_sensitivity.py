@@ -12,7 +12,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
-from tiny_decoders import decoder, token_ids
+from tiny_decoders import LastToken, token_ids
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -142,27 +142,22 @@ def test_as_the_plain_loop(make, snapshot, monkeypatch, name, lanes):
     np.testing.assert_allclose(found.loss, loss, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "granularity"), [("cnn", "filters"), ("residual", "filters"), ("mlp", "neurons")])
-def test_structures(make, snapshot, name, granularity):
-    model, data = make(name)
+def as_the_plain_loop(model, data, granularity, snapshot):
+    """A scan of structures that says what the naive loop says, and leaves the model as it was."""
     before = snapshot(model)
     found = quick(model, data, SPARSITIES, granularity)
     assert snapshot(model) == before
     correct, loss = naive(model, data, granularity)
     assert np.array_equal(found.correct, correct)
     np.testing.assert_allclose(found.loss, loss, rtol=1e-5)
+    return found
+
+
+@pytest.mark.parametrize(("name", "granularity"), [("cnn", "filters"), ("residual", "filters"), ("mlp", "neurons")])
+def test_structures(make, snapshot, name, granularity):
+    model, data = make(name)
+    found = as_the_plain_loop(model, data, granularity, snapshot)
     assert all(c.removed[-1] < c.units for c in found.curves)  # a structure keeps its last unit
-
-
-class LastToken(nn.Module):
-    """A tiny Llama as a classifier of sequences: the logits of what comes next."""
-
-    def __init__(self):
-        super().__init__()
-        self.llama = decoder()
-
-    def forward(self, ids):
-        return self.llama(input_ids=ids).logits[:, -1]
 
 
 @pytest.mark.parametrize("granularity", ["layers", "mlps", "attentions"])
@@ -171,12 +166,7 @@ def test_whole_modules(snapshot, monkeypatch, granularity, lanes):
     """At each sparsity other modules leave, and at higher ones more."""
     monkeypatch.setitem(task.LANES, "cpu", lanes)
     model, data = LastToken().eval(), (token_ids(24), torch.arange(24) % 3)
-    before = snapshot(model)
-    found = quick(model, data, SPARSITIES, granularity)
-    assert snapshot(model) == before
-    correct, loss = naive(model, data, granularity)
-    assert np.array_equal(found.correct, correct)
-    np.testing.assert_allclose(found.loss, loss, rtol=1e-5)
+    found = as_the_plain_loop(model, data, granularity, snapshot)
     assert len(set(found.loss[0])) == len(set(found.removed[0]))
 
 

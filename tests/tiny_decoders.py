@@ -42,3 +42,14 @@ def decoder(kind: str = "llama", **changed) -> nn.Module:
 
 def token_ids(n: int = 4, length: int = 12, seed: int = 1) -> Tensor:
     return torch.randint(0, SIZES["vocab_size"], (n, length), generator=torch.Generator().manual_seed(seed))
+
+
+class LastToken(nn.Module):
+    """A tiny Llama as a classifier of sequences: the logits of what comes next."""
+
+    def __init__(self):
+        super().__init__()
+        self.llama = decoder()
+
+    def forward(self, ids):
+        return self.llama(input_ids=ids).logits[:, -1]

@@ -52,12 +52,12 @@ def _precise(model: nn.Module, example: Any) -> tuple[nn.Module, Any]:
     if not any(p.is_floating_point() and p.itemsize < 4 for p in model.parameters()):
         return model, example
     wider = mapped(lambda t: t.float() if t.is_floating_point() else t, example)
-    kinds = {name: t.dtype for name, t in model.state_dict().items()}
+    kinds = [t.dtype for t in (*model.parameters(), *model.buffers())]
     try:
         outputs(model.float(), wider)
     except PruneError:  # its forward asks for half precision
-        for name, tensor in model.state_dict(keep_vars=True).items():
-            tensor.data = tensor.data.to(kinds[name])
+        for tensor, kind in zip((*model.parameters(), *model.buffers()), kinds, strict=True):
+            tensor.data = tensor.data.to(kind)
         return model, example
     return model, wider
 
