@@ -23,8 +23,9 @@ def weights(model: nn.Module, example: Any = None, *, exclude: Collection[str] =
 class Blocks:
     """Blocks of r rows by c columns of every weight matrix: the pattern that block-sparse (BSR) kernels can skip.
 
-    A row is all that feeds one output; a convolution's row is laid out (in, kh, kw), as in memory and in
-    `weight.flatten(1)`, so that c = kh*kw takes whole kernels. `exclude` leaves tensors alone.
+    A row is all that feeds one output (in a transposed convolution, all that one input feeds); a convolution's row is
+    laid out (in, kh, kw), as in memory and in `weight.flatten(1)`, so that c = kh*kw takes whole kernels. `exclude`
+    leaves tensors alone.
     """
 
     r: int
