@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from .core import Member, PruneError, join
@@ -61,7 +62,12 @@ class AttentionLayer:
     def members(self) -> tuple[Member, ...]:
         """What leaves with a key-value head: its rows, those of its query heads, and the columns that read them."""
         blocks = ((self.query, self.group * self.head_dim), (self.key, self.head_dim), (self.value, self.head_dim))
-        made = [Member(name, dim, block, start) for rows, block in blocks for name, dim, start in rows.places]
+        made = []
+        for rows, block in blocks:
+            own = torch.arange(self.kv_heads * block).view(self.kv_heads, block)
+            for name, dim, start in rows.places:
+                third = name.endswith(("in_proj_weight", "in_proj_bias"))
+                made.append(Member(name, dim, block, own + start if third else None))
         return (*made, Member(self.out, 1, self.group * self.head_dim))
 
 

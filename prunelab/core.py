@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, cast
@@ -25,11 +25,12 @@ class PruneError(ValueError):
     """What is wrong, where (name and shape), what was given, and what to do about it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Member:
-    """Unit u owns entries [offset + u*block, offset + (u+1)*block) of `tensor` along `dim`.
+    """Unit u owns the entries `index[u]` of `tensor` along `dim`; without an index, the u-th `block` of all of them.
 
-    With `dim=None` the tensor is cut into tiles in row-major order, a tile a unit: single entries, or, with
+    `index` is a tensor of (units, block) whole numbers, in any order: channels that a shuffle interleaves are one
+    group. With `dim=None` the tensor is cut into tiles in row-major order, a tile a unit: single entries, or, with
     `tile=(r, c)`, blocks of r rows by c columns of the matrix (first dimension, all others flattened).
     `learned=False` marks a buffer, such as a running mean: it shrinks with its unit, but takes no mask.
     `turned` is what `turned_groups` says of the tensor, for those who compare single weights by output.
@@ -38,10 +39,24 @@ class Member:
     tensor: str
     dim: int | None = None
     block: int = 1
-    offset: int = 0
+    index: Tensor | None = None
     tile: tuple[int, int] = (1, 1)
     learned: bool = True
     turned: int = 0
+
+    def __post_init__(self) -> None:
+        if self.index is not None:
+            object.__setattr__(self, "block", self.index.shape[1])
+
+    def _key(self) -> tuple[Any, ...]:
+        listed = None if self.index is None else tuple(self.index.flatten().tolist())
+        return self.tensor, self.dim, self.block, listed, self.tile, self.learned, self.turned
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Member) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash((self.tensor, self.dim, self.block))
 
 
 @dataclass(frozen=True)
@@ -72,6 +87,14 @@ class Group:
     exact: bool = True
     parts: tuple[Part, ...] = ()
     norms: tuple[Member, ...] = ()
+
+
+class Groups(list[Group]):
+    """Groups, and of each layer of which something is in no group, why that stays: `stays`, layer -> a reason."""
+
+    def __init__(self, groups: Iterable[Group] = (), stays: Mapping[str, str] | None = None):
+        super().__init__(groups)
+        self.stays = dict(stays or {})
 
 
 class Criterion(Protocol):

@@ -18,11 +18,19 @@ def check(member: Member, tensor: Tensor, units: int) -> None:
         fits = rows % r == 0 and columns % c == 0 and units * r * c == tensor.numel()
         wanted = f"{units} units of {r} x {c} entries"
     else:
-        end = member.offset + units * member.block
-        fits = -tensor.dim() <= member.dim < tensor.dim() and 0 <= member.offset < end <= tensor.shape[member.dim]
-        wanted = f"{units} units, entries {member.offset} to {end} along dimension {member.dim}"
+        own = index(member, units)
+        size = tensor.shape[member.dim] if -tensor.dim() <= member.dim < tensor.dim() else 0
+        fits = len(own) == units and own.numel() > 0 and 0 <= int(own.min()) and int(own.max()) < size
+        if member.index is None:
+            fits = fits and own.numel() == size
+        wanted = f"{units} units of {member.block} entries along dimension {member.dim}"
     if not fits:
         raise PruneError(f"{member.tensor} {shape(tensor)} does not hold {wanted}: the groups are of another model")
+
+
+def index(member: Member, units: int) -> Tensor:
+    """(units, block): which entries along its dimension each unit owns."""
+    return torch.arange(units * member.block).view(units, -1) if member.index is None else member.index
 
 
 def matrix(tensor: Tensor) -> tuple[int, int]:
@@ -35,8 +43,10 @@ def entries(member: Member, tensor: Tensor, units: int) -> Tensor:
     """(units, entries each): what every unit owns of a tensor."""
     check(member, tensor, units)
     if member.dim is not None:
-        rows = tensor.movedim(member.dim, 0).narrow(0, member.offset, units * member.block)
-        return rows.reshape(units, -1)
+        rows = tensor.movedim(member.dim, 0)
+        if member.index is None:
+            return rows.narrow(0, 0, units * member.block).reshape(units, -1)
+        return rows[member.index.flatten().to(tensor.device)].reshape(units, -1)
     if member.tile == (1, 1):
         return tensor.reshape(-1, 1)
     (r, c), (height, width) = member.tile, matrix(tensor)
@@ -100,7 +110,7 @@ def mask(member: Member, kept: Tensor, into: Sequence[int]) -> Tensor:
 def line(member: Member, kept: Tensor, size: int) -> Tensor:
     """(size,) bools: which indices of a structure's dimension stay."""
     whole = torch.ones(size, dtype=torch.bool, device=kept.device)
-    whole.narrow(0, member.offset, len(kept) * member.block).copy_(kept.repeat_interleave(member.block))
+    whole[index(member, len(kept)).to(kept.device)[~kept].flatten()] = False
     return whole
 
 

@@ -1,6 +1,6 @@
 """What is removed as one: (model, example) -> groups of coupled structures."""
 
-from .channels import coupled, filters, neurons
+from .channels import coupled, filters, neurons, width
 from .depth import attentions, glu_neurons, layers, mlps
 from .heads import heads
 from .registry import GRANULARITIES, Granularity, by_name
@@ -23,4 +23,5 @@ __all__ = [
     "mlps",
     "neurons",
     "weights",
+    "width",
 ]

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from ..attention import layers
-from ..core import Group, PruneError
+from ..core import Group, Groups, PruneError
 from .proof import proven
-from .tracing import BY_HAND, on, plain_copy
+from .tracing import BY_HAND, on, plain_twin
 
 
 def heads(model: nn.Module, example: Any = None) -> list[Group]:
@@ -42,5 +42,5 @@ def heads(model: nn.Module, example: Any = None) -> list[Group]:
 def _tried(model: nn.Module, groups: list[Group], example: Any) -> list[Group]:
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.inference_mode(False), torch.random.fork_rng(devices=gpus):
-        twin = plain_copy(model)
-        return proven(twin, groups, on(model, example))
+        proof = proven(plain_twin(model), groups, {}, on(model, example))
+        return Groups(proof.groups, proof.refuted)

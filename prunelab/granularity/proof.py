@@ -1,104 +1,309 @@
-"""Is a group exact? Try it: zero half of its units, remove them from a copy, and compare."""
+"""Is a group right? Try it: mask half of its units, remove them, and compare what the layers behind them compute.
+
+Both runs see the same disturbed weights, laid in operator by operator, so that the model itself is never touched and
+never copied. Where a norm or a mean counts channels that are gone from one of the runs, and where values decide what
+happens next (the best boxes, a threshold), the second run takes the figures of the first: what is left to differ is
+the mapping of channels, and that is what is tried.
+"""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+import collections
+import functools
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ..batches import mapped
-from ..core import Group, Keep, PruneError
-from ..surgery.difference import outputs, worn
+from ..core import Group, Keep, PruneError, places
+from ..surgery.difference import floating
+from ..surgery.shrinking import Lines, cuts, shrink
+from .operators import made_at
+from .tracing import passes, plainly
 
 TOLERANCE = 1e-4  # float32 rounding stays below 1e-5, what is not exact is above 1e-3
+ROUGH = 0.05  # of a model that runs in half precision only
+SAMPLE = 8192  # entries of each product that are compared
+PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "convolution", "mv", "deform_conv2d"}
+DECISIONS = set("topk sort argmax argmin nonzero nms gt ge lt le eq ne _local_scalar_dense bincount".split())
+AVERAGES = set("mean amax amin max min var std var_mean std_mean logsumexp prod".split())
+NORMS = {"native_layer_norm", "native_group_norm", "_fused_rms_norm"}
 
 
-def proven(twin: nn.Module, groups: Sequence[Group], example: Any) -> list[Group]:
-    """The groups, `exact` set by experiment; those without which the model fails are left out, with a warning.
+@dataclass(frozen=True)
+class Proof:
+    """The groups that hold, `exact` only where that was seen, and of the others why not, by name."""
 
-    The twin's numbers are changed.
-    """
+    groups: list[Group]
+    refuted: dict[str, str]
+
+
+def proven(twin: nn.Module, groups: Sequence[Group], assumed: Mapping[str, str], example: Any) -> Proof:
+    """Try all groups at once, two forwards; if that fails, find those that it fails for."""
     if not groups:
-        return []
-    shaken, example = _precise(_shake(twin), example)
-    keep = _half(groups)
-    normed = {g.name for g in groups if _under_norm(shaken, g)}  # known beforehand to be inexact
-    plain = [g for g in groups if g.name not in normed]
-    gap = _gap(shaken, groups, keep, example)
-    if gap is not None and normed:
-        gap = _gap(shaken, plain, keep, example)
-    if _agree(gap):
-        return [replace(g, exact=g.name not in normed) for g in groups]
-    alone = {g.name: _gap(shaken, [g], keep, example) for g in groups}
-    _warn_of(
-        [name for name, gap in alone.items() if gap is None],
-        "left out, because without some of their channels the model fails (a size is fixed in its forward, or they "
-        "meet its inputs)",
-    )
-    _warn_of(
-        [name for name, gap in alone.items() if not (gap is None or _agree(gap) or name in normed)],
-        "not exact, and no norm explains it: either the forward mixes channels (a softmax or mean over them), or a "
-        "reshape changes their order and the trace lost it. Compare the shrunk model's accuracy with the masked one's",
-    )
-    return [replace(g, exact=_agree(alone[g.name])) for g in groups if alone[g.name] is not None]
+        return Proof([], {})
+    trial = Trial(twin, example)
+    kept = list(groups)
+    unsure: list[Group] = []
+    while kept and trial.failure(kept) is not None:
+        blamed = [g for g in kept if any(_inside(m.tensor, trial.place) for m in g.members)]
+        blamed = blamed or [g for g in kept if g.name in assumed] or kept
+        if len(blamed) == 1:
+            trial.why[blamed[0].name] = trial.last
+        else:
+            unsure += blamed  # some of them may hold after all
+        kept = [g for g in kept if g not in blamed]
+    kept = trial.largest(kept, unsure)
+    refuted = {g.name: _told(trial.why.get(g.name, ""), assumed.get(g.name)) for g in groups if g not in kept}
+    return Proof([replace(g, exact=g.exact and g.name in trial.seen) for g in groups if g in kept], refuted)
 
 
-def _precise(model: nn.Module, example: Any) -> tuple[nn.Module, Any]:
-    """Both in float32 if they are in half precision, whose rounding looks like a difference; if the model runs so."""
-    if not any(p.is_floating_point() and p.itemsize < 4 for p in model.parameters()):
-        return model, example
-    wider = mapped(lambda t: t.float() if t.is_floating_point() else t, example)
-    kinds = [t.dtype for t in (*model.parameters(), *model.buffers())]
-    try:
-        outputs(model.float(), wider)
-    except PruneError:  # its forward asks for half precision
-        for tensor, kind in zip((*model.parameters(), *model.buffers()), kinds, strict=True):
-            tensor.data = tensor.data.to(kind)
-        return model, example
-    return model, wider
+def _told(why: str, assumed: str | None) -> str:
+    return f"was tried, and {why}" + (f" ({assumed})" if assumed else "")
 
 
-def _warn_of(names: list[str], what: str) -> None:
-    if names:
-        warnings.warn(f"{what}: {', '.join(names)}", stacklevel=5)
+def _inside(name: str, path: str) -> bool:
+    return bool(path) and name.startswith(f"{path}.")
 
 
-def _agree(gap: float | None) -> bool:
-    return gap is not None and gap <= TOLERANCE
+def _told(why: str, assumed: str | None) -> str:
+    return f"was tried, and {why}" + (f" ({assumed})" if assumed else "")
 
 
-def _gap(model: nn.Module, groups: Sequence[Group], keep: Keep, example: Any) -> float | None:
-    """How far masked and shrunk are apart; None if the shrunk model fails."""
-    try:
-        return worn(model, groups, keep, example)
-    except Exception:  # whatever a forward raises on sizes it does not expect
+@dataclass
+class Trial:
+    """Masked and shrunk beside each other, for any selection of the groups."""
+
+    twin: nn.Module
+    example: Any
+    why: dict[str, str] = field(default_factory=dict)  # group -> why it failed alone
+    seen: set[str] = field(default_factory=set)  # groups behind which something was compared in the last good run
+    place: str = ""  # the module in which the last bad run failed or went astray
+    last: str = ""  # and how
+
+    def largest(self, base: list[Group], more: list[Group]) -> list[Group]:
+        """The base with as many more groups as hold together, halving what fails."""
+        if not more:
+            return base
+        failure = self.failure([*base, *more])
+        if failure is None:
+            return [*base, *more]
+        if len(more) == 1:
+            self.why[more[0].name] = failure
+            return base
+        half = len(more) // 2
+        return self.largest(self.largest(base, more[:half]), more[half:])
+
+    def failure(self, groups: list[Group]) -> str | None:
+        """What is wrong with the shrunk model, or None; `seen` is then up to date, else `last` and `place`."""
+        self.last = self._failure(groups) or ""
+        return self.last or None
+
+    def _failure(self, groups: list[Group]) -> str | None:
+        keep = _half(groups)
+        try:
+            lines = cuts(self.twin, groups, keep)
+            small = shrink(self.twin, groups, keep).eval()
+        except PruneError as error:
+            return str(error)
+        whole = {p.name: p.tensor for p in places(self.twin)}
+        for wide in (True, False):  # half precision is too coarse to compare in, where the model runs without it
+            try:
+                before = self._run(self.twin, whole, lines, None, wide)
+                break
+            except Exception as error:
+                if not wide:
+                    raise PruneError(f"{type(self.twin).__name__} cannot run on the example: {error}") from error
+        try:
+            after = self._run(small, whole, lines, before, wide)
+        except Exception as error:  # whatever a forward raises on sizes it does not expect
+            return f"the model fails without some of its channels: {(str(error) or type(error).__name__)[:150]}"
+        return self._compared(groups, before, after, TOLERANCE if wide else ROUGH)
+
+    def _run(self, model: nn.Module, whole: Mapping[str, Tensor], lines: Lines, other: Replay | None, wide: bool) -> Replay:
+        replay = Replay(_values(model, whole, lines, other is None, wide), other)
+        inputs = mapped(lambda t: t.float() if wide and t.is_floating_point() else t, self.example)
+        self.place = ""  # the innermost module that runs, for a failure to name
+        hooks = [m.register_forward_pre_hook(functools.partial(self._at, path)) for path, m in model.named_modules()]
+        try:
+            with plainly(), replay:
+                for number, out in enumerate(passes(model, inputs)):
+                    replay.products["", number] = _sample(floating(out))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return replay
+
+    def _at(self, path: str, *_: Any) -> None:
+        self.place = path
+
+    def _compared(self, groups: list[Group], before: Replay, after: Replay, tolerance: float) -> str | None:
+        compared = set()
+        for key, one in before.products.items():
+            other = after.products.get(key)
+            if other is None or one.shape != other.shape or not one.numel() or not bool(one.isfinite().all()):
+                continue
+            largest = float(one.abs().max())
+            gap = float((one - other).abs().max()) / (largest or 1.0)
+            if not gap <= tolerance:
+                where = f"{key[0]} computes" if key[0] else "the outputs are"
+                self.place = key[0].rpartition(".")[0]
+                return f"without some of its channels {where} something else (by {gap:.0e} of the largest)"
+            compared.add(key[0])
+        self.seen = _behind(self.twin, groups, compared)
         return None
+
+
+def _behind(twin: nn.Module, groups: Sequence[Group], compared: set[str]) -> set[str]:
+    """The groups that a compared product reads, itself or by way of other groups."""
+    reads = {g.name: {m.tensor for m in g.members if made_at(twin, m.tensor) not in (None, m.dim)} for g in groups}
+    makes = {g.name: {m.tensor for m in g.members if made_at(twin, m.tensor) == m.dim} for g in groups}
+    seen: set[str] = set()
+    more = {name for name, tensors in reads.items() if tensors & compared}
+    while more:
+        seen |= more
+        known = set().union(*(makes[name] for name in more))
+        more = {name for name, tensors in reads.items() if name not in seen and tensors & known}
+    return seen
+
+
+class Replay(TorchDispatchMode):
+    """A run with other values for the parameters, which notes what products make; or follows another such run."""
+
+    def __init__(self, values: Mapping[int, tuple[str, Callable[[], Tensor]]], other: Replay | None):
+        super().__init__()
+        self.values = values
+        self.other = other
+        self.products: dict[tuple[str, int], Tensor] = {}
+        self.told: dict[tuple[str, int], tuple[Any, Any]] = {}  # operator and call -> (shape of the input, result)
+        self.calls: collections.Counter[str] = collections.Counter()
+        self.names: Any = WeakIdKeyDictionary()  # what was made of a parameter alone -> its name
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The operator on the values, or what the other run got."""
+        names: list[str] = []  # of the tensors that go in; "" for those that are not made of parameters alone
+        args, kwargs = pytree.tree_map_only(Tensor, lambda t: self._value(t, names), (args, kwargs or {}))
+        name = func.overloadpacket.__name__.rstrip("_")
+        out = func(*args, **kwargs)
+        if name in PRODUCTS and any(names):
+            key = min(filter(None, names), key=lambda n: n.endswith("bias"))
+            self.calls[key] += 1
+            self.products[key, self.calls[key]] = _sample([out])
+        elif name in DECISIONS or name in AVERAGES or name in NORMS:
+            self.calls[name] += 1
+            out = self._followed(name, args, out)
+        if len(set(names)) == 1 and names[0] and isinstance(out, Tensor):
+            self.names[out] = names[0]
+        return out
+
+    def _value(self, tensor: Tensor, names: list[str]) -> Tensor:
+        if id(tensor) in self.values:
+            name, value = self.values[id(tensor)]
+            names.append(name)
+            return value()
+        names.append(self.names.get(tensor, ""))
+        return tensor
+
+    def _followed(self, name: str, args: Any, out: Any) -> Any:
+        """The result; or that of the other run where channels are missing from an average, or values decide."""
+        x = args[0]
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            return out
+        key = name, self.calls[name]
+        if self.other is None:
+            self.told[key] = x.shape, out[1:] if name in NORMS else out
+            return out
+        if key not in self.other.told:
+            return out
+        size, told = self.other.told[key]
+        if name in NORMS:
+            return out if size == x.shape else _renormed(name, args, out, told)
+        first, theirs = (o[0] if isinstance(o, (tuple, list)) else o for o in (out, told))
+        if name in DECISIONS:
+            return _redecided(x, args, out, told) if size == x.shape else out
+        alike = isinstance(first, Tensor) and first.shape == theirs.shape
+        return told if alike and size != x.shape else out
+
+
+def _renormed(name: str, args: Any, out: Any, told: Any) -> Any:
+    """A norm with the statistics of the other run."""
+    x = args[0]
+    if name == "native_group_norm":
+        w, b, groups = args[1], args[2], args[6]
+        if told[0].shape[1] != groups:  # whole groups went: the statistics of the others are their own
+            return out
+        view = [1, -1, *[1] * (x.dim() - 2)]
+        mean, rstd = (t.repeat_interleave(x.shape[1] // groups, 1).reshape(len(x), -1, *view[2:]) for t in told)
+        made = (x - mean) * rstd
+        return (made * (1 if w is None else w.view(view)) + (0 if b is None else b.view(view)), *told)
+    w, b = args[2], args[3] if name == "native_layer_norm" else None
+    made = (x - told[0]) * told[1] if name == "native_layer_norm" else x * told[0]
+    return (made * (1 if w is None else w) + (0 if b is None else b), *told)
+
+
+def _redecided(x: Tensor, args: Any, out: Any, told: Any) -> Any:
+    """The other run's choice; the values chosen are one's own."""
+    if not isinstance(out, (tuple, list)):
+        return told
+    indices = told[1]
+    dim = next((d for d in range(x.dim()) if x.shape[d] != indices.shape[d]), None)
+    dim = next((a for a in args[2:] if type(a) is int), -1) if dim is None else dim
+    return x.gather(dim, indices), indices
+
+
+def _sample(made: Sequence[Tensor]) -> Tensor:
+    """Some thousand entries of what was made, with its size and how many there are, spread over all of it."""
+    flat = [t.detach().flatten() for t in made if t.is_floating_point()]
+    some = [f[:: max(1, len(f) // SAMPLE) | 1].double() for f in flat]
+    return torch.cat(some).cpu() if some else torch.empty(0)
+
+
+def _values(
+    model: nn.Module, whole: Mapping[str, Tensor], lines: Lines, masked: bool, wide: bool
+) -> dict[int, tuple[str, Callable[[], Tensor]]]:
+    """For every parameter and buffer, by id: its name, and a function to its disturbed values, masked or cut."""
+    found: dict[int, tuple[str, Callable[[], Tensor]]] = {}
+    own: dict[str, list[tuple[int, Tensor]]] = {}
+    for (name, dim), line in lines.items():
+        own.setdefault(name, []).append((dim, line))
+    for place in places(model):
+        tensor = place.tensor
+        if id(tensor) not in found and tensor.is_floating_point():
+            value = functools.partial(_value, place.name, whole[place.name], own.get(place.name, ()), masked, wide)
+            found[id(tensor)] = place.name, value
+    return found
+
+
+def _value(name: str, whole: Tensor, lines: Sequence[tuple[int, Tensor]], masked: bool, wide: bool) -> Tensor:
+    values = _disturbed(name, whole.detach().float() if wide else whole.detach())
+    for dim, line in lines:
+        line = line.to(values.device)
+        if masked:
+            values = values * line.view([-1 if d == dim else 1 for d in range(values.dim())])
+        else:
+            values = values.index_select(dim, line.nonzero().squeeze(1))
+    return values
+
+
+def _disturbed(name: str, values: Tensor) -> Tensor:
+    """With other numbers where a fresh network has zeros and ones (biases, norms, layer scales), which hide errors."""
+    vector = max(values.shape, default=0) == values.numel()
+    if not values.numel() or not vector and float(values.max()) > float(values.min()):
+        return values
+    dice = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    values = values * (torch.rand(values.shape, generator=dice) + 0.5).to(values)
+    if float(values.abs().mean()) < 0.01:
+        values = values + (torch.randn(values.shape, generator=dice) / 10).to(values)
+    return values
 
 
 def _half(groups: Sequence[Group]) -> Keep:
     dice = torch.Generator().manual_seed(0)
     return {g.name: torch.randperm(g.units, generator=dice) < (g.units + 1) // 2 for g in groups}
-
-
-def _under_norm(model: nn.Module, group: Group) -> bool:
-    """Whether a norm averages over the group's channels."""
-    paths = [path for path, m in model.named_modules() if isinstance(m, (nn.LayerNorm, nn.RMSNorm))]
-    norms = {*paths, *(f"{path}.weight" for path in paths)}
-    return any(m.tensor in norms for m in (*group.members, *group.norms))
-
-
-def _shake(twin: nn.Module) -> nn.Module:
-    """Disturb its numbers: a fresh network's zeros and ones (biases, norms, layer scales) hide errors."""
-    dice = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for tensor in (*twin.parameters(), *twin.buffers()):
-            if not tensor.is_floating_point():
-                continue
-            tensor.mul_((torch.rand(tensor.shape, generator=dice) + 0.5).to(tensor))
-            if max(tensor.shape, default=0) == tensor.numel() and float(tensor.abs().mean()) < 0.01:  # a vector
-                tensor.add_((torch.randn(tensor.shape, generator=dice) / 10).to(tensor))
-    return twin

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..core import Granularity, PruneError
-from .channels import coupled, filters, neurons
+from .channels import coupled, filters, neurons, width
 from .depth import attentions, layers, mlps
 from .heads import heads
 from .single import weights
@@ -13,6 +13,7 @@ GRANULARITIES: dict[str, Granularity] = {
     "filters": filters,
     "neurons": neurons,
     "coupled": coupled,
+    "width": width,
     "heads": heads,
     "mlps": mlps,
     "attentions": attentions,

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from ..core import Group, Member, PruneError
+from .. import units
+from ..core import Group, PruneError
 from .registry import by_name
 
 
@@ -30,7 +31,7 @@ class Together:
 
     def found(self, model: nn.Module, example: Any = None) -> dict[str, list[Group]]:
         """The groups by the granularity that found them."""
-        taken: list[Member] = []
+        taken: dict[tuple[str, int | None], set[int]] = {}
         found, refusals = {}, []
         for name in self.names:
             try:
@@ -38,8 +39,14 @@ class Together:
             except PruneError as error:
                 refusals.append(f"{name}: {error}")
                 continue
-            fresh = [g for g in groups if not any(_overlap(m, t, g.units) for m in g.members for t in taken)]
-            taken += [m for g in fresh for m in _spans(g)]
+            fresh = []
+            for group in groups:
+                own = _entries(group)
+                if all(where.isdisjoint(taken.get(at, ())) for at, where in own.items()):
+                    fresh.append(group)
+            for group in fresh:
+                for at, where in _entries(group).items():
+                    taken.setdefault(at, set()).update(where)
             if fresh:
                 found[name] = fresh
         if not found:
@@ -47,14 +54,9 @@ class Together:
         return found
 
 
-def _spans(group: Group) -> list[Member]:
-    """The members with all their entries as one block, so that two can be compared."""
-    return [Member(m.tensor, m.dim, m.block * group.units, m.offset) for m in group.members]
-
-
-def _overlap(member: Member, span: Member, units: int) -> bool:
-    """Whether a member's entries along a dimension lie within those already taken there."""
-    if member.tensor != span.tensor or member.dim != span.dim:
-        return False
-    first, last = member.offset, member.offset + member.block * units
-    return first < span.offset + span.block and span.offset < last
+def _entries(group: Group) -> dict[tuple[str, int | None], set[int]]:
+    """Which entries along which dimensions of which tensors the group's units own."""
+    found: dict[tuple[str, int | None], set[int]] = {}
+    for member in group.members:
+        found.setdefault((member.tensor, member.dim), set()).update(units.index(member, group.units).flatten().tolist())
+    return found

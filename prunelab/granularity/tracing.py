@@ -1,129 +1,189 @@
-"""Which channels are tied: Torch-Pruning's dependency graph, read into a union of channel sets."""
+"""Which channels leave together, found by running the network's shape on channel numbers.
+
+Every entry of a parameter gets a number a dimension: its channel there. The model runs once, and every tensor carries
+*ids*, whole numbers that broadcast to its shape and say which channel an entry belongs to (0: none, it stays). What
+only moves entries is done to the ids by the same operator, and so is exact for any reshape; what combines entries ties
+the ids that meet; a product ties them along the dimension it sums over; an operator that nobody knows freezes what it
+touches, by name. The rules are in `operators`. `scipy.sparse.csgraph.connected_components` makes the sets: no loop over
+channels, no graph of our own.
+"""
 
 from __future__ import annotations
 
 import copy
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import dataclass, field
 from io import StringIO
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils import _pytree as pytree
+from torch.utils._mode_utils import no_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 
-from ..attention import layers
-from ..batches import tensors, to
-from ..core import PruneError, device_of, join, shape
+from ..batches import mapped, tensors, to
+from ..core import PruneError, device_of, mask_of, places, shape
 from ..masking import bake
-from ..surgery.difference import floating, run
-from .ports import Port, parameter_port, ports
+from ..surgery.difference import run
+from . import operators
+from .operators import varying
 
 BY_HAND = (
     "What can't be traced can be described: a Group(name, units, (Member(tensor, dim), ...)) for every set of "
     "channels that must leave together is all that allocate, expand and shrink need. Or prune a traceable part of "
     "the model on its own, e.g. filters(model.backbone, example)"
 )
+COMPUTES_A_WEIGHT = (WeightNorm, SpectralNorm, prune.BasePruningMethod)
+RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
-class Ties:
-    """Channels of ports, and which of them can only leave together (a union-find forest)."""
+@dataclass(frozen=True)
+class Port:
+    """A dimension of a tensor, or of a norm without parameters: the numbers `first` to `first + size` are its own."""
 
-    def __init__(self, found: list[Port]):
-        self.ports = found
-        self.start: dict[Port, int] = {}
-        total = 0
-        for port in found:
-            self.start[port] = total
-            total += port.size
-        self.widest = max((p.size for p in found), default=0)
-        self.parent = list(range(total))
-        self.frozen: set[int] = set()  # channels that must stay
-
-    def find(self, channel: int) -> int:
-        """The channel that stands for all that are tied to this one."""
-        while self.parent[channel] != channel:
-            self.parent[channel] = self.parent[self.parent[channel]]
-            channel = self.parent[channel]
-        return channel
-
-    def tie(self, a: int, b: int) -> None:
-        """The two leave together, or not at all."""
-        a, b = self.find(a), self.find(b)
-        self.parent[max(a, b)] = min(a, b)
-
-    def sets(self) -> list[dict[Port, list[int]]]:
-        """Every set of tied channels that may leave, as port -> its channels."""
-        stay = {self.find(c) for c in self.frozen}
-        found: dict[int, dict[Port, list[int]]] = {}
-        for port in self.ports:
-            for channel in range(port.size):
-                top = self.find(self.start[port] + channel)
-                if top not in stay:
-                    found.setdefault(top, {}).setdefault(port, []).append(channel)
-        return list(found.values())
+    name: str
+    dim: int
+    first: int
+    size: int
+    layer: str
+    learned: bool
+    bare: bool = False  # a norm without parameters
 
 
-def plain_copy(model: nn.Module) -> nn.Module:
-    """A copy that can be traced without a trace on the original: no masks, no hooks, gradients on, eval mode."""
-    try:
-        twin = bake(copy.deepcopy(model))
-    except Exception as error:  # whatever a model's own __deepcopy__ raises
-        raise PruneError(f"{type(model).__name__} cannot be copied, and is traced as a copy: {error}") from error
-    for module in twin.modules():
-        for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
-            hooks.clear()
-    for parameter in twin.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
-    return twin.eval()
+@dataclass
+class Trace:
+    """What a run showed: ports, which numbers leave together, why some stay, what norms average over."""
+
+    ports: list[Port]
+    label: np.ndarray  # number -> its set
+    stays: dict[int, str]  # set -> why it stays
+    inexact: set[int]
+    assumed: dict[int, str]  # set -> what was taken for granted, for the proof to try
+    opaque: dict[str, str]  # layer -> why its tensors stay as they are
 
 
-def trace(twin: nn.Module, example: Any) -> Ties:
-    """The tied channels of a plain copy, from one forward pass on the example."""
-    _try_out(twin, example)
-    # Imported here, not above: whoever never removes a structure need not have it loaded.
-    from torch_pruning import DependencyGraph
+@dataclass
+class Shadow(TorchDispatchMode):
+    """Follows ids through a run; see the module's docstring. With `meta`, on tensors that have shapes and no values."""
 
-    graph = DependencyGraph()
-    try:
-        with _quiet():
-            graph.build_dependency(twin, example, forward_fn=_outputs, verbose=False)
-            ties = _read(graph, twin)
-    except PruneError:
-        raise
-    except Exception as error:  # the tracer raises whatever it trips over
-        raise PruneError(
-            f"{type(twin).__name__} cannot be traced: {type(error).__name__}: {error}. {BY_HAND}"
-        ) from error
-    finally:
-        _let_go(graph)
-    return ties
+    meta: bool = False
+    ports: list[Port] = field(default_factory=list)
+    edges: list[np.ndarray] = field(default_factory=list)
+    frozen: list[tuple[np.ndarray, str]] = field(default_factory=list)
+    averaged: list[np.ndarray] = field(default_factory=list)
+    guesses: list[tuple[np.ndarray, str]] = field(default_factory=list)
+    split: set[int] = field(default_factory=set)  # ids of rows that a view laid side by side, as heads are
+    where: list[str] = field(default_factory=lambda: [""])  # the modules that are running
+    total: int = 1
+    paused: bool = False
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.carried: Any = WeakIdKeyDictionary()
+        self.bare: dict[str, Tensor] = {}
+        self.opaque: dict[str, str] = {}
+        self.seen: set[int] = set()
+
+    def number(self, name: str, dim: int, size: int, layer: str, learned: bool, bare: bool = False) -> Tensor:
+        """Numbers of its own for one dimension."""
+        self.ports.append(Port(name, dim, self.total, size, layer, learned, bare))
+        self.total += size
+        return torch.arange(self.total - size, self.total)
+
+    def of(self, tensor: Any) -> list[Tensor]:
+        """The ids of a tensor: one tensor for each set of dimensions along which they vary."""
+        return self.carried.get(tensor, []) if isinstance(tensor, Tensor) else []
+
+    def put(self, tensor: Tensor, ids: list[Tensor]) -> None:
+        """What a tensor carries from now on."""
+        self.carried[tensor] = [i for i in ids if varying(i)]
+
+    def tie(self, a: Tensor, b: Tensor) -> None:
+        """The ids that meet leave together; what meets 0 stays."""
+        one, other = (x.reshape(-1).numpy() for x in torch.broadcast_tensors(a, b))
+        if len(one) > 4096:
+            one, other = np.unique(np.stack([one, other]), axis=1)
+        fixed = (one == 0) | (other == 0)
+        if fixed.any():
+            self.freeze(np.maximum(one, other)[fixed], "meets the model's input or a constant")
+        moving = ~fixed & (one != other)
+        if moving.any():
+            self.edges.append(np.stack([one[moving], other[moving]]))
+
+    def freeze(self, ids: Any, why: str) -> None:
+        """These channels stay."""
+        flat = ids if isinstance(ids, np.ndarray) else ids.reshape(-1).numpy()
+        self.frozen.append((flat, f"{why} in {self.where[-1]}" if self.where[-1] else why))
+
+    def average(self, ids: Tensor) -> None:
+        """Something averages over these channels, zeros included."""
+        self.averaged.append(ids.reshape(-1).numpy())
+
+    def guess(self, ids: Tensor, what: str) -> None:
+        """What the code may have written as a number or worked out from the shape: taken for the latter, and tried."""
+        self.guesses.append((ids.reshape(-1).numpy(), f"{what} in {self.where[-1]}"))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operator, then do to the ids what it did to the entries."""
+        kwargs = kwargs or {}
+        given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        if self.meta and any(t.is_meta for t in given):
+            args, kwargs = self._on_meta(func, args, kwargs)
+            given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        out = func(*args, **kwargs)
+        if not self.paused:
+            self.seen.update(map(id, given))
+            if any(self.of(t) for t in given):
+                with no_dispatch():
+                    operators.follow(self, func, out, given, args, kwargs)
+        return out
+
+    def _on_meta(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The arguments with constants that the model made, which have values, stripped of them."""
+        written = args[0] if func.overloadpacket.__name__.endswith("_") else None
+        if isinstance(written, Tensor) and not written.is_meta:
+            for tensor in pytree.tree_leaves((args, kwargs)):
+                for ids in self.of(tensor):
+                    self.freeze(ids, "is written into a constant")
+        args, kwargs = pytree.tree_map_only(Tensor, lambda t: t if t.is_meta else t.to("meta"), (args, kwargs))
+        return args, kwargs | ({"device": torch.device("meta")} if kwargs.get("device") is not None else {})
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without prints and warnings; with a graph to follow, and without the activations that only a backward needs."""
-    nothing = torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: torch.empty(0))
-    with torch.enable_grad(), nothing, warnings.catch_warnings(), redirect_stdout(StringIO()):
-        warnings.simplefilter("ignore")
-        yield
+def trace(twin: nn.Module, example: Any) -> Trace:
+    """What leaves together in a plain twin, from one run on the example.
 
-
-def _let_go(graph: Any) -> None:
-    """Its nodes refer to each other and to the copy, whose memory is due now, not when Python next looks for cycles."""
-    for node in list(vars(graph).get("module2node", {}).values()):
-        vars(node).clear()
-    vars(graph).clear()
-
-
-def _try_out(twin: nn.Module, example: Any) -> None:
+    On meta tensors, which have shapes and no values: nothing is computed. A model whose forward asks for values runs
+    for real.
+    """
     if example is None:
         raise PruneError(
             "finding filters and neurons takes a run of the model: give an example of its inputs, such as one batch "
             "(a tensor, a tuple for forward(*inputs), a dict for forward(**inputs))"
         )
     try:
-        with torch.no_grad():
+        return _traced(twin, example, meta=True)
+    except Exception:  # whatever a forward raises that meets a tensor without values
+        _try_out(twin, example)
+    try:
+        return _traced(twin, example, meta=False)
+    except Exception as error:
+        raise PruneError(f"{type(twin).__name__} cannot be traced: {type(error).__name__}: {error}. {BY_HAND}") from error
+
+
+def _try_out(twin: nn.Module, example: Any) -> None:
+    try:
+        with plainly():
             run(twin, example)
     except Exception as error:  # a forward of one's own raises what it likes
         given = ", ".join(f"{shape(t)} {t.dtype}" for t in tensors(example)) or type(example).__name__
@@ -133,161 +193,188 @@ def _try_out(twin: nn.Module, example: Any) -> None:
         ) from error
 
 
-def _outputs(model: nn.Module, example: Any) -> list[Tensor]:
-    """All outputs, in eval mode; those of training too if that runs more layers (GoogLeNet's auxiliary heads)."""
+def plain_twin(model: nn.Module) -> nn.Module:
+    """The same structure around the same parameters, in eval mode, without hooks, masks baked in; buffers are copies."""
+    try:
+        if any(mask_of(p.module, p.attribute) is not None for p in places(model)):
+            model = bake(copy.deepcopy(model))
+        twin = _around(model, {id(p): p for p in model.parameters()})
+    except Exception as error:  # whatever a model's own __deepcopy__ raises
+        raise PruneError(f"{type(model).__name__} cannot be copied, and is traced as a copy: {error}") from error
+    for module in twin.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
+            for key in [k for k, hook in hooks.items() if not isinstance(hook, COMPUTES_A_WEIGHT)]:
+                del hooks[key]
+    return twin.eval()
+
+
+def _around(model: nn.Module, parameters: dict[int, Any]) -> nn.Module:
+    """A copy of the modules, with these tensors in place of the parameters."""
+    memo: dict[int, Any] = dict(parameters)
+    for module in model.modules():  # what an old weight_norm left, or a forward kept, is no leaf and can't be copied
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and id(value) not in memo:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(model, memo)
+
+
+def _traced(twin: nn.Module, example: Any, meta: bool) -> Trace:
+    own = {id(t): t for t in (*twin.parameters(), *(twin.buffers() if meta else ()))}
+    if meta:
+        own = {key: _emptied(t) for key, t in own.items()}
+        example = mapped(_emptied, example)
+    model = _around(twin, own)
+    shadow = Shadow(meta)
+    kept = _number(shadow, model)
+    _watch(shadow, model)
+    with plainly(), shadow:
+        for out in passes(model, example):
+            _freeze_outputs(shadow, out)
+    for _, tensor in kept:
+        if id(tensor) not in shadow.seen:
+            for ids in shadow.of(tensor):
+                shadow.freeze(ids, "did not run on the example")
+    return _sets(shadow)
+
+
+def _emptied(tensor: Tensor) -> Tensor:
+    """The same on the meta device: a shape, and no values."""
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Kernels that show what they do: no fused attention, nothing compiled, no gradients, no output."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    eager = torch.compiler.set_stance("force_eager")
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), eager, warnings.catch_warnings(), redirect_stdout(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _number(shadow: Shadow, model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Number every dimension of every parameter and buffer; what is computed from others stays."""
+    kept: list[tuple[str, Tensor]] = []
+    seen: set[int] = set()
+    shadow.opaque = {path: why for path, module in model.named_modules() if (why := _opaque(module))}
+    for place in places(model):
+        tensor, layer = place.tensor, place.name.rpartition(".")[0]
+        if id(tensor) in seen or not tensor.is_floating_point():
+            continue
+        seen.add(id(tensor))
+        kept.append((place.name, tensor))
+        learned = isinstance(tensor, nn.Parameter)
+        ids = []
+        for dim in range(2 if operators.is_convolution(place) else tensor.dim()):
+            size = tensor.shape[dim]
+            if size > 1:
+                own = shadow.number(place.name, dim, size, layer, learned)
+                ids.append(own.reshape([-1 if d == dim else 1 for d in range(tensor.dim())]))
+        shadow.put(tensor, ids)
+        if layer in shadow.opaque:
+            for own in ids:
+                shadow.freeze(own, shadow.opaque[layer])
+    return kept
+
+
+def _opaque(module: nn.Module) -> str | None:
+    """Why a layer's tensors stay as they are, whatever meets them."""
+    if isinstance(module, RECURRENT):
+        return f"is a {type(module).__name__}, whose gates stay whole"
+    if any(isinstance(hook, COMPUTES_A_WEIGHT) for hook in module._forward_pre_hooks.values()):
+        return "has a weight that a hook computes (weight_norm, spectral_norm or torch's prune): remove that first"
+    if parametrize.is_parametrized(module):
+        return "is parametrized: torch.nn.utils.parametrize.remove_parametrizations first"
+    return None
+
+
+def _watch(shadow: Shadow, model: nn.Module) -> None:
+    """Say where the run is; number the channels of norms without parameters; look at no recurrent layer's inside."""
+
+    def enter(path: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            shadow.where.append(path)
+            if isinstance(module, RECURRENT):
+                for tensor in (t for t in tensors((args, kwargs)) for _ in shadow.of(t)):
+                    for ids in shadow.of(tensor):
+                        shadow.freeze(ids, f"is read by {path}, a {type(module).__name__}")
+                shadow.seen.update(map(id, module.parameters()))
+                shadow.paused = True
+
+        return hook
+
+    def leave(module: nn.Module, *_: Any) -> None:
+        shadow.where.pop()
+        shadow.paused = shadow.paused and not isinstance(module, RECURRENT)
+
+    for path, module in model.named_modules():
+        module.register_forward_pre_hook(enter(path), with_kwargs=True, prepend=True)
+        module.register_forward_hook(leave, always_call=True)
+        size = operators.bare_channels(module)
+        if size:
+            shadow.bare[path] = shadow.number(path, 0, size, path, learned=False, bare=True)
+
+
+def passes(model: nn.Module, inputs: Any) -> Iterator[Any]:
+    """What the model returns in eval mode; and in that of training if this runs more layers (GoogLeNet's other heads)."""
     reached: set[nn.Module] = set()
-    hooks = [m.register_forward_hook(lambda m, *_: reached.add(m)) for m in model.modules()]
-    found = floating(run(model.eval(), example))
-    seen = set(reached)
-    if any(m not in seen for m in model.modules() if m._parameters):
-        for module in model.modules():
-            module.training = next(module.children(), None) is not None  # norms and dropouts stay as in evaluation
-        try:
-            more = floating(run(model, example))
-        except Exception:  # in training it wants something else, such as targets
-            more = []
-        found += more if reached - seen else []
-        model.eval()
+    hooks = [m.register_forward_pre_hook(lambda m, _: reached.add(m)) for m in model.modules()]
+    yield run(model, inputs)
     for hook in hooks:
         hook.remove()
-    found = [t for t in found if t.grad_fn is not None]
-    if not found:
-        raise PruneError(
-            f"no output of {type(model).__name__} has a gradient, and tracing follows gradients: is there a "
-            f"torch.no_grad() or .detach() in its forward? {BY_HAND}"
-        )
-    return [t * 1 for t in found]  # an operation of its own marks each output
+    if all(m in reached for m in model.modules() if m._parameters and not isinstance(m, RECURRENT)):
+        return
+    for module in model.modules():
+        module.training = next(module.children(), None) is not None  # norms and dropouts stay as in evaluation
+    try:
+        out = run(model, inputs)
+    except Exception:  # in training it wants something else, such as targets
+        return
+    finally:
+        model.eval()
+    yield out
 
 
-class Index(NamedTuple):
-    """A channel at some node of the graph, and the channel of a layer that it came from."""
-
-    idx: int  # the names Torch-Pruning's index mappings expect
-    root_idx: int
-
-
-def _read(graph: Any, twin: nn.Module) -> Ties:
-    """Follow every channel that a layer makes through the graph, and tie to it whatever it meets."""
-    names = {id(p): n for n, p in twin.named_parameters()}
-    bare = [
-        parameter_port(names[id(node.module)], node.module, node.pruning_dim)
-        for node in graph.module2node.values()
-        if isinstance(node.module, nn.Parameter)
-    ]
-    ties = Ties([*ports(twin), *bare])
-    at = {(id(p.module), p.side): p for p in ties.ports}
-    _tie_whole_groups(ties, at)
-    _tie_shared_tensors(ties)
-    _freeze_heads(ties, twin)
-    met: dict[tuple[Any, ...], int] = {}  # (node, side, channel there) -> a channel it is tied to
-    for port in ties.ports:
-        start = ties.start[port]
-        node = graph.module2node.get(port.module)
-        if port.side == "out" and node is None:  # never run, or inside a layer unknown here
-            ties.frozen.update(range(start, start + port.size))
-        elif port.side == "out":
-            channels = [Index(i, start + i) for i in range(port.size)]
-            work = [(node, graph.get_pruner_of_module(port.module).prune_out_channels, channels)]
-            while work:
-                work += _step(*work.pop(), graph, ties, at, met)
-    return ties
+def _freeze_outputs(shadow: Shadow, out: Any) -> None:
+    for tensor in _within(out, set()):
+        for ids in shadow.of(tensor):
+            shadow.freeze(ids, "is the model's output")
 
 
-def _step(
-    node: Any,
-    handler: Any,
-    channels: list[Index],
-    graph: Any,
-    ties: Ties,
-    at: dict[tuple[int, str], Port],
-    met: dict[tuple[Any, ...], int],
-) -> list[tuple[Any, Any, list[Index]]]:
-    """Channels arrive at a node: tie them to it, and say where those seen here for the first time go next."""
-    port = at.get((id(node.module), _side(graph, node.module, handler)))
-    stays = port is None and _must_stay(node.module)
-    new = []
-    for index in channels:
-        channel, origin = index
-        if stays or not 0 <= channel < (port.size if port else ties.widest):  # beyond: a broadcast, or lost track
-            ties.frozen.add(origin)
-            continue
-        place = id(node), handler.__func__, channel
-        if place in met:
-            ties.tie(origin, met[place])
-            continue
-        met[place] = origin
-        new.append(index)
-        if port is not None:
-            ties.tie(origin, ties.start[port] + channel)
-    return [(d.target, d.handler, _mapped(d, new)) for d in node.dependencies if new and d.is_triggered_by(handler)]
+def _within(nest: Any, met: set[int]) -> Iterator[Tensor]:
+    """Every tensor of a result, in objects of one's own too; not in caches, which grow and shrink with their layers."""
+    if isinstance(nest, Tensor):
+        yield nest
+    elif id(nest) not in met and not isinstance(nest, (str, bytes, int, float, nn.Module, type(None))):
+        met.add(id(nest))
+        inner = nest.values() if hasattr(nest, "values") else nest if isinstance(nest, (tuple, list)) else ()
+        if not inner and hasattr(nest, "__dict__") and not type(nest).__name__.endswith("Cache"):
+            inner = vars(nest).values()
+        for value in inner:
+            yield from _within(value, met)
 
 
-def _mapped(dependency: Any, channels: list[Index]) -> list[Any]:
-    """The channels as the next node counts them: offset by a concatenation, spread by a flattening."""
-    for mapping in dependency.index_mapping:
-        if mapping is not None:
-            channels = mapping(channels)
-    return channels
-
-
-def _side(graph: Any, module: Any, handler: Any) -> str:
-    if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
-        return "out" if handler == graph.get_pruner_of_module(module).prune_out_channels else "in"
-    return "through"
-
-
-def _must_stay(node: Any) -> bool:
-    """Whether channels that get here cannot leave: the model's outputs, and layers with channels unknown to `ports`."""
-    if type(node).__name__ == "_OutputOp":
-        return True
-    return not type(node).__module__.startswith("torch_pruning") and bool(list(node.parameters()))
-
-
-def _tie_whole_groups(ties: Ties, at: dict[tuple[int, str], Port]) -> None:
-    """Grouped layers lose whole groups: a convolution's inputs and outputs of a group, a GroupNorm's channels."""
-    for port in ties.ports:
-        module, start = port.module, ties.start[port]
-        if isinstance(module, nn.GroupNorm):
-            each = port.size // module.num_groups
-            for channel in range(port.size):
-                ties.tie(start + channel, start + channel // each * each)
-        elif getattr(module, "groups", 1) > 1:
-            out = at[id(module), "out"]
-            each, made = port.size // module.groups, out.size // module.groups
-            for channel in range(port.size):
-                ties.tie(start + channel, ties.start[out] + channel // each * made)
-
-
-def _freeze_heads(ties: Ties, twin: nn.Module) -> None:
-    """What is inside an attention head stays: `granularity.heads` removes whole heads, and less would mix them up."""
-    inside = {(name, "out") for a in layers(twin) for r in (a.query, a.key, a.value) for name, *_ in r.places}
-    inside |= {(a.out, "in") for a in layers(twin)}
-    for port in ties.ports:
-        if (join(port.layer, "weight"), port.side) in inside:
-            ties.frozen.update(range(ties.start[port], ties.start[port] + port.size))
-
-
-def _tie_shared_tensors(ties: Ties) -> None:
-    """Layers that share a weight share its channels."""
-    first: dict[tuple[int, int], Port] = {}
-    for port in ties.ports:
-        for attribute, dim, _ in port.owned:
-            tensor = getattr(port.module, attribute) if attribute else port.module
-            other = first.setdefault((id(tensor), dim), port)
-            for channel in range(port.size) if other is not port else ():
-                ties.tie(ties.start[port] + channel, ties.start[other] + channel)
+def _sets(shadow: Shadow) -> Trace:
+    edges = np.concatenate([np.zeros((2, 1), np.int64), *shadow.edges], axis=1)
+    graph = coo_array((np.ones(edges.shape[1], np.int8), tuple(edges)), shape=(shadow.total, shadow.total))
+    label = connected_components(graph, directed=False)[1]
+    stays: dict[int, str] = {int(label[0]): "is constant"}
+    for ids, why in shadow.frozen:
+        for which in np.unique(label[ids]):
+            stays.setdefault(int(which), why)
+    assumed: dict[int, str] = {}
+    for ids, what in shadow.guesses:
+        for which in np.unique(label[ids]):
+            assumed.setdefault(int(which), what)
+    inexact = {int(w) for ids in shadow.averaged for w in np.unique(label[ids])}
+    return Trace(shadow.ports, label, stays, inexact, assumed, shadow.opaque)
 
 
 def on(model: nn.Module, example: Any) -> Any:
-    """The example on the model's device; made anew if inference mode made it, which autograd refuses."""
-    return _plain(to(example, device_of(model)))
-
-
-def _plain(nest: Any) -> Any:
-    if isinstance(nest, Tensor):
-        return nest.clone() if nest.is_inference() else nest.detach()
-    if isinstance(nest, dict):
-        return {k: _plain(v) for k, v in nest.items()}
-    if isinstance(nest, (tuple, list)):
-        return type(nest)(_plain(v) for v in nest)
-    return nest
+    """The example on the model's device; made anew if inference mode made it, which tracing refuses."""
+    return mapped(lambda t: t.clone() if t.is_inference() else t.detach(), to(example, device_of(model)))

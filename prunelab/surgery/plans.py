@@ -23,7 +23,7 @@ from ..files import write_whole
 from .removal import gone, renamed
 from .shrinking import shrink
 
-FORMAT = "prunelab plan 1"
+FORMATS = ("prunelab plan 2", "prunelab plan 1")  # the first is written; 1 said where a run of entries begins
 PLAN = "plan.json"
 WEIGHTS = re.compile(r"weights-[0-9a-f]{12}\.safetensors")
 
@@ -41,7 +41,7 @@ def save_plan(path: str | os.PathLike[str], groups: Sequence[Group], keep: Keep,
     data = save_tensors(_state(model))
     digest = hashlib.sha256(data).hexdigest()
     weights = f"weights-{digest[:12]}.safetensors"  # named by content: the old plan keeps its own until replaced
-    plan = {"format": FORMAT, "model": type(model).__name__, "weights": weights, "sha256": digest}
+    plan = {"format": FORMATS[0], "model": type(model).__name__, "weights": weights, "sha256": digest}
     lines = ",\n  ".join(json.dumps(_described(g, keep)) for g in groups)
     text = json.dumps(plan, indent=1)[:-2] + f',\n "groups": [\n  {lines}\n ]\n}}\n'
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def named_weights(folder: Path) -> str | None:
     """The file that a folder's plan says its weights lie in; None without a plan that `save_plan` wrote."""
     try:
         raw = json.loads((folder / PLAN).read_bytes())
-        name = raw["weights"] if raw["format"] == FORMAT else None
+        name = raw["weights"] if raw["format"] in FORMATS else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return name if isinstance(name, str) and WEIGHTS.fullmatch(name) else None
@@ -94,7 +94,15 @@ def _described(group: Group, keep: Keep) -> dict[str, Any]:
 
 
 def _without_defaults(things: Sequence[Member | Part]) -> list[dict[str, Any]]:
-    return [{f.name: v for f in fields(t) if (v := getattr(t, f.name)) != f.default} for t in things]
+    """As plain values; of an index, which says the block as well, the table."""
+    told = []
+    for thing in things:
+        values = {f.name: v for f in fields(thing) if (v := getattr(thing, f.name)) is not f.default and v != f.default}
+        if isinstance(values.get("index"), Tensor):
+            values["index"] = values.pop("index").tolist()
+            values.pop("block", None)
+        told.append(values)
+    return told
 
 
 def _check_shrunk(groups: Sequence[Group], keep: Keep, model: nn.Module) -> None:
@@ -113,10 +121,8 @@ def _check_shrunk(groups: Sequence[Group], keep: Keep, model: nn.Module) -> None
             tensor = units.find(model, tensors, name)
             if member.dim is None:
                 raise PruneError(f"{group.name} holds single weights: a plan is of structures, such as filters")
-            least = int(kept.sum()) * member.block
-            alone = sum(m.tensor == member.tensor and m.dim == member.dim for g in groups for m in g.members) == 1
-            size = tensor.shape[member.dim]
-            if size < least or (alone and member.offset == 0 and size >= group.units * member.block and not kept.all()):
+            size, least = tensor.shape[member.dim], int(kept.sum()) * member.block
+            if size < least or (member.index is None and size > least):  # without an index it is the whole dimension
                 raise PruneError(
                     f"{member.tensor} {shape(tensor)} is not what these groups and keep leave of it, {least} of "
                     f"{group.units * member.block} along dimension {member.dim}: give the model that shrink returned"
@@ -170,10 +176,10 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 def _read_plan(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_bytes())
-        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        if not isinstance(raw, dict) or raw.get("format") not in FORMATS:
             given = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
-            raise PruneError(f"{path} is no plan this version can read: its format is {given!r}, not {FORMAT!r}")
-        groups = tuple(_group_of(g) for g in raw["groups"])
+            raise PruneError(f"{path} is no plan this version can read: its format is {given!r}, not {FORMATS[0]!r}")
+        groups = tuple(_group_of(g, raw["format"]) for g in raw["groups"])
         keep = {g["name"]: _keep_of(g) for g in raw["groups"]}
         weights = str(raw["weights"])
         if Path(weights).name != weights:
@@ -183,23 +189,32 @@ def _read_plan(path: Path) -> dict[str, Any]:
         raise
     except FileNotFoundError as error:
         raise PruneError(f"there is no {path}: give the folder that save_plan returned") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         why = f"{type(error).__name__}: {error}"
         raise PruneError(f"{path} is damaged or incomplete ({why}): save the plan again, or copy it anew") from error
 
 
-def _group_of(raw: dict[str, Any]) -> Group:
-    members, norms = _members_of(raw["members"]), _members_of(raw.get("norms", ()))
+def _group_of(raw: dict[str, Any], version: str) -> Group:
+    members, norms = (_members_of(raw.get(key, ()), raw["units"], version) for key in ("members", "norms"))
     parts = [Part(**p) for p in raw.get("parts", ())]
-    numbers = [raw["units"], *(n for m in (*members, *norms) for n in (m.dim, m.block, m.offset))]
+    numbers = [raw["units"], *(n for m in (*members, *norms) for n in (m.dim, m.block))]
     numbers += [n for p in parts for n in (p.unit, p.outputs)]
     if not all(type(n) is int for n in numbers):
         raise ValueError(f"a number of group {raw['name']} is none")
     return Group(str(raw["name"]), raw["units"], members, bool(raw["exact"]), tuple(parts), norms)
 
 
-def _members_of(raw: Sequence[dict[str, Any]]) -> tuple[Member, ...]:
-    return tuple(Member(**{**m, "tile": tuple(m.get("tile", (1, 1)))}) for m in raw)
+def _members_of(raw: Sequence[dict[str, Any]], count: int, version: str) -> tuple[Member, ...]:
+    found = []
+    for told in raw:
+        values = {**told, "tile": tuple(told.get("tile", (1, 1)))}
+        if version == FORMATS[1]:  # a run of blocks from an offset on, perhaps of a part of the dimension
+            first, block = values.pop("offset", 0), values.get("block", 1)
+            values["index"] = [list(range(first + u * block, first + (u + 1) * block)) for u in range(count)]
+        if "index" in values:
+            values["index"] = torch.tensor(values["index"], dtype=torch.int64).view(count, -1)
+        found.append(Member(**values))
+    return tuple(found)
 
 
 def _keep_of(raw: dict[str, Any]) -> Tensor:

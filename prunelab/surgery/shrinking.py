@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..masking import bake
 from . import heads, widths
 from .removal import gone, remove
 
+HOLDS_A_SIZE = re.compile(r"dim|width|hidden|channels|features|planes|d_model|embed|(^|_)(c|ch|nf)$")
 Lines = dict[tuple[str, int], Tensor]  # (tensor name, dimension) -> bool (size,), True = stays
 
 
@@ -42,6 +44,7 @@ def shrink(model: nn.Module, groups: Sequence[Group], keep: Keep) -> nn.Module:
         touched.update({place.module: place.name for place in shared[name]})
     for module, name in touched.items():
         _declare(module, name)
+    _resize(small, lines)
     for path, line in bare.items():
         _declare_bare(small.get_submodule(path), int(line.sum()), path)
     heads.settle(small, touched)
@@ -151,12 +154,22 @@ def _declare(module: nn.Module, name: str) -> None:
         if isinstance(module, kind):
             declare(module, name)
             return
-    sizes = [a for a in ("num_heads", "hidden_size", "embed_dim", "in_features", "num_features") if hasattr(module, a)]
-    if sizes:
-        raise PruneError(
-            f"shrink cut {name}, but does not know how {type(module).__name__} declares its sizes ({sizes[0]}): teach "
-            f"it with surgery.shrinking.DECLARED[{type(module).__name__}] = lambda module, name: ..."
-        )
+
+
+def _resize(model: nn.Module, lines: Lines) -> None:
+    """Sizes that modules of one's own hold, `hidden_dim` and the like, where only one of the cuts can be meant."""
+    within: dict[str, dict[int, set[int]]] = {}  # path -> size before -> sizes after, of all that was cut inside
+    for (name, _), line in lines.items():
+        parts = name.split(".")
+        for depth in range(len(parts)):
+            sizes = within.setdefault(".".join(parts[:depth]), {})
+            sizes.setdefault(len(line), set()).add(int(line.sum()))
+    for path, sizes in within.items():
+        module = model.get_submodule(path)
+        for attribute, size in list(vars(module).items()) if not isinstance(module, tuple(DECLARED)) else ():
+            after = sizes.get(size, ()) if type(size) is int and HOLDS_A_SIZE.search(attribute) else ()
+            if len(after) == 1:
+                setattr(module, attribute, *after)
 
 
 def _linear(m: Any, name: str) -> None:

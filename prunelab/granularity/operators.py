@@ -1,0 +1,745 @@
+"""What each operator does to channel numbers: the rules of the tracer, one for each kind of operator.
+
+A rule gets the shadow, the operator's output and its arguments, and says what ids the output carries and which ids
+are tied or frozen by it. `follow` picks the rule by the operator's name, as PyTorch's own list of operators has it.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+RULES: dict[str, Callable[..., None]] = {}
+ELSEWHERE = "new_ zeros ones empty full rand arange scalar_tensor sym_ _local_scalar_dense is_ equal item".split()
+AHEAD = "meets a tensor of a fixed size"
+
+
+def rule(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Use a function for the operators of these names."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+def follow(shadow: Any, func: Any, out: Any, given: list[Tensor], args: Any, kwargs: Any) -> None:
+    """Do to the ids what the operator did to the entries."""
+    name = func.overloadpacket.__name__
+    plain = name if name in RULES else name.rstrip("_")
+    if plain in RULES:
+        RULES[plain](shadow, out, *args, **kwargs)
+    elif plain.endswith("_like"):
+        shadow.put(out, shadow.of(args[0]))
+    elif _pointwise(func):
+        meet(shadow, out, given)
+    elif plain.startswith(PER_CHANNEL):
+        per_channel(shadow, out, *args)
+    elif not name.startswith(tuple(ELSEWHERE)):
+        for ids in (i for t in given for i in shadow.of(t)):
+            shadow.freeze(ids, f"meets {func.namespace}::{name}, unknown to the tracer,")
+
+
+@functools.cache
+def _pointwise(func: Any) -> bool:
+    """Whether an operator, or its twin that is not in place, works entry by entry."""
+    plain = getattr(getattr(torch.ops, func.namespace), func.overloadpacket.__name__.rstrip("_"), None)
+    same = [getattr(plain, name, func) for name in ("default", "Tensor", "Scalar")]
+    return any(torch.Tag.pointwise in each.tags for each in (func, *same))
+
+
+def varying(ids: Tensor) -> tuple[int, ...]:
+    """The dimensions along which ids differ."""
+    return tuple(d for d, n in enumerate(ids.shape) if n > 1)
+
+
+def folded(ids: Tensor) -> Tensor:
+    """With size 1 wherever nothing changes."""
+    for d in varying(ids):
+        first = ids.narrow(d, 0, 1)
+        if ids.stride(d) == 0 or bool((ids == first).all()):
+            ids = first
+    return ids
+
+
+def padded(ids: Tensor, rank: int) -> Tensor:
+    """With size 1 for the dimensions that broadcasting adds in front."""
+    return ids.reshape((1,) * (rank - ids.dim()) + tuple(ids.shape))
+
+
+def _along(ids: Tensor, dim: int, rank: int) -> Tensor:
+    """A list of ids as those of one dimension of a tensor."""
+    return ids.reshape([-1 if d == dim else 1 for d in range(rank)])
+
+
+def _first(out: Any) -> Tensor:
+    return out[0] if isinstance(out, (tuple, list)) else out
+
+
+# ---- entry by entry
+
+
+@rule("copy", "hardswish", "log_sigmoid_forward", "_prelu_kernel", "prelu", "complex", "polar", "rrelu_with_noise",
+      "rrelu_with_noise_functional")  # fmt: skip
+def _meet(shadow: Any, out: Any, *args: Any, **_: Any) -> None:
+    meet(shadow, _first(out), [t for t in args if isinstance(t, Tensor)])
+
+
+def meet(shadow: Any, out: Any, given: Sequence[Tensor]) -> None:
+    """Ids along the same dimension are the same channels; an operand of fixed size holds those that it meets."""
+    out = _first(out)
+    kept: list[Tensor] = []
+    for tensor in given:
+        for ids in (padded(i, out.dim()) for i in shadow.of(tensor)):
+            if any(_fixed(shadow, other, out.dim(), varying(ids)) for other in given if other is not tensor):
+                shadow.freeze(ids, AHEAD)
+            else:
+                _join(shadow, kept, ids)
+    shadow.put(out, kept)
+
+
+def _fixed(shadow: Any, tensor: Tensor, rank: int, dims: tuple[int, ...]) -> bool:
+    """Whether a tensor has a size of its own, and no channels, along one of the dimensions."""
+    sizes = (1,) * (rank - tensor.dim()) + tuple(tensor.shape)
+    own = {d for ids in shadow.of(tensor) for d in varying(padded(ids, rank))}
+    return any(sizes[d] > 1 and d not in own for d in dims)
+
+
+def _join(shadow: Any, kept: list[Tensor], ids: Tensor) -> None:
+    """Add ids to those that a tensor carries: tied where they vary along the same dimensions, or part of them."""
+    for at, other in enumerate(kept):
+        mine, theirs = set(varying(ids)), set(varying(other))
+        if mine <= theirs or theirs <= mine:
+            shadow.tie(ids, other)
+            kept[at] = ids if theirs < mine else other
+            return
+        if mine & theirs:
+            shadow.freeze(ids, AHEAD)
+            shadow.freeze(other, AHEAD)
+    kept.append(ids)
+
+
+# ---- moving entries
+
+
+@rule("clone", "contiguous", "lift_fresh", "lift", "_to_copy", "to", "positive", "dropout", "native_dropout", "fill",
+      "zero", "conj", "_conj", "resolve_conj", "detach", "alias", "bernoulli")  # fmt: skip
+def _same(shadow: Any, out: Any, x: Tensor, *_: Any, **__: Any) -> None:
+    shadow.put(_first(out), shadow.of(x))
+
+
+def _strided(name: str) -> None:
+    operator = getattr(torch.ops.aten, name)
+
+    def moved(shadow: Any, out: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> None:
+        found = []
+        for ids in shadow.of(x):
+            got = operator(ids.expand(x.shape), *args, **kwargs)
+            for d in range(got.dim()):
+                got = got.narrow(d, 0, 1) if got.stride(d) == 0 and got.shape[d] > 1 else got
+            found.append(got)
+        shadow.put(out, found)
+
+    rule(name)(moved)
+
+
+for _name in "permute transpose t expand unsqueeze squeeze".split():
+    _strided(_name)
+
+
+@rule("as_strided")
+def _as_strided(shadow: Any, out: Tensor, x: Tensor, size: Sequence[int], *_: Any) -> None:
+    for ids in shadow.of(x) if tuple(size) != tuple(x.shape) else ():
+        shadow.freeze(ids, "is laid out anew")
+    shadow.put(out, shadow.of(x) if tuple(size) == tuple(x.shape) else [])
+
+
+@rule("view", "_unsafe_view", "_reshape_alias", "reshape", "view_copy", "reshape_copy")
+def _view(shadow: Any, out: Tensor, x: Tensor, size: Any, *_: Any) -> None:
+    if isinstance(size, torch.dtype):
+        for ids in shadow.of(x):
+            shadow.freeze(ids, "is read as another type")
+        return
+    hint = [d for d, n in enumerate(size) if n == -1]
+    kept: list[Tensor] = []
+    for ids in shadow.of(x):
+        got = reshaped(ids, tuple(x.shape), tuple(out.shape))
+        if len(varying(got)) > max(1, len(varying(ids))):
+            got = _rows(shadow, got, x, hint)
+        _join(shadow, kept, got)
+    shadow.put(out, kept)
+
+
+def reshaped(ids: Tensor, before: tuple[int, ...], after: tuple[int, ...]) -> Tensor:
+    """Ids of a tensor of one shape as those of another: block by block, so that what is constant stays folded."""
+    shape: list[int] = []
+    full: list[int] = []
+    for old, new in _blocks(before, after):
+        varies = any(ids.shape[d] > 1 for d in old)
+        full += [before[d] if varies else 1 for d in old]
+        shape += [after[d] if varies else 1 for d in new]
+    return folded(ids.expand(full).reshape(shape))
+
+
+def _blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """The shortest runs of dimensions, old and new, that hold the same entries."""
+    found: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        old, new, a, b = [], [], 1, 1
+        while True:
+            if i < len(before) and (a <= b or j >= len(after)):
+                a, i = a * before[i], i + 1
+                old.append(i - 1)
+            elif j < len(after):
+                b, j = b * after[j], j + 1
+                new.append(j - 1)
+            else:
+                break
+            if a == b and old and new:
+                break
+        found.append((old, new))
+    return found
+
+
+def _rows(shadow: Any, ids: Tensor, x: Tensor, hint: list[int]) -> Tensor:
+    """One dimension became several: the same columns leave in all the rows, and the rows stay."""
+    dims = varying(ids)
+    column = dims[-1]
+    if hint and hint[0] in dims:
+        column = hint[0]
+    elif x.dim() == 2 and ids.dim() >= 4:  # a picture made of a list of features
+        column = dims[0]
+    same = ids
+    for d in dims:
+        if d != column:
+            same = same.narrow(d, 0, 1)
+    shadow.tie(ids, same)
+    shadow.guess(same, "a view that splits its channels")
+    shadow.split.update(same.flatten().tolist())
+    return same
+
+
+@rule("slice")
+def _slice(shadow: Any, out: Tensor, x: Tensor, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> None:
+    dim %= x.dim()
+    size = x.shape[dim]
+    first, last = slice(start, end).indices(size)[:2]
+    found = []
+    for ids in shadow.of(x):
+        if dim not in varying(ids) or last - first == size and step == 1:
+            found.append(ids)
+        elif _proportional(shadow, ids, dim, first, last, step):
+            found.append(ids.narrow(dim, first, last - first)[(slice(None),) * dim + (slice(None, None, step),)])
+        else:
+            shadow.freeze(ids, "is cut at fixed places")
+    shadow.put(out, found)
+
+
+def _proportional(shadow: Any, ids: Tensor, dim: int, first: int, last: int, step: int) -> bool:
+    """Whether a slice is one of equal parts, consecutive or interleaved, which then leave alike."""
+    size = ids.shape[dim]
+    part = last - first if step == 1 else step
+    if part <= 0 or size % part or (first % part if step == 1 else last != size or first >= step):
+        return False
+    table = ids.movedim(dim, -1).unflatten(-1, (-1, part))
+    shadow.tie(table, table.narrow(-2 if step == 1 else -1, 0, 1))
+    shadow.guess(ids, "a slice of its channels")
+    return True
+
+
+@rule("split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes", "chunk", "unsafe_chunk", "unbind",
+      "split_copy", "split_with_sizes_copy")  # fmt: skip
+def _split(shadow: Any, out: Sequence[Tensor], x: Tensor, *args: Any, dim: int = 0) -> None:
+    single = len(out) > 0 and out[0].dim() < x.dim()  # unbind has no sizes
+    place = args[0] if single and args else args[1] if len(args) > 1 else dim
+    place %= x.dim()
+    sizes = [1 if single else part.shape[place] for part in out]
+    found: list[list[Tensor]] = [[] for _ in out]
+    for ids in shadow.of(x):
+        parts = list(ids.split(sizes, place)) if place in varying(ids) else [ids] * len(out)
+        if place in varying(ids) and len(out) > 1:
+            if single or len(set(sizes)) > 1:
+                shadow.freeze(ids, "is split into fixed widths")
+                continue
+            for part in parts[1:]:
+                shadow.tie(parts[0], part)
+            shadow.guess(ids, "a split into equal parts")
+        for own, part in zip(found, parts, strict=True):
+            own.append(part.squeeze(place) if single else part)
+    for tensor, own in zip(out, found, strict=True):
+        shadow.put(tensor, own)
+
+
+@rule("select")
+def _select(shadow: Any, out: Tensor, x: Tensor, dim: int, index: int) -> None:
+    dim %= x.dim()
+    found = []
+    for ids in shadow.of(x):
+        if dim in varying(ids):
+            shadow.freeze(ids, "is selected by number")
+        else:
+            found.append(ids.squeeze(dim))
+    shadow.put(out, found)
+
+
+@rule("cat", "concat", "concatenate")
+def _cat(shadow: Any, out: Tensor, given: Sequence[Tensor], dim: int = 0) -> None:
+    dim %= out.dim()
+    given = [t for t in given if t.dim() == out.dim()]  # torch lets an empty tensor of one dimension pass
+    parts, others = [], []
+    for t in given:
+        along = [i for i in shadow.of(t) if dim in varying(i)]
+        for more in along[1:]:
+            shadow.freeze(more, "is joined to others")
+        parts.append(along[0] if along else torch.zeros([1] * out.dim(), dtype=torch.int64))
+        others.append([i for i in shadow.of(t) if dim not in varying(i)])
+    wide = [max(p.shape[d] for p in parts) for d in range(out.dim())]
+    sizes = [[t.shape[d] if d == dim else n for d, n in enumerate(wide)] for t in given]
+    found = [folded(torch.cat([p.expand(s) for p, s in zip(parts, sizes, strict=True)], dim))]
+    found += _alike(shadow, others, given)
+    shadow.put(out, found)
+
+
+@rule("stack")
+def _stack(shadow: Any, out: Tensor, given: Sequence[Tensor], dim: int = 0) -> None:
+    found = _alike(shadow, [shadow.of(t) for t in given], given)
+    shadow.put(out, [ids.unsqueeze(dim % out.dim()) for ids in found])
+
+
+def _alike(shadow: Any, carried: list[list[Tensor]], given: Sequence[Tensor]) -> list[Tensor]:
+    """Ids of tensors laid side by side: the same channels in all of them, or none."""
+    found = []
+    for pattern in dict.fromkeys(varying(i) for own in carried for i in own):
+        alike = [next((i for i in own if varying(i) == pattern), None) for own in carried]
+        there = [i for i in alike if i is not None]
+        empty = [t.numel() == 0 for t in given]
+        if any(i is None and not e for i, e in zip(alike, empty, strict=True)):
+            for ids in there:
+                shadow.freeze(ids, AHEAD)
+            continue
+        for ids in there[1:]:
+            shadow.tie(there[0], ids)
+        found.append(there[0])
+    return found
+
+
+@rule("roll")
+def _roll(shadow: Any, out: Tensor, x: Tensor, shifts: Any, dims: Any = ()) -> None:
+    dims = [dims] if isinstance(dims, int) else dims or range(x.dim())
+    _unless(shadow, out, x, [d % x.dim() for d in dims], "is rolled by a fixed number")
+
+
+def _unless(shadow: Any, out: Any, x: Tensor, dims: Sequence[int], why: str) -> None:
+    """The output's ids are the input's, but for those along the dimensions, which stay."""
+    kept = []
+    for ids in shadow.of(x):
+        if set(varying(ids)) & set(dims):
+            shadow.freeze(ids, why)
+        else:
+            kept.append(ids)
+    for tensor in out if isinstance(out, (tuple, list)) else [out]:
+        shadow.put(tensor, kept)
+
+
+@rule("cumsum", "cumprod", "logcumsumexp")
+def _cumulated(shadow: Any, out: Tensor, x: Tensor, dim: int, **_: Any) -> None:
+    _unless(shadow, out, x, [dim % x.dim()], "is summed one after the other")
+
+
+@rule("topk")
+def _topk(shadow: Any, out: Any, x: Tensor, k: int, dim: int = -1, *_: Any, **__: Any) -> None:
+    _unless(shadow, out, x, [dim % x.dim()], "is sorted")
+
+
+@rule("sort")
+def _sort(shadow: Any, out: Any, x: Tensor, *args: Any, dim: int = -1, **__: Any) -> None:
+    place = next((a for a in args if type(a) is int), dim)
+    _unless(shadow, out, x, [place % x.dim()], "is sorted")
+
+
+@rule("flip")
+def _flip(shadow: Any, out: Tensor, x: Tensor, dims: Sequence[int]) -> None:
+    shadow.put(out, [i.flip([d for d in (d % x.dim() for d in dims) if d in varying(i)]) for i in shadow.of(x)])
+
+
+@rule("unfold")
+def _windows(shadow: Any, out: Tensor, x: Tensor, dim: int, *_: Any) -> None:
+    _unless(shadow, out, x, [dim % x.dim()], "is read in windows")
+    shadow.put(out, [i.unsqueeze(-1) for i in shadow.of(out)])
+
+
+@rule("repeat", "tile")
+def _repeat(shadow: Any, out: Tensor, x: Tensor, times: Sequence[int]) -> None:
+    found = []
+    for ids in (padded(i, out.dim()) for i in shadow.of(x)):
+        found.append(ids.repeat([n if d in varying(ids) else 1 for d, n in enumerate(times)]))
+    shadow.put(out, found)
+
+
+@rule("constant_pad_nd")
+def _pad(shadow: Any, out: Tensor, x: Tensor, pad: Sequence[int], *_: Any) -> None:
+    found = []
+    for ids in shadow.of(x):
+        width = [n if x.dim() - 1 - at // 2 in varying(ids) else 0 for at, n in enumerate(pad)]
+        found.append(F.pad(ids, width, value=0))
+    shadow.put(out, found)
+
+
+@rule("pixel_shuffle", "pixel_unshuffle")
+def _pixels(shadow: Any, out: Tensor, x: Tensor, factor: int) -> None:
+    up = out.shape[-1] >= x.shape[-1]
+    found = []
+    for ids in shadow.of(x):
+        if varying(ids) != (x.dim() - 3,):
+            shadow.freeze(ids, "is shuffled between pixels")
+        elif up:
+            fine = F.pixel_shuffle(ids, factor)
+            shadow.tie(fine, fine[..., :1, :1])
+            found.append(fine[..., :1, :1])
+        else:
+            found.append(ids.repeat_interleave(factor**2, x.dim() - 3))
+    shadow.put(out, found)
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def _shuffle(shadow: Any, out: Tensor, x: Tensor, groups: int) -> None:
+    for ids in shadow.of(x):
+        table = ids.unflatten(1, (groups, -1))
+        shadow.tie(table, table.narrow(1, 0, 1))
+    shadow.put(out, [i.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2) for i in shadow.of(x)])
+
+
+@rule("glu")
+def _glu(shadow: Any, out: Tensor, x: Tensor, dim: int = -1) -> None:
+    dim %= x.dim()
+    found = []
+    for ids in shadow.of(x):
+        if dim in varying(ids):
+            one, other = ids.chunk(2, dim)
+            shadow.tie(one, other)
+            ids = one
+        found.append(ids)
+    shadow.put(out, found)
+
+
+@rule("index", "index_select", "_unsafe_index")
+def _index(shadow: Any, out: Tensor, x: Tensor, *args: Any) -> None:
+    indices = args[0] if isinstance(args[0], (tuple, list)) else [*[None] * (args[0] % x.dim()), args[1]]
+    at: list[int] = []  # the dimensions that the indices look up
+    d = 0
+    for index in indices:
+        width = 1 if index is None or index.dtype not in (torch.bool, torch.uint8) else index.dim()
+        at += [] if index is None else range(d, d + width)
+        d += width
+    rest = [d for d in range(x.dim()) if d not in at]
+    new = out.dim() - len(rest)
+    front = at[0] if at and at == list(range(at[0], at[-1] + 1)) else 0
+    kept = []
+    for ids in shadow.of(x):
+        if set(varying(ids)) & set(at):
+            shadow.freeze(ids, "is looked up by number")
+        else:
+            kept.append(ids.squeeze(tuple(at)).reshape([ids.shape[d] for d in rest[:front]] + [1] * new
+                                                       + [ids.shape[d] for d in rest[front:]]))  # fmt: skip
+    shadow.put(out, kept)
+
+
+@rule("gather", "take_along_dim")
+def _gather(shadow: Any, out: Tensor, x: Tensor, dim: int, *_: Any, **__: Any) -> None:
+    _unless(shadow, out, x, [dim % x.dim()], "is gathered by number")
+    for ids in shadow.of(out):
+        shadow.guess(ids, "an index as wide as its channels")
+
+
+@rule("embedding")
+def _embedding(shadow: Any, out: Tensor, weight: Tensor, *_: Any, **__: Any) -> None:
+    for ids in (i for i in shadow.of(weight) if varying(i) == (0,)):
+        shadow.freeze(ids, "is looked up by number")
+    shadow.put(out, [_along(i, out.dim() - 1, out.dim()) for i in shadow.of(weight) if varying(i) == (1,)])
+
+
+@rule("view_as_complex")
+def _complex(shadow: Any, out: Tensor, x: Tensor) -> None:
+    _unless(shadow, out, x, [x.dim() - 1], "is read as complex numbers")
+    shadow.put(out, [i.squeeze(-1) for i in shadow.of(out)])
+
+
+@rule("view_as_real")
+def _real(shadow: Any, out: Tensor, x: Tensor) -> None:
+    shadow.put(out, [i.unsqueeze(-1) for i in shadow.of(x)])
+
+
+# ---- sums, means and norms
+
+
+def reduce(shadow: Any, out: Any, x: Tensor, dims: Any, keepdim: bool, exact: bool) -> None:
+    """Ids along what is summed over end here; a mean counts zeros, so that what it averages over is inexact."""
+    given = range(x.dim()) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
+    over = sorted({d % x.dim() for d in given}) if x.dim() else []
+    kept = []
+    for ids in shadow.of(x):
+        if not set(varying(ids)) & set(over):
+            kept.append(ids if keepdim else ids.squeeze(tuple(over)))
+            continue
+        if not exact:
+            shadow.average(ids)
+        if set(varying(ids)) - set(over):
+            shadow.freeze(ids, "is summed over in part")
+    for tensor in out if isinstance(out, (tuple, list)) else [out]:
+        shadow.put(tensor, kept)
+
+
+@rule("sum", "nansum")
+def _sum(shadow: Any, out: Tensor, x: Tensor, dims: Any = None, keepdim: bool = False, **_: Any) -> None:
+    reduce(shadow, out, x, dims, keepdim, exact=True)
+
+
+@rule("mean", "amax", "amin", "max", "min", "argmax", "argmin", "logsumexp", "any", "all", "prod", "median",
+      "count_nonzero", "nanmean", "aminmax")  # fmt: skip
+def _mean(shadow: Any, out: Any, x: Tensor, dims: Any = None, keepdim: bool = False, **more: Any) -> None:
+    if isinstance(dims, Tensor):  # the larger of two
+        meet(shadow, out, [x, dims])
+    else:
+        reduce(shadow, out, x, more.get("dim", dims), keepdim, exact=False)
+
+
+@rule("var", "std", "var_mean", "std_mean")
+def _var(shadow: Any, out: Any, x: Tensor, dims: Any = None, *args: Any, keepdim: bool = False, **more: Any) -> None:
+    asked = more.get("dim", None if isinstance(dims, bool) else dims)
+    reduce(shadow, out, x, asked, bool(args[1]) if len(args) > 1 else keepdim, exact=False)
+
+
+@rule("linalg_vector_norm", "norm")
+def _vector_norm(shadow: Any, out: Tensor, x: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, **_: Any) -> None:
+    reduce(shadow, out, x, dim, keepdim, exact=p != float("-inf"))
+
+
+@rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax")
+def _softmax(shadow: Any, out: Tensor, x: Tensor, dim: int, *_: Any, **__: Any) -> None:
+    for ids in shadow.of(x):
+        if dim % x.dim() in varying(ids):
+            shadow.average(ids)
+    shadow.put(out, shadow.of(x))
+
+
+def _normed(shadow: Any, out: Any, x: Tensor, own: Sequence[Any], over: Sequence[int], dim: int) -> None:
+    """A norm's own vectors belong to the channels that it scales; those that it averages over are inexact."""
+    mine = [padded(i, x.dim()) if over else _along(i, dim, x.dim()) for t in own for i in shadow.of(t)]
+    bare = shadow.bare.get(shadow.where[-1])
+    if bare is not None:
+        mine.append(_along(bare.repeat(x.shape[dim] // len(bare)), dim, x.dim()))  # an instance norm lays samples there
+    for ids in mine:
+        alike = [i for i in shadow.of(x) if varying(i) == varying(ids)]
+        for there in alike:
+            shadow.tie(there, ids)
+        if not alike:
+            shadow.freeze(ids, AHEAD)
+    for ids in shadow.of(x):
+        if set(varying(ids)) & set(over):
+            shadow.average(ids)
+        if dim in varying(ids) and not any(varying(i) == varying(ids) for i in mine) and any(
+            isinstance(t, Tensor) for t in own
+        ):
+            shadow.freeze(ids, AHEAD)
+    shadow.put(_first(out), shadow.of(x))
+
+
+@rule("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
+      "miopen_batch_norm", "batch_norm", "_batch_norm_no_update", "_batch_norm_with_update")  # fmt: skip
+def _batch_norm(shadow: Any, out: Any, x: Tensor, *args: Any, **_: Any) -> None:
+    for ids in (i for i in shadow.of(x) if set(varying(i)) - {1}):  # a weight that is standardised
+        shadow.average(ids)
+    _normed(shadow, out, x, [t for t in args if isinstance(t, Tensor)], (), 1)
+
+
+@rule("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm")
+def _layer_norm(shadow: Any, out: Any, x: Tensor, size: Any, *args: Any, **_: Any) -> None:
+    own = [t for t in args if isinstance(t, Tensor)]
+    over = range(x.dim() - len(size), x.dim())
+    _normed(shadow, out, x, own, over, x.dim() - 1 if len(size) == 1 else x.dim() - len(size))
+
+
+@rule("native_group_norm", "group_norm")
+def _group_norm(shadow: Any, out: Any, x: Tensor, w: Any, b: Any, n: Any, c: Any, hw: Any, groups: int, *_: Any) -> None:
+    for ids in (i.reshape(-1) for i in shadow.of(x) if varying(i) == (1,)):
+        if groups == 1:
+            shadow.average(ids)
+        else:
+            shadow.tie(ids.view(groups, -1), ids.view(groups, -1)[:, :1])
+    _normed(shadow, out, x, (w, b), (), 1)
+
+
+# ---- products
+
+
+@rule("mm", "bmm", "matmul", "_scaled_mm")
+def _product(shadow: Any, out: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any) -> None:
+    last, before = out.dim() - 1, out.dim() - 2
+    if out.dim() == 3 and _are_heads(shadow, a, b):
+        shadow.put(out, [])
+        return
+    left = [i for i in shadow.of(a) if i.shape[last] > 1]
+    right = [i for i in shadow.of(b) if i.shape[before] > 1]
+    for x, y in itertools.product(left, right):
+        if len(varying(x)) > 1 or len(varying(y)) > 1:
+            shadow.freeze(x, AHEAD)
+            shadow.freeze(y, AHEAD)
+        else:
+            shadow.tie(x.transpose(-1, -2), y)
+    if not (left and right):
+        for ids in (*left, *right):
+            shadow.freeze(ids, AHEAD)
+    kept = [i for i in shadow.of(a) if i.shape[last] == 1]
+    for ids in (i for i in shadow.of(b) if i.shape[before] == 1):
+        _join(shadow, kept, ids)
+    shadow.put(out, kept)
+
+
+def _are_heads(shadow: Any, a: Tensor, b: Tensor) -> bool:
+    """Channels that a view laid side by side, in a product of two activations: heads, which leave whole or not."""
+    both = [*shadow.of(a), *shadow.of(b)]
+    heads = any(not shadow.split.isdisjoint(i.flatten().tolist()) for i in both)
+    for ids in both if heads else ():
+        shadow.freeze(ids, "is inside an attention head (granularity.heads removes whole ones)")
+    return heads
+
+
+@rule("addmm", "addbmm")
+def _addmm(shadow: Any, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **_: Any) -> None:
+    _product(shadow, out, a, b)
+    _biased(shadow, out, bias, out.dim() - 1)
+
+
+@rule("baddbmm")
+def _baddbmm(shadow: Any, out: Tensor, add: Tensor, a: Tensor, b: Tensor, **_: Any) -> None:
+    _product(shadow, out, a, b)
+    kept = shadow.of(out)
+    for ids in (padded(i, out.dim()) for i in shadow.of(add)):
+        _join(shadow, kept, ids)
+    shadow.put(out, kept)
+
+
+@rule("mv")
+def _mv(shadow: Any, out: Tensor, a: Tensor, v: Tensor) -> None:
+    read = [i.reshape(1, -1) for i in shadow.of(v)]
+    for ids in (i for i in shadow.of(a) if varying(i) == (1,)):
+        for there in read:
+            shadow.tie(ids, there)
+        if not read:
+            shadow.freeze(ids, AHEAD)
+    shadow.put(out, [i.squeeze(1) for i in shadow.of(a) if varying(i) == (0,)])
+
+
+def _biased(shadow: Any, out: Tensor, bias: Any, dim: int) -> None:
+    """A bias belongs to the channels that a product made."""
+    made = [i for i in shadow.of(out) if varying(i) == (dim,)]
+    for ids in shadow.of(bias):
+        if ids.dim() > 1:
+            ids = padded(ids, out.dim())
+        elif out.dim() > 1:
+            ids = _along(ids, dim, out.dim())
+        for there in made:
+            shadow.tie(there, ids)
+        if not made:
+            shadow.freeze(ids, AHEAD)
+
+
+@rule("convolution", "_convolution")
+def _convolution(
+    shadow: Any, out: Tensor, x: Tensor, w: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any,
+    transposed: bool, output_padding: Any, groups: int, *_: Any,
+) -> None:  # fmt: skip
+    own = {varying(i)[0]: i.reshape(-1) for i in shadow.of(w) if len(varying(i)) == 1 and varying(i)[0] < 2}
+    plain = [i.reshape(-1) for i in shadow.of(x) if varying(i) == (1,)]
+    for ids in (i for i in shadow.of(x) if varying(i) != (1,)):
+        shadow.freeze(ids, "is convolved along its channels")
+    none = torch.zeros(1, dtype=torch.int64)
+    read = plain[0] if plain else none.expand(x.shape[1])
+    rows = own.get(0, none.expand(w.shape[0]))
+    columns = own.get(1, none.expand(w.shape[1]))
+    if groups == 1:
+        reads, made = (rows, columns) if transposed else (columns, rows)
+        shadow.tie(read, reads)
+    else:
+        made = _grouped(shadow, read, rows, columns, transposed, groups, out.shape[1])
+    shadow.put(out, [_along(made, 1, out.dim())])
+    _biased(shadow, out, bias, 1)
+
+
+@rule("deform_conv2d")
+def _deformed(shadow: Any, out: Tensor, x: Tensor, w: Tensor, offset: Tensor, mask: Tensor, bias: Any, *a: Any) -> None:
+    for ids in (*shadow.of(offset), *shadow.of(mask)):
+        shadow.freeze(ids, "says where a convolution looks")
+    _convolution(shadow, out, x, w, bias, a[:2], a[2:4], a[4:6], False, 0, a[6])
+
+
+def _grouped(
+    shadow: Any, read: Tensor, rows: Tensor, columns: Tensor, transposed: bool, groups: int, width: int
+) -> Tensor:
+    """Whole groups leave, by dimension 0 of the weight, whose dimension 1 counts within one group."""
+    if len(columns) > 1:
+        shadow.freeze(columns[columns > 0], "counts within a group of channels")
+    table = read.view(groups, -1)
+    shadow.tie(table, table[:, :1])
+    if transposed:
+        shadow.tie(rows, read)
+        return table[:, :1].expand(groups, width // groups).reshape(-1)
+    shadow.tie(rows.view(groups, -1), table[:, :1])
+    return rows
+
+
+# ---- channel by channel
+
+PER_CHANNEL = (
+    "max_pool", "avg_pool", "adaptive_", "_adaptive_", "fractional_max", "upsample_", "_upsample", "reflection_pad",
+    "replication_pad", "_pad_", "grid_sampler", "roi_align", "roi_pool", "max_unpool",
+)  # fmt: skip
+
+
+def per_channel(shadow: Any, out: Any, x: Tensor, *_: Any) -> None:
+    """What works on each channel's picture keeps the ids along the first two dimensions."""
+    _unless(shadow, _first(out), x, range(2, x.dim()), "is resized")
+
+
+def is_convolution(place: Any) -> bool:
+    """Whether a tensor is a convolution's weight, of which only the first two dimensions count channels."""
+    return place.attribute == "weight" and isinstance(place.module, nn.modules.conv._ConvNd)
+
+
+def bare_channels(module: nn.Module) -> int:
+    """How many channels a norm without parameters declares; 0 for everything else."""
+    if next((t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None), None) is not None:
+        return 0
+    if isinstance(module, nn.GroupNorm):
+        return module.num_channels
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return module.num_features
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and len(module.normalized_shape) == 1:
+        return module.normalized_shape[0]
+    return 0
+
+
+def makes(module: nn.Module) -> tuple[str, int] | None:
+    """What kind of layer makes channels, and along which dimension of its weight."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return "convolution", int(module.transposed and module.groups == 1)
+    if isinstance(module, nn.Linear):
+        return "linear", 0
+    if isinstance(module, nn.Embedding):
+        return "embedding", 1
+    return ("linear", 1) if type(module).__name__ == "Conv1D" else None
+
+
+def made_at(model: nn.Module, name: str) -> int | None:
+    """Along which dimension of a tensor its layer makes channels, if it does."""
+    path, _, attribute = name.rpartition(".")
+    kind = makes(model.get_submodule(path)) if attribute == "weight" else None
+    return kind and kind[1]
