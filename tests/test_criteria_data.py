@@ -501,13 +501,11 @@ class TestALayerThatWandaDoesNotSee:
     @pytest.mark.filterwarnings("ignore:no inputs seen")
     def test_the_others_are_pruned(self, data_for, scope, sparsity):
         model, calib = self.made(data_for)
-        alone = nn.ModuleDict({"first": model.first, "last": model.last})
+        alone, norms = nn.ModuleDict({"first": model.first, "last": model.last}), calibration.input_norms(model, calib)
         with pytest.warns(UserWarning, match=r"not pruned, since the criterion has no scores for it: middle\.weight$"):
             pruned = pl.prune(model, pl.Recipe("wanda", scope=scope, sparsity=sparsity), calib)
         assert pruned.masks["middle.weight"].all()
-        weights = pl.prunable(alone)
-        norms = calibration.input_norms(model, calib)
-        scores = {name: w.detach().abs() * norms[name] for name, w in weights.items()}
+        scores = {name: w.detach().abs() * norms[name] for name, w in pl.prunable(alone).items()}
         keep = pl.allocate(scores, pl.granularity.weights(alone), sparsity, scope)
         assert all(torch.equal(pruned.keep[name], keep[name]) for name in keep)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,7 +43,9 @@ def blockwise(
 
     Block by block: the inputs are run through it and each layer's statistic gathered; its weights are pruned; the
     inputs are run through what is left, and its outputs are the next block's inputs. So a block is judged on what it
-    will really see, and memory stays near one block beyond the model. Embeddings, norms and the output layer stay.
+    will really see, and memory stays near one block beyond the model. Embeddings, norms and the output layer stay;
+    so does, with a warning, a layer that its block never calls.
+
     The calibration's inputs are token ids (n, length), or dicts with `input_ids`, whose `attention_mask` says what is
     padding: it is cut off, and a sequence is seen alone. It looks at no targets.
 
@@ -111,25 +114,32 @@ def _prune_block(
     sparsity: float | NM,
     kept: Masks,
 ) -> dict[str, Packed]:
-    layers = {name: m for name, m in block.module.named_modules() if isinstance(m, nn.Linear)}
+    paths = {m: f"{block.path}.{name}.weight" for name, m in block.module.named_modules() if isinstance(m, nn.Linear)}
+    tensors = named(model)
+    weights = {layer: find(model, tensors, path) for layer, path in paths.items()}  # those under masks
+    for layer, path in paths.items():
+        if path in kept:  # what comes out of a layer goes into the others
+            weights[layer].masked_fill_(~kept[path], 0)
     gathered: dict[nn.Module, Tensor] = {}
 
     def note(layer: nn.Module, args: tuple[Any, ...]) -> None:
         found = method.gather(args[0].flatten(0, -2).float())
         gathered[layer] = gathered[layer].add_(found) if layer in gathered else found
 
-    handles = [layer.register_forward_pre_hook(note) for layer in layers.values()]
+    handles = [layer.register_forward_pre_hook(note) for layer in paths]
     try:
         for x, told in given:
             _through(block.module, x, told)
     finally:
         for handle in handles:
             handle.remove()
-    packed, tensors = {}, named(model)
-    for name, layer in layers.items():
-        full = f"{block.path}.{name}.weight"
-        weight = find(model, tensors, full)  # the one under a mask
-        statistic = gathered.pop(layer)
+    packed = {}
+    for layer, full in paths.items():
+        weight, statistic = weights[layer], gathered.pop(layer, None)
+        if statistic is None:
+            said = f"no inputs seen of {full} {shape(weight)}: its block never calls the layer, and it is not pruned"
+            warnings.warn(said, stacklevel=3)
+            continue
         if not torch.isfinite(statistic).all():
             raise PruneError(f"the inputs of {full} {shape(weight)} are not finite: look for NaN in the weights")
         earlier = {"within": kept[full]} if full in kept else {}
