@@ -52,10 +52,11 @@ def batches(
         source = DataLoader(source, size)  # it comes in its own order
     elif isinstance(source, Dataset):
         source = DataLoader(source, size, shuffle=shuffle is not None, generator=shuffle)
-    yield from map(_unlabelled, source)
+    yield from map(unlabelled, source)
 
 
-def _unlabelled(batch: Any) -> Any:
+def unlabelled(batch: Any) -> Any:
+    """A dict with labels as the pair (all else, labels); any other batch as it is."""
     label = next((k for k in LABELS if k in batch), None) if isinstance(batch, Mapping) else None
     return batch if label is None else ({k: v for k, v in batch.items() if k != label}, batch[label])
 

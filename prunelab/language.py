@@ -62,13 +62,24 @@ def check_tokens(model: nn.Module, ids: Tensor) -> None:
     """PruneError if ids are no tokens of the model's: none, not whole numbers, or beyond its embedding."""
     if ids.is_floating_point() or ids.numel() == 0:
         raise PruneError(f"the token ids are {ids.dtype} {shape(ids)}: give whole numbers, at least one")
-    rows = next((m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)), None)
+    rows = _vocabulary(model)
     low, high = int(ids.min()), int(ids.max())
     if rows is not None and not 0 <= low <= high < rows:
         raise PruneError(
             f"token ids run from {low} to {high}, but the embedding of this {type(model).__name__} has {rows:,} rows: "
             "the tokenizer is another model's. Load both from the same place"
         )
+
+
+def _vocabulary(model: nn.Module) -> int | None:
+    """How many tokens the model embeds: as it says itself, or the most that any of its embeddings holds (or None)."""
+    try:
+        own: Any = model.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        own = None
+    if isinstance(own, nn.Embedding):
+        return own.num_embeddings
+    return max((m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)), default=None)
 
 
 def write(model: nn.Module, tokenizer: Any, prompt: str, count: int = 40, *, cache: bool = True) -> str:

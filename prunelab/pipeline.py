@@ -9,16 +9,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from . import criteria, granularity, schedules
 from .allocation import NM, Report, Scope, Share, allocate, check_share, check_target, contract, expand, report
 from .calibration import Calibration
 from .core import Group, Keep, Masks, PruneError, Schedule, Scores, prunable, shape
 from .criteria import Criterion
+from .criteria.registry import PartialScores
 from .granularity import Granularity
 from .masking import apply, current_masks, restore
 from .recovery.identity import Described
+from .units import tensors_of
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def prune(
     score = criteria.by_name(recipe.criterion)
     schedule = schedules.by_name(recipe.schedule)
     if example is None and calib is not None:
-        example = calib.batches[0][0]
+        example = calib.example
     groups = granularity.by_name(recipe.granularity)(model, example)
     _warn_of_frozen(model)
     worn = current_masks(model)
@@ -119,7 +122,7 @@ def gradually(
     if not 0 < until <= 1:
         raise PruneError(f"until={until!r}: the last round comes at a share of the run, above 0 and at most 1")
     if example is None and calib is not None:
-        example = calib.batches[0][0]
+        example = calib.example
     groups = granularity.by_name(recipe.granularity)(model, example)
     _warn_of_frozen(model)
 
@@ -148,10 +151,28 @@ def _round(
 ) -> Keep:
     """One pruning within what earlier ones kept; the masks are then on the model."""
     share, scope = _target(recipe, progress)
-    keep = allocate(scores, groups, share, scope, within=keep)
+    scored = _scored(groups, scores, share)
+    found = allocate(scores, scored, share, scope, within=keep)
+    keep = {g.name: found.get(g.name, _as_it_is(g, keep)) for g in groups}
     del scores  # as large as the model, and of no more use
     apply(model, _within(worn, expand(model, groups, keep)))
     return keep
+
+
+def _scored(groups: list[Group], scores: Scores, share: Share | None) -> list[Group]:
+    """The groups without those that a criterion could not see, which are named; a share of its own is asked of each."""
+    if not isinstance(scores, PartialScores) or isinstance(share, Mapping):
+        return groups
+    scored = [g for g in groups if tensors_of(g, scores)]
+    whole = [g.name for g in groups if not tensors_of(g, scores)]
+    if not whole or not scored:
+        return groups
+    warnings.warn(f"not pruned, since the criterion has no scores for it: {', '.join(whole)}", stacklevel=4)
+    return scored
+
+
+def _as_it_is(group: Group, keep: Keep | None) -> Tensor:
+    return torch.ones(group.units, dtype=torch.bool) if keep is None else keep[group.name]
 
 
 def _within(worn: Masks, masks: Masks) -> Masks:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import prunelab as pl
-from prunelab import Calibration, Group, Member, PruneError, criteria, granularity, schedules
+from prunelab import Calibration, Group, Member, PruneError, calibration, criteria, granularity, schedules
 from prunelab.allocation import unit_scores
 from prunelab.core import AbsoluteOfSum
 from prunelab.criteria import CRITERIA
@@ -471,12 +471,65 @@ def test_a_missing_gradient_never_becomes_magnitude(build, data_for, snapshot, c
         assert snapshot(model) == before
 
 
-@pytest.mark.parametrize("criterion", ["wanda", "synflow"])
-def test_a_layer_that_is_never_called(build, data_for, criterion):
+def test_a_layer_that_is_never_called(build, data_for):
     model = build("mlp")
     model[0].never = nn.Linear(2, 2)
-    with pytest.raises(PruneError, match=r"0\.never\.weight \(2, 2\) has no (input|flow)"):
-        CRITERIA[criterion](model, Calibration.of(data_for("mlp")))
+    with pytest.raises(PruneError, match=r"0\.never\.weight \(2, 2\) has no flow"):
+        CRITERIA["synflow"](model, Calibration.of(data_for("mlp")))
+
+
+class Functional(nn.Module):
+    """The middle layer's weight is used, and the layer never called."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(F.linear(self.first(x).relu(), self.middle.weight))
+
+
+class TestALayerThatWandaDoesNotSee:
+    @staticmethod
+    def made(data_for):
+        torch.manual_seed(0)
+        return Functional(), Calibration.of(data_for("mlp"))
+
+    @pytest.mark.parametrize(
+        ("scope", "sparsity"), [("row", 0.5), ("layer", 0.5), ("global", 0.5), (pl.NM(1, 2), None)]
+    )
+    @pytest.mark.filterwarnings("ignore:no inputs seen")
+    def test_the_others_are_pruned(self, data_for, scope, sparsity):
+        model, calib = self.made(data_for)
+        alone, norms = nn.ModuleDict({"first": model.first, "last": model.last}), calibration.input_norms(model, calib)
+        with pytest.warns(UserWarning, match=r"not pruned, since the criterion has no scores for it: middle\.weight$"):
+            pruned = pl.prune(model, pl.Recipe("wanda", scope=scope, sparsity=sparsity), calib)
+        assert pruned.masks["middle.weight"].all()
+        scores = {name: w.detach().abs() * norms[name] for name, w in pl.prunable(alone).items()}
+        keep = pl.allocate(scores, pl.granularity.weights(alone), sparsity, scope)
+        assert all(torch.equal(pruned.keep[name], keep[name]) for name in keep)
+
+    @pytest.mark.filterwarnings("ignore:not pruned")
+    def test_it_is_named_and_keeps_its_earlier_zeros(self, data_for):
+        model, calib = self.made(data_for)
+        first = pl.prune(model, pl.Recipe(sparsity=0.3))
+        with pytest.warns(UserWarning, match=r"no inputs seen of middle\.weight \(8, 8\): .*F\.linear"):
+            second = pl.prune(model, pl.Recipe("wanda", sparsity=0.5, rounds=2), calib)
+        assert torch.equal(second.masks["middle.weight"], first.masks["middle.weight"])
+
+    @pytest.mark.filterwarnings("ignore:no inputs seen")
+    def test_a_share_of_its_own_is_refused(self, data_for):
+        model, calib = self.made(data_for)
+        shares = {"first.weight": 0.5, "middle.weight": 0.5, "last.weight": 0.5}
+        with pytest.raises(PruneError, match=r"no scores for middle\.weight"):
+            pl.prune(model, pl.Recipe("wanda", sparsity=shares), calib)
+
+    def test_none_seen_at_all(self, data_for):
+        model, calib = self.made(data_for)
+        model.first = model.last = nn.Identity()
+        model.forward = lambda x: F.linear(x, model.middle.weight[:, :6])
+        with pytest.raises(PruneError, match=r"middle\.weight \(8, 8\) has no input"):
+            CRITERIA["wanda"](model, calib)
 
 
 @pytest.mark.parametrize("criterion", [*LOOKS_AT_DATA, "fpgm"])

@@ -99,5 +99,20 @@ def test_no_tokens(ids):
         language.check_tokens(decoder(), ids)
 
 
+def test_the_embedding_is_that_of_the_tokens():
+    """And not of a vision tower's positions, which come first."""
+
+    class Composite(nn.Module):
+        def __init__(self, positions):
+            super().__init__()
+            self.positions, self.language = nn.Embedding(positions, 4), decoder()
+
+    language.check_tokens(Composite(17), token_ids())
+    told = Composite(100)
+    told.get_input_embeddings = told.language.get_input_embeddings
+    with pytest.raises(pl.PruneError, match="has 64 rows"):
+        language.check_tokens(told, torch.tensor([64]))
+
+
 def test_a_model_without_an_embedding_takes_any():
     language.check_tokens(nn.Linear(2, 2), torch.tensor([SIZES["vocab_size"] * 100]))

@@ -87,6 +87,20 @@ def test_bad_windows(rows, message):
         perplexity(decoder(), rows)
 
 
+@pytest.mark.parametrize(
+    ("kind", "given"), [("Sequence", r"\(1, 2\)"), ("Token", r"\(1, 4, 2\)")], ids=["sequences", "tokens"]
+)
+def test_a_classifier(kind, given):
+    import transformers as hf
+
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
+    model = getattr(hf, f"BertFor{kind}Classification")(hf.BertConfig(vocab_size=64, **sizes))
+    with pytest.raises(
+        pl.PruneError, match=rf"BertFor\w+ gives {given} for ids \(1, 4\).*a classifier has an accuracy"
+    ):
+        perplexity(model, token_ids(2, 5))
+
+
 def test_not_finite():
     model = decoder()
     with torch.no_grad():

@@ -6,7 +6,7 @@ import sys
 import plain_methods
 import pytest
 import torch
-from tiny_decoders import KINDS, decoder, token_ids
+from tiny_decoders import KINDS, decoder, padded, token_ids
 
 import prunelab as pl
 from prunelab.language import next_token_loss, next_tokens
@@ -48,6 +48,36 @@ def test_wanda_is_the_papers(sparsity, plain):
     new, keep = Wanda()(w, Wanda().gather(x), sparsity, "weight")
     assert torch.equal(new, plain_methods.wanda(w, x, plain))
     assert torch.equal(keep, new != 0)
+
+
+@patterns
+@pytest.mark.parametrize("gone", [0.3, 0.7])
+@pytest.mark.parametrize("method", [Wanda(), SparseGPT(columns=16)], ids=["wanda", "sparsegpt"])
+def test_within_an_earlier_pruning(sparsity, plain, gone, method):
+    """What is gone stays gone and counts; the plain methods put it first. At 70 % some fours have lost three."""
+    w, x = layer()
+    within = torch.rand(w.shape, generator=torch.Generator().manual_seed(2)) >= gone
+    new, keep = method(w, method.gather(x), sparsity, "weight", within)
+    how = {"within": within} | ({"columns": 16} if isinstance(method, SparseGPT) else {})
+    wanted = getattr(plain_methods, type(method).__name__.lower())(w, x, plain, **how)
+    assert torch.equal(new == 0, wanted == 0)
+    assert torch.allclose(new, wanted, atol=1e-4)
+    assert torch.equal(keep, new != 0)
+    assert not new[~within].any()
+    if isinstance(sparsity, pl.NM):
+        cells = within.view(24, -1, sparsity.m).sum(-1)
+        assert torch.equal(keep.view(24, -1, sparsity.m).sum(-1), cells.clamp(max=sparsity.n))
+    elif isinstance(method, Wanda):
+        assert torch.equal(keep.sum(1), within.sum(1).clamp(max=32))
+    else:
+        assert torch.equal(keep.view(24, 4, 16).sum((0, 2)), within.view(24, 4, 16).sum((0, 2)).clamp(max=24 * 8))
+
+
+def test_within_what_is_no_mask():
+    w, x = layer()
+    for method in (Wanda(), SparseGPT()):
+        with pytest.raises(pl.PruneError, match=r"within of fc \(24, 64\) is torch\.float32 \(24, 64\): give bools"):
+            method(w, method.gather(x), 0.5, "fc", torch.ones(24, 64))
 
 
 def test_one_column_by_hand():
@@ -155,6 +185,53 @@ def test_a_whole_decoder_block_by_block(method, sparsity, plain):
         assert float(keep.float().mean()) == pytest.approx(0.5, abs=0.001)
 
 
+@pytest.mark.parametrize("method", [Wanda(), SparseGPT()], ids=["wanda", "sparsegpt"])
+@pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
+def test_dicts_with_padding(method, left):
+    """Of several lengths, padded either way: as the plain implementation on the sequences alone."""
+    ours, theirs = decoder(), decoder()
+    rows = [token_ids(1, n, seed=n)[0] for n in (5, 9, 9, 12)]
+    blockwise(ours, pl.Calibration((padded(rows[:2], left), padded(rows[2:], left))), method, 0.5)
+    plain_methods.layer_by_layer(theirs, rows, getattr(plain_methods, type(method).__name__.lower()), 0.5)
+    for name, w in theirs.named_parameters():
+        assert torch.allclose(ours.get_parameter(name), w, atol=1e-3), name
+
+
+@pytest.mark.parametrize("method", [Wanda(), SparseGPT()], ids=["wanda", "sparsegpt"])
+def test_seventy_percent_then_two_of_four(method):
+    """By masks worn, by `within`, by what a baked model holds: the same, and nothing is alive again."""
+    given = [decoder() for _ in range(3)]
+    for model in given:
+        pruned = pl.prune(model, pl.Recipe(sparsity=0.7, scope="layer"))
+    worn, named, baked = given
+    pl.masking.restore(named, {})
+    pl.bake(baked)
+    nonzero = {name: w != 0 for name, w in pl.prunable(baked).items()}
+    masks = blockwise(worn, calibration(), method, pl.NM(2, 4))
+    found = [masks]
+    found.append(blockwise(baked, calibration(), method, pl.NM(2, 4), within=nonzero))
+    found.append(blockwise(named, calibration(), method, pl.NM(2, 4), within=pruned.keep))
+    for name, mask in masks.items():
+        assert all(torch.equal(mask, other[name]) for other in found)
+        assert not (mask & ~pruned.masks[name]).any(), name
+        assert int(mask.view(-1, 4).sum(1).max()) == 2
+        assert torch.equal(pl.prunable(baked)[name], pl.prunable(worn)[name] * mask), name
+    assert pl.masking.current_masks(worn).keys() == pruned.masks.keys()
+    logits = baked(token_ids()).logits
+    assert torch.allclose(worn(token_ids()).logits, logits, atol=1e-5)
+    for name, mask in masks.items():
+        assert torch.equal(pl.prunable(baked)[name] != 0, mask), name
+
+
+def test_within_of_another_model():
+    for within, message in (
+        ({"layers.9.weight": torch.ones(3, dtype=torch.bool)}, "no tensor named 'layers.9.weight'"),
+        ({"lm_head.weight": torch.ones(3, dtype=torch.bool)}, r"torch\.bool \(3,\) for lm_head\.weight \(64, 32\)"),
+    ):
+        with pytest.raises(pl.PruneError, match=message):
+            blockwise(decoder(tie_word_embeddings=False), calibration(), Wanda(), 0.5, within=within)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_families(kind, snapshot):
     model = decoder(kind)
@@ -235,6 +312,19 @@ def test_a_failure_in_a_later_block_leaves_the_model_as_it_was(snapshot):
     assert snapshot(model) == before
 
 
+def test_a_layer_that_its_block_never_calls():
+    model, plain = decoder(), decoder()
+    aside = model.model.layers[1].mlp.aside = torch.nn.Linear(4, 2)
+    before = aside.weight.clone()
+    name = "model.layers.1.mlp.aside.weight"
+    with pytest.warns(UserWarning, match=rf"no inputs seen of {name} \(2, 4\): .*it is not pruned"):
+        masks = blockwise(model, calibration(), Wanda(), 0.5)
+    assert torch.equal(aside.weight, before)
+    wanted = blockwise(plain, calibration(), Wanda(), 0.5)
+    assert masks.keys() == wanted.keys()
+    assert all(torch.equal(masks[n], wanted[n]) for n in masks)
+
+
 def test_nan_in_a_weight(snapshot):
     model = decoder()
     with torch.no_grad():
@@ -269,8 +359,8 @@ def test_bad_calibration(build):
     with pytest.raises(pl.PruneError, match=r"did you mean 0\.5"):
         blockwise(decoder(), calibration(), Wanda(), 50)
     worn = decoder()
-    pl.prune(worn, pl.Recipe(sparsity=0.3))
-    with pytest.raises(pl.PruneError, match="still wears masks"):
+    torch.nn.utils.prune.random_unstructured(worn.model.layers[0].mlp.up_proj, "weight", 0.5)
+    with pytest.raises(pl.PruneError, match=r"masks of torch\.nn\.utils\.prune"):
         blockwise(worn, calibration(), Wanda(), 0.5)
 
 

@@ -44,6 +44,14 @@ def token_ids(n: int = 4, length: int = 12, seed: int = 1) -> Tensor:
     return torch.randint(0, SIZES["vocab_size"], (n, length), generator=torch.Generator().manual_seed(seed))
 
 
+def padded(rows: list[Tensor], left: bool = False) -> dict[str, Tensor]:
+    """Sequences (length,) of any lengths as a tokenizer pads them, with whatever token."""
+    side = "left" if left else "right"
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=7, padding_side=side)
+    mask = nn.utils.rnn.pad_sequence([torch.ones_like(r) for r in rows], batch_first=True, padding_side=side)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
 class LastToken(nn.Module):
     """A tiny Llama as a classifier of sequences: the logits of what comes next."""
 

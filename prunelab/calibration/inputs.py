@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,24 +11,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core import places, prunable
+from ..core import places, prunable, shape
 from ..measurement.conditions import attempt, undisturbed
-from .samples import Calibration, add, checked, on_device, wide
+from .padding import real_inputs
+from .samples import Calibration, add, checked, wide
 
 
 def input_norms(model: nn.Module, calib: Calibration) -> dict[str, Tensor]:
     """The L2 norm of the inputs that each weight is multiplied with, over all samples and positions.
 
     Of a Linear's (out, in) it is norm(X_j), shaped (in,); of a convolution's the norm of column j of the unfolded
-    input, one an input channel and kernel position. All broadcast against the weight. Looks at no labels.
-    Raises PruneError for a layer that the forward never calls.
+    input, one an input channel and kernel position. All broadcast against the weight. Looks at no labels, and at no
+    padding (`unpadded`). A layer that the forward never calls is left out, with a warning; PruneError if that is all.
     """
     weights = prunable(model)
     total: dict[str, Tensor] = {}
     with undisturbed(model), torch.no_grad(), _recording(model, weights, total):
-        for inputs, _, _ in on_device(model, calib):
+        for inputs in real_inputs(model, calib):
             attempt(model, inputs)
-    return {name: s.sqrt() for name, s in checked(total, weights, "input").items()}
+    unseen = [f"{name} {shape(w)}" for name, w in weights.items() if name not in total]
+    if unseen and total:
+        warnings.warn(
+            f"no inputs seen of {', '.join(unseen)}: the forward does not call the layer on this data, or uses its "
+            "weight without calling it, as F.linear(x, layer.weight) does. Left out: no criterion can judge it by them",
+            stacklevel=2,
+        )
+    seen = {name: w for name, w in weights.items() if name in total or not total}
+    return {name: s.sqrt() for name, s in checked(total, seen, "input").items()}
 
 
 @contextmanager

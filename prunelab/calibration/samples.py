@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..batches import Batch, batches, to
+from ..batches import Batch, batches, to, unlabelled
 from ..core import PruneError, device_of, shape
 from ..measurement.conditions import attempt, pair, rows
 
@@ -28,6 +28,11 @@ class Calibration:
     def __post_init__(self) -> None:
         if not self.batches:
             raise PruneError("the calibration set is empty: give at least one (inputs, targets) batch")
+
+    @property
+    def example(self) -> Any:
+        """The first batch's inputs."""
+        return _inputs(self.batches[0])
 
     @classmethod
     def of(
@@ -56,12 +61,31 @@ def needed(calib: Any, criterion: str, what: str = "data to look at") -> Calibra
 
 def on_device(model: nn.Module, calib: Calibration) -> Iterator[tuple[Any, Tensor, float]]:
     """Each batch where the model lies, and its share of all samples."""
-    device = device_of(model)
-    if device.type == "meta":
-        raise PruneError(f"the weights of this {type(model).__name__} are on the meta device, without values: load it")
+    device = _device(model)
     sizes = [rows(pair(batch)[0]) for batch in calib.batches]
     for (inputs, targets), size in zip(calib.batches, sizes, strict=True):
         yield to(inputs, device), targets.to(device), size / sum(sizes)
+
+
+def inputs_on(model: nn.Module, calib: Calibration) -> Iterator[Any]:
+    """The inputs of each batch where the model lies; for those who look at no labels a dict of inputs is a batch."""
+    device = _device(model)
+    for batch in calib.batches:
+        inputs = to(_inputs(batch), device)
+        rows(inputs)  # raises for an empty batch
+        yield inputs
+
+
+def _inputs(batch: Any) -> Any:
+    split = unlabelled(batch)
+    return split if isinstance(split, Mapping) else pair(split)[0]
+
+
+def _device(model: nn.Module) -> torch.device:
+    device = device_of(model)
+    if device.type == "meta":
+        raise PruneError(f"the weights of this {type(model).__name__} are on the meta device, without values: load it")
+    return device
 
 
 def losses(model: nn.Module, calib: Calibration) -> Iterator[tuple[Tensor, float]]:

@@ -6,7 +6,7 @@ from torch import nn
 
 from ..calibration import Calibration, input_norms, needed
 from ..core import Scores
-from .registry import finite_weights, register
+from .registry import PartialScores, finite_weights, register
 
 
 @register("wanda")
@@ -14,8 +14,11 @@ def wanda(model: nn.Module, calib: Calibration | None = None) -> Scores:
     """|W_ij| * norm(X_j): how large the weight's share of an output is on real inputs. Needs inputs, no labels.
 
     To be compared within each output: scope="row". X_j is input j over all samples and positions; of a convolution,
-    column j of the unfolded input, that is, input channel and kernel position. Sun et al. 2023, arXiv 2306.11695.
+    column j of the unfolded input, that is, input channel and kernel position. Padding that a dict's `attention_mask`
+    marks does not count. A layer whose inputs are not seen (`input_norms` warns of it) gets no scores, and `prune`
+    leaves it as it is. Sun et al. 2023, arXiv 2306.11695.
     """
     weights = finite_weights(model)
     norms = input_norms(model, needed(calib, "wanda"))
-    return {name: w.abs() * norms[name] for name, w in weights.items()}
+    scores = {name: weights[name].abs() * norm for name, norm in norms.items()}
+    return scores if len(scores) == len(weights) else PartialScores(scores)

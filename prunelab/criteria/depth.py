@@ -15,11 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..calibration import Calibration, needed
-from ..calibration.samples import on_device
+from ..calibration import Calibration, needed, sequences
 from ..core import PruneError, Scores, places
 from ..decoders import Block, blocks
-from ..language import check_tokens
 from ..measurement.conditions import attempt, undisturbed
 from .registry import finite_weights, register
 
@@ -211,14 +209,12 @@ def _recorded(found: list[Block], stream: list[Tensor]) -> Iterator[None]:
 
 
 def _run(model: nn.Module, calib: Calibration, after: Callable[[int], None] | None = None) -> None:
-    """All sequences through the model, one at a time; `after` each."""
+    """All sequences through the model, one at a time and without padding; `after` each."""
     with undisturbed(model), torch.no_grad():
-        for inputs, _, _ in on_device(model, calib):
-            check_tokens(model, inputs)
-            for number, ids in enumerate(inputs.split(1)):
-                attempt(model, {"input_ids": ids, "use_cache": False})
-                if after:
-                    after(number)
+        for number, given in enumerate(sequences(model, calib)):
+            attempt(model, given | {"use_cache": False})
+            if after:
+                after(number)
 
 
 def _spread(model: nn.Module, of: dict[str, float]) -> Scores:

@@ -105,7 +105,7 @@ def synflow(model: nn.Module, calib: Calibration | None = None) -> Scores:
     a deep network overflows float32. Needs no data, only an input's shape. Tanaka et al. 2020, arXiv 2006.05467.
     """
     weights = finite_weights(model)
-    ones = _ones(needed(calib, "synflow", "the shape of an input").batches[0][0], device_of(model))
+    ones = _ones(needed(calib, "synflow", "the shape of an input").example, device_of(model))
     twins = _absolute(model)
     own = {id(p): twins[name] for name, p in model.named_parameters()}
     thetas = [own[id(w)] for w in prunable(model).values()]

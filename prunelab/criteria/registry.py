@@ -25,6 +25,10 @@ LACKING = {  # names that a learner will look for, and why no network at rest ha
 }
 
 
+class PartialScores(dict[str, Tensor]):
+    """Scores without those of layers that a criterion could not see: `prune` leaves such layers as they are."""
+
+
 def register(name: str) -> Callable[[Criterion], Criterion]:
     """Make a criterion known by name, to `Recipe` and to the contract checks of the tests."""
 

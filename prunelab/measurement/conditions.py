@@ -23,12 +23,15 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def check_plain(model: nn.Module, called: str = "the model") -> None:
-    """Raise PruneError if masks are still on: every forward would compute w * mask anew, up to twice the time."""
-    ours = [p.name for p in places(model) if mask_of(p.module, p.attribute) is not None]
-    if ours:
+def check_plain(model: nn.Module, called: str = "the model", *, ours: bool = True) -> None:
+    """Raise PruneError if masks are still on: every forward would compute w * mask anew, up to twice the time.
+
+    With ours=False only those of torch.nn.utils.prune are refused.
+    """
+    masked = [p.name for p in places(model) if ours and mask_of(p.module, p.attribute) is not None]
+    if masked:
         raise PruneError(
-            f"{called} still wears masks, on {_some(ours)}: they cost time in every forward, so it would be "
+            f"{called} still wears masks, on {_some(masked)}: they cost time in every forward, so it would be "
             "measured as slower than it is. Call pl.bake(model) first, or measure pl.bake(copy.deepcopy(model))"
         )
     theirs = [path or "the model itself" for path, m in model.named_modules() if _torch_pruned(m)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from scipy.special import stdtrit
@@ -42,8 +43,8 @@ def perplexity(model: nn.Module, rows: Tensor, *, batch_size: int = 1) -> Perple
 
     Each window stands alone, so its first token is not predicted, and the others see at most length - 1 before them:
     longer windows give lower values, and only values of the same windows compare. Runs in eval mode where the model
-    lies; a model may wear masks. Raises PruneError for ids that the model has no embedding for, and for logits
-    that are not finite.
+    lies; a model may wear masks. Raises PruneError for ids that the model has no embedding for, for a model that
+    does not predict tokens (a classifier), and for logits that are not finite.
     """
     if rows.dim() != 2 or rows.shape[1] < 2:
         raise PruneError(f"perplexity of ids {shape(rows)}: give windows (n, length), length at least 2")
@@ -54,6 +55,7 @@ def perplexity(model: nn.Module, rows: Tensor, *, batch_size: int = 1) -> Perple
         for some in rows.split(batch_size):
             inputs, targets = next_tokens(some.to(device_of(model)))
             logits = attempt(model, {"input_ids": inputs, "use_cache": False})
+            _check_predicts(model, logits, targets)
             losses += _means(logits, targets)
             right += int((logits.argmax(-1) == targets).sum())
     if not all(map(math.isfinite, losses)):
@@ -61,6 +63,17 @@ def perplexity(model: nn.Module, rows: Tensor, *, batch_size: int = 1) -> Perple
     tokens = rows[:, 1:].numel()
     value = math.exp(sum(losses) / len(losses))
     return Perplexity(value, _interval(losses), tuple(losses), tokens, right / tokens)
+
+
+def _check_predicts(model: nn.Module, logits: Any, targets: Tensor) -> None:
+    given = shape(logits) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+    fits = isinstance(logits, Tensor) and logits.dim() == 3 and logits.shape[:2] == targets.shape
+    if not fits or int(targets.max()) >= logits.shape[-1]:
+        raise PruneError(
+            f"{type(model).__name__} gives {given} for ids {shape(targets)}, the largest {int(targets.max())}: not "
+            "logits (n, length, vocabulary) of the next token. Perplexity is of causal language models, such as "
+            "AutoModelForCausalLM loads; a classifier has an accuracy"
+        )
 
 
 def _means(logits: Tensor, targets: Tensor) -> list[float]:

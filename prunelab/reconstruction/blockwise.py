@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..allocation import NM, check_target
-from ..calibration import Calibration
-from ..core import Masks, PruneError, device_of, shape
+from ..calibration import Calibration, sequences
+from ..core import Masks, PruneError, shape
 from ..criteria.registry import finite_weights
 from ..decoders import Block, blocks
-from ..language import check_tokens
-from ..measurement.conditions import attempt, check_plain, pair, undisturbed
+from ..masking import current_masks
+from ..measurement.conditions import attempt, check_plain, undisturbed
+from ..units import find, named
 from .methods import Method
 
 Told = dict[str, Any]  # what a block is given by keyword: masks and positions, which may differ from block to block
@@ -29,29 +31,43 @@ Passing = list[tuple[Tensor, list[Told]]]  # of each sequence: what enters a blo
 
 
 def blockwise(
-    model: nn.Module, calib: Calibration, method: Method, sparsity: float | NM, *, progress: bool = False
+    model: nn.Module,
+    calib: Calibration,
+    method: Method,
+    sparsity: float | NM,
+    *,
+    within: Mapping[str, Tensor] | None = None,
+    progress: bool = False,
 ) -> Masks:
     """Prune every linear layer of a decoder's blocks in place; returns the masks, for `apply` to hold the zeros.
 
     Block by block: the inputs are run through it and each layer's statistic gathered; its weights are pruned; the
     inputs are run through what is left, and its outputs are the next block's inputs. So a block is judged on what it
-    will really see, and memory stays near one block beyond the model. Embeddings, norms and the output layer stay.
-    The calibration's inputs are token ids (n, length); it looks at no targets.
+    will really see, and memory stays near one block beyond the model. Embeddings, norms and the output layer stay;
+    so does, with a warning, a layer that its block never calls.
+
+    The calibration's inputs are token ids (n, length), or dicts with `input_ids`, whose `attention_mask` says what is
+    padding: it is cut off, and a sequence is seen alone. It looks at no targets.
+
+    What an earlier pruning took stays 0 and counts as pruned: by masks that the model wears, or `within`, what was kept
+    by tensor (`Pruned.masks`, or a `Keep` of `granularity.weights`). Of a model that was baked:
+    within={name: w != 0 for name, w in prunable(model).items()}. Where more has gone than is asked, no more goes.
 
     The weights are kept on disk until all is done: if anything fails, the model is as it was. Raises PruneError for a
-    model that is no Llama-like decoder, wears masks, or is not all in memory, and for tokens it does not know.
+    model that is no Llama-like decoder, or is not all in memory, and for tokens it does not know.
     """
     check_target(None if isinstance(sparsity, NM) else sparsity, sparsity if isinstance(sparsity, NM) else "row")
-    check_plain(model)
+    check_plain(model, ours=False)
     found = blocks(model)
     _check_present(model)
     finite_weights(model)
+    kept = _kept_before(model, within or {})
     packed: dict[str, Packed] = {}
     with undisturbed(model), torch.no_grad(), _journal(model) as note:
         passing = _entering(model, [b.module for b in found], calib)
         for at, block in enumerate(tqdm(found, desc="blocks", unit="block", disable=not progress, leave=False)):
             note(block)
-            packed |= _prune_block(block, [(x, told[at]) for x, told in passing], method, sparsity)
+            packed |= _prune_block(model, block, [(x, told[at]) for x, told in passing], method, sparsity, kept)
             for i, (x, told) in enumerate(passing):  # in place: two lists of them would be held at once
                 passing[i] = _through(block.module, x, told[at]), told
     return {name: packed.pop(name).whole() for name in list(packed)}
@@ -76,17 +92,41 @@ class Packed:
         return torch.from_numpy(found).view(self.size).to(self.device)
 
 
+def _kept_before(model: nn.Module, within: Mapping[str, Tensor]) -> Masks:
+    """What earlier prunings kept, by tensor: the masks worn, and `within` in the tensors' shapes."""
+    kept, tensors = current_masks(model), named(model)
+    for name, mask in within.items():
+        weight = find(model, tensors, name)
+        if mask.dtype != torch.bool or mask.numel() != weight.numel():
+            raise PruneError(
+                f"within has {mask.dtype} {shape(mask)} for {name} {shape(weight)}: give a bool for each, True = keep"
+            )
+        mask = mask.view(weight.shape).to(weight.device)
+        kept[name] = kept[name] & mask if name in kept else mask
+    return kept
+
+
 def _prune_block(
-    block: Block, given: list[tuple[Tensor, Told]], method: Method, sparsity: float | NM
+    model: nn.Module,
+    block: Block,
+    given: list[tuple[Tensor, Told]],
+    method: Method,
+    sparsity: float | NM,
+    kept: Masks,
 ) -> dict[str, Packed]:
-    layers = {name: m for name, m in block.module.named_modules() if isinstance(m, nn.Linear)}
+    paths = {m: f"{block.path}.{name}.weight" for name, m in block.module.named_modules() if isinstance(m, nn.Linear)}
+    tensors = named(model)
+    weights = {layer: find(model, tensors, path) for layer, path in paths.items()}  # those under masks
+    for layer, path in paths.items():
+        if path in kept:  # what comes out of a layer goes into the others
+            weights[layer].masked_fill_(~kept[path], 0)
     gathered: dict[nn.Module, Tensor] = {}
 
     def note(layer: nn.Module, args: tuple[Any, ...]) -> None:
         found = method.gather(args[0].flatten(0, -2).float())
         gathered[layer] = gathered[layer].add_(found) if layer in gathered else found
 
-    handles = [layer.register_forward_pre_hook(note) for layer in layers.values()]
+    handles = [layer.register_forward_pre_hook(note) for layer in paths]
     try:
         for x, told in given:
             _through(block.module, x, told)
@@ -94,14 +134,18 @@ def _prune_block(
         for handle in handles:
             handle.remove()
     packed = {}
-    for name, layer in layers.items():
-        full = f"{block.path}.{name}.weight"
-        statistic = gathered.pop(layer)
+    for layer, full in paths.items():
+        weight, statistic = weights[layer], gathered.pop(layer, None)
+        if statistic is None:
+            said = f"no inputs seen of {full} {shape(weight)}: its block never calls the layer, and it is not pruned"
+            warnings.warn(said, stacklevel=3)
+            continue
         if not torch.isfinite(statistic).all():
-            raise PruneError(f"the inputs of {full} {shape(layer.weight)} are not finite: look for NaN in the weights")
-        new, mask = method(layer.weight.detach(), statistic, sparsity, full)
+            raise PruneError(f"the inputs of {full} {shape(weight)} are not finite: look for NaN in the weights")
+        earlier = {"within": kept[full]} if full in kept else {}
+        new, mask = method(weight.detach(), statistic, sparsity, full, **earlier)
         packed[full] = Packed.of(mask)
-        layer.weight.copy_(new)
+        weight.copy_(new)
     return packed
 
 
@@ -117,9 +161,9 @@ def _entering(model: nn.Module, found: list[nn.Module], calib: Calibration) -> P
     """
     passing: Passing = []
     alike: set[int] = set()  # lengths
-    for ids in _sequences(model, calib):
-        length = ids.shape[1]
-        hidden, told = _caught(model, found[:1] if length in alike else found, ids)
+    for given in sequences(model, calib):
+        length = given["input_ids"].shape[1]
+        hidden, told = _caught(model, found[:1] if length in alike else found, given)
         if all(_same(one, told[0]) for one in told):
             alike.add(length)
             told = told[:1] * len(found)
@@ -127,7 +171,7 @@ def _entering(model: nn.Module, found: list[nn.Module], calib: Calibration) -> P
     return passing
 
 
-def _caught(model: nn.Module, watched: list[nn.Module], ids: Tensor) -> tuple[Tensor, list[Told]]:
+def _caught(model: nn.Module, watched: list[nn.Module], given: Told) -> tuple[Tensor, list[Told]]:
     """What the first of the blocks is given and each of them is told; none after the last of them is run."""
     hidden: list[Tensor] = []
     told: list[Told] = []
@@ -143,7 +187,7 @@ def _caught(model: nn.Module, watched: list[nn.Module], ids: Tensor) -> tuple[Te
 
     handles = [block.register_forward_pre_hook(catch, with_kwargs=True) for block in watched]
     try:
-        attempt(model, {"input_ids": ids, "use_cache": False})
+        attempt(model, given | {"use_cache": False})
     except PruneError as error:
         if not isinstance(error.__cause__, _Reached):
             raise
@@ -151,8 +195,9 @@ def _caught(model: nn.Module, watched: list[nn.Module], ids: Tensor) -> tuple[Te
         for handle in handles:
             handle.remove()
     if len(told) != len(watched):
+        ids = shape(given["input_ids"])
         raise PruneError(
-            f"{type(model).__name__} runs {len(told)} of its {len(watched)} blocks on ids {shape(ids)}, and blockwise "
+            f"{type(model).__name__} runs {len(told)} of its {len(watched)} blocks on ids {ids}, and blockwise "
             "needs each to run once: look at config.num_hidden_layers"
         )
     return hidden[0], told
@@ -161,17 +206,6 @@ def _caught(model: nn.Module, watched: list[nn.Module], ids: Tensor) -> tuple[Te
 def _same(one: Told, other: Told) -> bool:
     """Whether two blocks were told the very same objects."""
     return one.keys() == other.keys() and all(one[key] is other[key] for key in one)
-
-
-def _sequences(model: nn.Module, calib: Calibration) -> Iterator[Tensor]:
-    """The calibration's token ids, one (1, length) at a time: the widest layer's inputs are what takes memory."""
-    for batch in calib.batches:
-        ids = pair(batch)[0]
-        if not isinstance(ids, Tensor) or ids.dim() != 2:
-            given = shape(ids) if isinstance(ids, Tensor) else type(ids).__name__
-            raise PruneError(f"the calibration's inputs are {given}: give token ids (n, length), as language.windows")
-        check_tokens(model, ids)
-        yield from ids.to(device_of(model)).split(1)
 
 
 def _through(block: nn.Module, x: Tensor, told: Told) -> Tensor:

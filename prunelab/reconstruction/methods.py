@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from ..allocation import NM, check_target
-from .sparsegpt import cheapest_gone, sparsegpt
+from .sparsegpt import cheapest_gone, kept_before, sparsegpt
 
 
 class Method(Protocol):
@@ -18,8 +18,10 @@ class Method(Protocol):
         """Inputs (n, in) as a statistic that adds up over batches."""
         ...
 
-    def __call__(self, weight: Tensor, gathered: Tensor, sparsity: float | NM, name: str) -> tuple[Tensor, Tensor]:
-        """The weight (out, in) pruned, and what it keeps (out, in) bool."""
+    def __call__(
+        self, weight: Tensor, gathered: Tensor, sparsity: float | NM, name: str, within: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The weight (out, in) pruned, and what it keeps (out, in) bool: no more than `within` does, if given."""
         ...
 
 
@@ -34,11 +36,14 @@ class Wanda:
         """(n, in) -> (in,): the sum of squares of each input."""
         return inputs.square().sum(0)
 
-    def __call__(self, weight: Tensor, gathered: Tensor, sparsity: float | NM, name: str) -> tuple[Tensor, Tensor]:
-        """The weight with the lowest of each row at 0."""
+    def __call__(
+        self, weight: Tensor, gathered: Tensor, sparsity: float | NM, name: str, within: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The weight with the lowest of each row at 0; a row (or m) that has lost more before loses no more."""
         scope: str | NM = sparsity if isinstance(sparsity, NM) else "row"
         share = check_target(None if isinstance(sparsity, NM) else sparsity, scope)
-        keep = cheapest_gone(weight.abs() * gathered.sqrt(), share, scope)
+        before = kept_before(weight, within, name)
+        keep = cheapest_gone(weight.abs() * gathered.sqrt(), before, share, scope)
         return weight * keep, keep
 
 
@@ -54,6 +59,9 @@ class SparseGPT:
         wide = inputs.double()
         return wide.T @ wide
 
-    def __call__(self, weight: Tensor, gathered: Tensor, sparsity: float | NM, name: str) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, weight: Tensor, gathered: Tensor, sparsity: float | NM, name: str, within: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The weight pruned and repaired."""
-        return sparsegpt(weight, gathered, sparsity, damping=self.damping, columns=self.columns, name=name)
+        how: dict[str, Any] = {"damping": self.damping, "columns": self.columns, "name": name, "within": within}
+        return sparsegpt(weight, gathered, sparsity, **how)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..allocation import NM, allocate, check_target
 from ..core import Group, Member, PruneError, shape
+from ..selection import lowest_where_gone
 
 HARDER = 10.0  # times the damping, where the Hessian was not positive definite
 ATTEMPTS = 4
@@ -22,6 +23,7 @@ def sparsegpt(
     damping: float = 0.01,
     columns: int = 128,
     name: str = "weight",
+    within: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A pruned and repaired weight (out, in), and what it keeps (out, in) bool.
 
@@ -29,6 +31,8 @@ def sparsegpt(
     With U the upper Cholesky factor of its inverse, a weight in column j costs w^2 / U_jj^2; each block of `columns`
     loses its cheapest, exactly the sparsity, or NM(n, m) of each m in a row; then, column by column, the error w / U_jj
     of what goes is spread over the columns not reached yet, by row j of U. An input that was always 0 keeps no weight.
+    within: what an earlier pruning kept (out, in) bool. The others count as 0 from the start and stay so, and as part
+    of the sparsity: of columns, or of m in a row, that have lost more already nothing more goes.
 
     Frantar and Alistarh 2023, arXiv 2301.00774, algorithm 1; the damping, a share of the mean diagonal, from §3.4.
     Raises PruneError for a Gram matrix of another size, or one that no damping makes positive definite.
@@ -40,13 +44,14 @@ def sparsegpt(
     factor = inverse_factor(gram, weight, damping=damping, name=name)
     new = weight.detach().double().clone()  # in float32 rounding changes who goes, and later blocks make more of it
     new[:, gram.diagonal() == 0] = 0
-    keep = torch.ones_like(new, dtype=torch.bool)
+    keep = kept_before(weight, within, name)
+    new.masked_fill_(~keep, 0)
     for start in range(0, new.shape[1], columns):
         here = slice(start, start + columns)
         part, u = new[:, here], factor[here, here]
         costs = part.square() / u.diagonal().square()
         if not isinstance(sparsity, NM):
-            keep[:, here] = cheapest_gone(costs, share, scope)
+            keep[:, here] = cheapest_gone(costs, keep[:, here], share, scope)
         errors = _sweep(part, u, keep[:, here], sparsity if isinstance(sparsity, NM) else None)
         new[:, start + columns :] -= errors @ factor[here, start + columns :]
     return new.to(weight.dtype), keep
@@ -95,10 +100,22 @@ def _factored(matrix: Tensor) -> Tensor | None:
     return None if failed or not torch.isfinite(inverse).all() else inverse
 
 
-def cheapest_gone(costs: Tensor, share: float | None, scope: str | NM) -> Tensor:
-    """What stays (rows, columns) if the cheapest of a table go; ties go by index."""
+def kept_before(weight: Tensor, within: Tensor | None, name: str) -> Tensor:
+    """A copy of `within`, checked; all of the weight if it is None."""
+    if within is None:
+        return torch.ones_like(weight, dtype=torch.bool)
+    if within.shape != weight.shape or within.dtype != torch.bool:
+        raise PruneError(
+            f"within of {name} {shape(weight)} is {within.dtype} {shape(within)}: give bools of its shape, True = keep"
+        )
+    return within.to(weight.device, copy=True)
+
+
+def cheapest_gone(costs: Tensor, kept: Tensor, share: float | None, scope: str | NM) -> Tensor:
+    """What stays (rows, columns) if what is not kept, then the cheapest of a table go; ties go by index."""
     group = Group("costs", costs.numel(), (Member("costs"),))
-    return allocate({"costs": costs}, [group], share, scope)["costs"].view(costs.shape)
+    stays = allocate({"costs": lowest_where_gone(costs, kept)}, [group], share, scope)["costs"]
+    return stays.view(costs.shape) & kept
 
 
 def _sweep(part: Tensor, u: Tensor, keep: Tensor, pattern: NM | None) -> Tensor:
@@ -107,7 +124,8 @@ def _sweep(part: Tensor, u: Tensor, keep: Tensor, pattern: NM | None) -> Tensor:
     for j in range(part.shape[1]):
         if pattern is not None and j % pattern.m == 0:  # chosen late, of weights that were repaired so far
             ahead = slice(j, j + pattern.m)
-            keep[:, ahead] = cheapest_gone(part[:, ahead].square() / u.diagonal()[ahead].square(), None, pattern)
+            costs = part[:, ahead].square() / u.diagonal()[ahead].square()
+            keep[:, ahead] = cheapest_gone(costs, keep[:, ahead], None, pattern)
         lost = torch.where(keep[:, j], 0, part[:, j])
         errors[:, j] = lost / u[j, j]
         part[:, j:] -= errors[:, j, None] * u[j, j:]  # column j itself: w - w / u_jj * u_jj, and exactly 0 below
