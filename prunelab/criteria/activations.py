@@ -15,7 +15,8 @@ def wanda(model: nn.Module, calib: Calibration | None = None) -> Scores:
 
     To be compared within each output: scope="row". X_j is input j over all samples and positions; of a convolution,
     column j of the unfolded input, that is, input channel and kernel position. Sun et al. 2023, arXiv 2306.11695.
+    Layers whose inputs cannot be seen (recurrent ones, experts) get no scores, and a warning names them.
     """
     weights = finite_weights(model)
     norms = input_norms(model, needed(calib, "wanda"))
-    return {name: w.abs() * norms[name] for name, w in weights.items()}
+    return {name: weights[name].abs() * norm for name, norm in norms.items()}
