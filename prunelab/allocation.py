@@ -324,7 +324,7 @@ def _check_windows(scores: Scores, groups: Sequence[Group], scope: NM) -> None:
     if unfit:
         names = [u.split()[0] for u in unfit]
         raise PruneError(
-            f"{scope} needs each output's inputs (dimension 1 of most weights) in multiples of {scope.m}; not so: "
+            f"{scope} needs inputs (dimension 1 of most weights) in multiples of {scope.m}; not so: "
             f"{', '.join(unfit)}. Leave them dense with functools.partial(granularity.weights, exclude={names})"
         )
 
