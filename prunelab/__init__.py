@@ -25,8 +25,9 @@ from . import (
 from .allocation import NM, Report, allocate, expand, report
 from .budget import fit_budget
 from .calibration import Calibration
-from .core import Criterion, Granularity, Group, Keep, Masks, Member, PruneError, Schedule, Scores, prunable
+from .core import Criterion, Granularity, Group, Keep, Masks, Member, PruneError, Schedule, Scores
 from .exports import export
+from .layers import prunable
 from .masking import apply, bake, masked
 from .measurement import measure
 from .pipeline import Pruned, Recipe, prune

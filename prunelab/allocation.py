@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import units
-from .core import AbsoluteOfSum, Group, Keep, Member, PruneError, Scores, at_once, shape, turn
+from .core import AbsoluteOfSum, Group, Keep, Mask, Masks, Member, PruneError, Scores, at_once, mask_of, places, shape
+from .layers import check_told, turn, turn_back, unreachable
 from .selection import lowest, lowest_where_gone
 from .units import contract, expand, kept_of
 
@@ -45,8 +46,8 @@ class NM:
 
     Consecutive along the input channels: for a convolution (out, in, kh, kw) that is dimension 1, at every
     kernel position on its own, because sparse tensor cores skip along the dimension they sum over, and their
-    kernels lay it out channels-last (so does NVIDIA's ASP). Mishra et al. 2021, arXiv 2104.08378. A transposed
-    convolution's weight is (in, out, kh, kw), its dimension 1 no input: exclude it.
+    kernels lay it out channels-last (so does NVIDIA's ASP). Mishra et al. 2021, arXiv 2104.08378. Where a weight lies
+    otherwise (transposed convolutions, experts, Conv1D), along the dimension that counts an output's inputs.
     """
 
     n: int
@@ -88,7 +89,7 @@ def allocate(
     """Remove exactly round(sparsity * n) units, the lowest-scored of each comparison group of n; ties by index.
 
     scope: what a unit is compared with. "global": all units of the model; "layer": those of its own group;
-    "row": single weights, those that feed the same output (the first dimension, or as `Member.turned` has it);
+    "row": single weights, those that feed the same output (the first dimension, or as `layers.turn` has it);
     NM(n, m): single weights, n of m stay (the sparsity is then implied: give None, or the same).
     sparsity: or the share of each group by its name, from `shares` or by hand; each is then compared within itself,
     and loses exactly round(share * its units).
@@ -137,6 +138,7 @@ def unit_scores(scores: Scores, groups: Sequence[Group], reduce: str | None = No
     """What `allocate` compares: (units,) scores by group, made of the scores of each unit's entries; see there."""
     if reduce is not None and reduce not in REDUCTIONS:
         raise PruneError(f"reduce is {reduce!r}: give one of {', '.join(REDUCTIONS)}")
+    _check_scored(scores, groups)
     values = {g.name: _unit_scores(scores, g, reduce) for g in groups}
     if len(values) < len(groups):
         raise PruneError("two groups have the same name: give every group its own")
@@ -146,6 +148,18 @@ def unit_scores(scores: Scores, groups: Sequence[Group], reduce: str | None = No
         if bad:
             raise PruneError(f"{bad} of the {v.numel()} scores of {name} are NaN: they cannot be compared")
     return values
+
+
+def _check_scored(scores: Scores, groups: Sequence[Group]) -> None:
+    lacking = [g for g in groups if not g.parts and not any(m.tensor in scores for m in g.members)]
+    if lacking:
+        first, names = lacking[0], [g.name for g in lacking]
+        have = ", ".join(list(scores)[:6])
+        how = "leave these groups out" if is_structure(first) else f"leave them out: weights(model, exclude={names})"
+        raise PruneError(
+            f"no scores for {first.members[0].tensor}, which {first.name} needs; there are {have}, ... Take another "
+            f"criterion, or {how}"
+        )
 
 
 def choose(values: Mapping[str, Tensor], groups: Sequence[Group], sparsity: float, scope: str = "global") -> Keep:
@@ -291,9 +305,10 @@ def _lowest_of_each_m(scores: Scores, groups: Sequence[Group], values: dict[str,
     _check_windows(scores, groups, scope)
     removed = {}
     for g in groups:
-        table = values[g.name].view(scores[g.members[0].tensor].shape).movedim(1, -1)  # (out, ..., in)
+        size, lies = scores[g.members[0].tensor].shape, g.members[0].turned
+        table = turn(values[g.name].view(size), lies).movedim(1, -1)  # (out, ..., in)
         gone = _lowest_in_rows(table.reshape(-1), scope.m, scope.sparsity)
-        removed[g.name] = gone.view(table.shape).movedim(-1, 1).reshape(-1)
+        removed[g.name] = turn_back(gone.view(table.shape).movedim(-1, 1), lies, size).reshape(-1)
     return removed
 
 
@@ -303,13 +318,14 @@ def _check_windows(scores: Scores, groups: Sequence[Group], scope: NM) -> None:
         if not _single(g):
             raise PruneError(f'scope {scope} compares single weights, but {g.name} holds structures: use "layer"')
         member, score = g.members[0], scores[g.members[0].tensor]
-        if score.dim() < 2 or score.shape[1] % scope.m:
+        check_told(member.tensor, score.shape, member.turned, str(scope))
+        if score.dim() < 2 or turn(score, member.turned).shape[1] % scope.m:
             unfit.append(f"{member.tensor} {shape(score)}")
     if unfit:
         names = [u.split()[0] for u in unfit]
         raise PruneError(
-            f"{scope} needs inputs (dimension 1) in multiples of {scope.m}; not so: {', '.join(unfit)}. Leave them "
-            f"dense with functools.partial(granularity.weights, exclude={names})"
+            f"{scope} needs inputs (dimension 1 of most weights) in multiples of {scope.m}; not so: "
+            f"{', '.join(unfit)}. Leave them dense with functools.partial(granularity.weights, exclude={names})"
         )
 
 
@@ -332,9 +348,11 @@ def _lowest_by_output(scores: Scores, group: Group, values: Tensor, share: float
     if not _single(group):
         raise PruneError(f'scope "row" compares single weights, but {group.name} holds structures: use "layer"')
     member = group.members[0]
-    table = turn(values.view(scores[member.tensor].shape), member.turned)  # (out, ...)
+    size = scores[member.tensor].shape
+    check_told(member.tensor, size, member.turned, 'scope "row"')
+    table = turn(values.view(size), member.turned)  # (out, ...)
     gone = _lowest_in_rows(table.reshape(-1), table.numel() // max(len(table), 1), share)
-    return turn(gone.view(table.shape), member.turned).reshape(-1)
+    return turn_back(gone.view(table.shape), member.turned, size).reshape(-1)
 
 
 def _unit_scores(scores: Scores, group: Group, reduce: str | None) -> Tensor:
@@ -342,9 +360,6 @@ def _unit_scores(scores: Scores, group: Group, reduce: str | None) -> Tensor:
     if group.parts:
         return _part_scores(scores, group, reduce)
     scored = [(m, scores[m.tensor]) for m in group.members if m.tensor in scores]
-    if not scored:
-        have = ", ".join(list(scores)[:6])
-        raise PruneError(f"no scores for {group.members[0].tensor}, which {group.name} needs; there are {have}, ...")
     parts = [_member_scores(m, s, group) for m, s in scored]
     total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
     if isinstance(scores, AbsoluteOfSum):
@@ -426,6 +441,10 @@ class Report:
     """How each group fared, and all of them together. `print` it, or let a notebook show it."""
 
     layers: tuple[Fared, ...]
+    parameters: int | None = None  # of the whole model, where it was given ...
+    zeros: int = 0  # ... and how many of them are zero: by the masks worn, by these, and by themselves
+    uncovered: Mapping[str, int] = field(default_factory=dict, hash=False)  # in no group: parameters by their kind
+    stays: Mapping[str, str] = field(default_factory=dict, hash=False)  # what could not be pruned, and why
 
     @property
     def total(self) -> Fared:
@@ -464,13 +483,71 @@ class Report:
             lines.append(f"at the floor, one unit left: {', '.join(self.floored)}")
         if self.inexact:
             lines.append(f"not exact, masked and removed differ: {', '.join(self.inexact)}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._of_the_model()])
+
+    def _of_the_model(self) -> list[str]:
+        """What a share of all units does not say: of how much of the model."""
+        lines = []
+        if self.parameters is not None:
+            share = 100 * self.zeros / max(self.parameters, 1)
+            lines.append(f"{self.zeros:,} of {self.parameters:,} parameters of the model are zero, {share:.2f} %")
+        if self.uncovered:
+            kinds = ", ".join(f"{kind} {count:,}" for kind, count in self.uncovered.items())
+            lines.append(f"{sum(self.uncovered.values()):,} parameters are in no group and stay: {kinds}")
+        return [*lines, *(f"{name} stays: it {reason}" for name, reason in self.stays.items())]
 
 
-def report(groups: Sequence[Group], keep: Keep) -> Report:
-    """Count what a result of `allocate` keeps, group by group."""
+def report(groups: Sequence[Group], keep: Keep, model: nn.Module | None = None) -> Report:
+    """Count what a result of `allocate` keeps, group by group; and with the model, what share of all of it is zero.
+
+    Zeros are counted as if these masks were put on, over those worn. With single weights the parameters in no group
+    (embeddings, norms, biases) are counted by kind; what could not be pruned is named, with the reason.
+    """
     counts = at_once([torch.count_nonzero(kept_of(g, keep)) for g in groups])
-    return Report(tuple(_fared(g, int(count)) for g, count in zip(groups, counts, strict=True)))
+    fared = tuple(_fared(g, int(count)) for g, count in zip(groups, counts, strict=True))
+    counted = Report(fared, stays=getattr(groups, "stays", {}))
+    return counted if model is None else of_model(counted, groups, model, expand(model, groups, keep))
+
+
+def of_model(counted: Report, groups: Sequence[Group], model: nn.Module, masks: Masks) -> Report:
+    """The report, with what the whole model says to it under these masks and those it wears."""
+    parameters, zeros = _zeros(model, masks)
+    uncovered = {} if any(map(is_structure, groups)) else _uncovered(model, groups)
+    stays = {**unreachable(model), **counted.stays}
+    return replace(counted, parameters=parameters, zeros=zeros, uncovered=uncovered, stays=stays)
+
+
+def _zeros(model: nn.Module, masks: Mapping[str, Tensor]) -> tuple[int, int]:
+    """All parameters of the model, tied ones once, and how many are zero with these masks over those worn."""
+    found = {id(p.tensor): p for p in reversed(places(model))}
+    masked = {id(tensor): masks[name] for name, tensor in units.named(model).items() if name in masks}
+    live = []
+    # A gate's learned scores are no parameters of the network.
+    learned = {id(p) for mask in model.modules() if isinstance(mask, Mask) for p in mask.parameters()}
+    everything = [p for p in model.parameters() if id(p) not in learned]
+    for parameter in everything:
+        there = parameter.detach() != 0
+        place = found.get(id(parameter))
+        worn = None if place is None else mask_of(place.module, place.attribute)
+        for mask in (masked.get(id(parameter)), None if worn is None else worn.mask):
+            if mask is not None:
+                there &= mask.to(there.device)
+        live.append(torch.count_nonzero(there))
+    total = sum(p.numel() for p in everything)
+    return total, total - int(sum(at_once(live)))
+
+
+def _uncovered(model: nn.Module, groups: Sequence[Group]) -> dict[str, int]:
+    """The parameters that are in no group, counted by the kind of layer that holds them; biases apart."""
+    tensors = units.named(model)
+    covered = {id(tensors[m.tensor]) for g in groups for m in g.members}
+    counts: dict[str, int] = {}
+    for place in places(model):
+        if isinstance(place.tensor, nn.Parameter) and id(place.tensor) not in covered:
+            covered.add(id(place.tensor))
+            kind = "biases" if "bias" in place.attribute else type(place.module).__name__.removeprefix("Parametrized")
+            counts[kind] = counts.get(kind, 0) + place.tensor.numel()
+    return counts
 
 
 def _fared(group: Group, kept: int) -> Fared:

@@ -33,7 +33,7 @@ class Member:
     group. With `dim=None` the tensor is cut into tiles in row-major order, a tile a unit: single entries, or, with
     `tile=(r, c)`, blocks of r rows by c columns of the matrix (first dimension, all others flattened).
     `learned=False` marks a buffer, such as a running mean: it shrinks with its unit, but takes no mask.
-    `turned` is what `turned_groups` says of the tensor, for those who compare single weights by output.
+    `turned` is what `layers.turned` says of the tensor, for those who compare single weights by output.
     """
 
     tensor: str
@@ -184,53 +184,6 @@ def places(model: nn.Module) -> list[Place]:
         order = next((m.order for m in masked.values()), ())  # a mask moves its weight to the end: undo that
         found += [Place(join(path, n), module, n) for n in in_order((*masked, *own), order)]
     return found
-
-
-def _weight_names(module: nn.Module) -> tuple[str, ...]:
-    if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
-        return ("weight",)
-    if isinstance(module, nn.MultiheadAttention):
-        return ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-    return ()
-
-
-def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights that pruning may zero, by name: those of linear, convolution and attention layers.
-
-    Gives the *underlying* parameters, masked or not. A tied weight appears once, under its first name;
-    one tied to anything else (an embedding, say) is left out, because zeroing it would prune that too.
-    Raises PruneError if there is none.
-    """
-    chosen: dict[str, nn.Parameter] = {}
-    seen: set[int] = set()
-    everywhere = places(model)
-    elsewhere = {id(p.tensor) for p in everywhere if p.attribute not in _weight_names(p.module)}
-    for place in everywhere:
-        tensor = place.tensor
-        if id(tensor) in elsewhere | seen or not isinstance(tensor, nn.Parameter):
-            continue
-        if isinstance(tensor, nn.parameter.UninitializedParameter):
-            raise PruneError(f"{place.name} has no shape yet (a lazy layer): run one batch through the model first")
-        if tensor.is_floating_point():
-            chosen[place.name] = tensor
-            seen.add(id(tensor))
-    if not chosen:
-        raise PruneError(
-            f"{type(model).__name__} has nothing to prune: it holds no floating-point weight of a Linear, "
-            "convolution or MultiheadAttention layer (a weight tied to an embedding does not count)"
-        )
-    return chosen
-
-
-def turned_groups(place: Place) -> int:
-    """The groups of a transposed convolution, whose weight is (in, out of a group, ...); 0 for every other tensor."""
-    layer = place.module
-    return layer.groups if isinstance(layer, nn.modules.conv._ConvTransposeNd) and place.attribute == "weight" else 0
-
-
-def turn(weight: Tensor, turned: int) -> Tensor:
-    """A weight (in, out of a group, ...) of so many groups as (out, in of a group, ...), and back; as it is for 0."""
-    return weight.unflatten(0, (turned, -1)).transpose(1, 2).flatten(0, 1) if turned else weight
 
 
 def lookup(model: nn.Module, name: str) -> list[Place]:

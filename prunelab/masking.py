@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .core import Mask, Masks, Place, PruneError, in_order, join, lookup_all, mask_of, masks_on, places, shape
+from .layers import follow
 
 
 def apply(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
@@ -110,12 +111,14 @@ def _put(place: Place, mask: Tensor) -> None:
     order = next((m.order for m in masks_on(place.module).values()), tuple(place.module._parameters))
     _unshare_class(place.module)
     parametrize.register_parametrization(place.module, place.attribute, Mask(mask, order), unsafe=True)
+    follow(place.module)
 
 
 def _remove(place: Place) -> None:
     order = _mask(place).order
     _unshare_class(place.module)
     parametrize.remove_parametrizations(place.module, place.attribute, leave_parametrized=True)
+    follow(place.module)
     own = place.module._parameters
     # Back in their first order: `model.parameters()`, and so a saved optimizer, goes by position.
     for name in in_order(own, order):

@@ -13,12 +13,25 @@ import torch
 from torch import Tensor, nn
 
 from . import criteria, granularity, schedules
-from .allocation import NM, Report, Scope, Share, allocate, check_share, check_target, contract, expand, report
+from .allocation import (
+    NM,
+    Report,
+    Scope,
+    Share,
+    allocate,
+    check_share,
+    check_target,
+    contract,
+    expand,
+    of_model,
+    report,
+)
 from .calibration import Calibration
-from .core import Group, Keep, Masks, PruneError, Schedule, Scores, prunable, shape
+from .core import Group, Keep, Masks, PruneError, Schedule, Scores, shape
 from .criteria import Criterion
 from .criteria.registry import PartialScores
 from .granularity import Granularity
+from .layers import prunable
 from .masking import apply, current_masks, restore
 from .recovery.identity import Described
 from .units import tensors_of
@@ -94,7 +107,8 @@ def prune(
             if recover:
                 recover(model)
     assert keep is not None
-    return Pruned(tuple(groups), keep, _within(worn, expand(model, groups, keep)), report(groups, keep))
+    counted = of_model(report(groups, keep), groups, model, {})  # the masks are on
+    return Pruned(tuple(groups), keep, _within(worn, expand(model, groups, keep)), counted)
 
 
 def _check_recipe(recipe: Any) -> None:

@@ -42,7 +42,7 @@ def erk(model: nn.Module, groups: Sequence[Group], sparsity: float, *, floor: fl
     kernels Evci et al. 2020, arXiv 1911.11134. A group of structures goes by the first of its weights.
     """
     budget, most = _budget(groups, sparsity, floor)
-    raw = {g.name: _er(_weight(model, g)) for g in groups}
+    raw = {g.name: _er(_weight(model, g), g.members[0].turned) for g in groups}
     room = {g.name: (g.units - most[g.name], g.units) for g in groups}  # of what is kept
     scale = _filled(
         {g.name: raw[g.name] * max(g.units, 1) for g in groups}, room, sum(g.units for g in groups) - budget
@@ -146,8 +146,9 @@ def _weight(model: nn.Module, group: Group) -> Tensor:
     return tensors[weights[0]]
 
 
-def _er(weight: Tensor) -> float:
-    return sum(weight.shape) / max(math.prod(weight.shape), 1)
+def _er(weight: Tensor, turned: int) -> float:
+    sizes = weight.shape[1:] if turned < 0 else weight.shape  # of an expert's own matrix
+    return sum(sizes) / max(math.prod(sizes), 1)
 
 
 def _filled(rate: Mapping[str, float], room: Mapping[str, tuple[int, int]], total: int) -> float:

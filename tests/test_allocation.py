@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 import prunelab as pl
-from prunelab import PruneError, allocate
+from prunelab import PruneError, allocate, layers
 from prunelab.allocation import SCOPES, check_sparsity
 from prunelab.core import Group, Member
 
@@ -276,3 +277,81 @@ def test_ties_in_long_rows_go_by_index():
     for row, kept in zip(scores["w"], keep, strict=True):
         gone = row.sort(stable=True).indices[:500]
         assert torch.equal((~kept).nonzero().view(-1), gone.sort().values)
+
+
+# Where a weight does not lie as (out, in, ...)
+
+ROWS = torch.tensor([[1.0, 2.0, 3.0, 4.0], [40.0, 30.0, 20.0, 10.0]])  # (out, in)
+KEPT = [[0, 0, 1, 1], [1, 1, 0, 0]]
+
+
+@pytest.mark.parametrize("scope", ["row", pl.NM(2, 4)], ids=str)
+@pytest.mark.parametrize(
+    ("turned", "lie"),
+    [
+        (0, lambda w: w),
+        (1, lambda w: w.T),  # a Conv1D: (in, out)
+        (layers.STACKED, lambda w: torch.stack([w, -w])),  # experts: (experts, out, in)
+        (layers.STACKED_TURNED, lambda w: torch.stack([w.T, -w.T])),  # (experts, in, out)
+    ],
+    ids=["linear", "conv1d", "stacked", "stacked_turned"],
+)
+def test_rows_and_patterns_go_by_the_inputs_of_an_output(scope, turned, lie):
+    scores, kept = lie(ROWS), lie(torch.tensor(KEPT))
+    if scores.dim() == 3:
+        kept[1] = 1 - kept[0]  # of the second expert, whose scores are the negatives, the others stay
+    share = None if isinstance(scope, pl.NM) else 0.5
+    keep = allocate({"w": scores}, [Group("w", scores.numel(), (Member("w", turned=turned),))], share, scope)
+    assert keep["w"].view(scores.shape).int().tolist() == kept.tolist()
+
+
+def test_a_pattern_in_a_transposed_convolution_goes_by_its_inputs():
+    """(in, out of a group) of two groups: out 0 reads in 0 and 1, out 1 reads in 2 and 3; one of each two stays."""
+    scores = {"w": torch.tensor([[1.0], [2.0], [4.0], [3.0]]).view(4, 1, 1, 1)}
+    keep = allocate(scores, [Group("w", 4, (Member("w", turned=2),))], None, pl.NM(1, 2))
+    assert flat(keep) == {"w": [0, 1, 1, 0]}
+
+
+@pytest.mark.parametrize("scope", ["row", pl.NM(2, 4)], ids=str)
+def test_experts_that_do_not_say_how_they_lie(scope):
+    scores, groups = {"w": torch.rand(2, 4, 4)}, [Group("w", 32, (Member("w", turned=layers.UNTOLD),))]
+    with pytest.raises(PruneError, match=r"w \(2, 4, 4\) holds experts' matrices.*set is_transposed"):
+        allocate(scores, groups, None if isinstance(scope, pl.NM) else 0.5, scope)
+    assert int(allocate(scores, groups, 0.5, "layer")["w"].sum()) == 16
+
+
+def test_scores_that_lack_say_what_to_leave_out():
+    groups = [*GROUPS, Group("c", 6, (Member("c"),)), Group("d", 6, (Member("d"),))]
+    with pytest.raises(PruneError, match=r"no scores for c, .*weights\(model, exclude=\['c', 'd'\]\)"):
+        allocate(SCORES, groups, 0.5)
+
+
+# What the report says of the whole model
+
+
+def test_the_share_of_the_whole_model_by_hand():
+    """10 weights of 19 parameters: a mask worn hides 1, these 5 more, and one bias is 0 by itself."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 3))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(1.0)
+        model[2].bias[0] = 0
+    groups = pl.granularity.weights(model)
+    keep = {"0.weight": torch.tensor([True, True, False, False]), "2.weight": torch.arange(6) > 2}
+    pl.apply(model, {"0.weight": torch.tensor([[False, True], [True, True]])})
+    report = pl.report(groups, keep, model)
+    assert (report.parameters, report.zeros, report.sparsity) == (19, 7, 0.5)
+    assert report.uncovered == {"biases": 7, "LayerNorm": 2}
+    assert str(report).splitlines()[-2:] == [
+        "7 of 19 parameters of the model are zero, 36.84 %",
+        "9 parameters are in no group and stay: biases 7, LayerNorm 2",
+    ]
+    assert "parameters" not in str(pl.report(groups, keep))
+
+
+def test_what_stays_is_named_with_its_reason():
+    class Found(list):
+        stays = MappingProxyType({"stem": "makes the network's output"})
+
+    report = pl.report(Found(GROUPS), allocate(SCORES, GROUPS, 0.5))
+    assert str(report).splitlines()[-1] == "stem stays: it makes the network's output"

@@ -1,11 +1,18 @@
 """What can be pruned, and how tensors are named, whatever the model looks like."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
+from torch.nn.utils import prune as torch_prune
 
-from prunelab.core import Mask, PruneError, device_of, lookup, mode, places, prunable, shape
-from prunelab.masking import apply
+import prunelab as pl
+from prunelab import layers
+from prunelab.core import Group, Mask, Member, PruneError, device_of, lookup, mode, places, shape
+from prunelab.layers import prunable
+from prunelab.masking import apply, bake, masked
 
 
 def masks_of(model):
@@ -113,3 +120,181 @@ def test_small_helpers():
     assert shape(torch.zeros(2, 3)) == "(2, 3)"
     assert device_of(nn.ReLU()) == torch.device("cpu")
     assert device_of(nn.Linear(1, 1, device="meta")).type == "meta"
+
+
+# What pruning reaches: recurrent layers, Conv1D, experts, Bilinear
+
+
+class Conv1D(nn.Module):
+    """As transformers' GPT-2 has it: a Linear whose weight is (in, out)."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.nf, self.nx = nf, nx
+        self.weight, self.bias = nn.Parameter(torch.randn(nx, nf)), nn.Parameter(torch.zeros(nf))
+
+    def forward(self, x):
+        return x @ self.weight + self.bias
+
+
+class Experts(nn.Module):
+    def __init__(self, **says) -> None:
+        super().__init__()
+        self.num_experts = 2
+        self.up, self.up_bias = nn.Parameter(torch.randn(2, 3, 4)), nn.Parameter(torch.zeros(2, 3))
+        self.scale = nn.Parameter(torch.randn(5, 3, 4))  # three dimensions, but of no experts
+        for name, value in says.items():
+            setattr(self, name, value)
+
+
+@pytest.mark.parametrize(
+    ("layer", "names", "lies"),
+    [
+        (nn.LSTM(3, 2, bidirectional=True), "weight_ih_l0 weight_hh_l0 weight_ih_l0_reverse weight_hh_l0_reverse", 0),
+        (nn.LSTM(3, 4, proj_size=2), "weight_ih_l0 weight_hh_l0 weight_hr_l0", 0),
+        (nn.GRU(3, 2, 2), "weight_ih_l0 weight_hh_l0 weight_ih_l1 weight_hh_l1", 0),
+        (nn.RNN(3, 2), "weight_ih_l0 weight_hh_l0", 0),
+        (nn.LSTMCell(3, 2), "weight_ih weight_hh", 0),
+        (nn.Bilinear(3, 2, 4), "weight", 0),
+        (nn.ConvTranspose2d(4, 6, 3, groups=2), "weight", 2),
+        (Conv1D(3, 2), "weight", 1),
+        (Experts(is_transposed=False), "up", layers.STACKED),
+        (Experts(is_transposed=True), "up", layers.STACKED_TURNED),
+        (Experts(input_size=4, output_size=3), "up", layers.STACKED),
+        (Experts(input_size=3, output_size=4), "up", layers.STACKED_TURNED),
+        (Experts(), "up", layers.UNTOLD),
+    ],
+    ids=lambda x: type(x).__name__ if isinstance(x, nn.Module) else None,
+)
+def test_what_is_a_weight_and_how_it_lies(layer, names, lies):
+    found = prunable(layer)
+    assert list(found) == names.split()
+    for name, weight in found.items():
+        assert layers.turned(lookup(layer, name)[0]) == lies
+        table = layers.turn(weight.detach(), lies)
+        assert torch.equal(layers.turn_back(table, lies, weight.shape), weight)
+    before = [p.name for p in places(layer)]
+    apply(layer, masks_of(layer))  # under a mask a layer's type has another name
+    assert list(prunable(layer)) == names.split()
+    assert [p.name for p in places(layer)] == before
+
+
+@pytest.mark.parametrize("wrap", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_a_parametrized_layer_alone_is_refused_with_the_reason(wrap, snapshot):
+    model = nn.Sequential(wrap(nn.Conv2d(2, 3, 3)))
+    before = snapshot(model)
+    reason = r"0\.weight is made anew in every forward by the parametrization \w+Norm: call .*remove_parametrizations"
+    with pytest.raises(PruneError, match=reason):
+        prunable(model)
+    assert snapshot(model) == before
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize(
+    ("wrap", "remedy"),
+    [
+        (lambda m: torch.nn.utils.weight_norm(m), r"remove_weight_norm\(module, 'weight'\)"),
+        (lambda m: torch.nn.utils.spectral_norm(m), r"remove_spectral_norm\(module, 'weight'\)"),
+        (lambda m: torch_prune.random_unstructured(m, "weight", 0.5), r"prune\.remove\(module, 'weight'\)"),
+    ],
+    ids=["weight_norm", "spectral_norm", "prune"],
+)
+def test_a_layer_with_a_hook_is_refused_with_the_reason(wrap, remedy):
+    with pytest.raises(PruneError, match=f"weight is made anew .*{remedy}"):
+        prunable(wrap(nn.Linear(3, 2)))
+
+
+def test_a_parametrized_layer_among_others_is_left_out_and_named():
+    """Never by making its value: in training mode a spectral norm changes its buffers as it is made."""
+    model = nn.Sequential(parametrizations.spectral_norm(nn.Linear(3, 3)), nn.Linear(3, 2))
+    before = {n: b.clone() for n, b in model.named_buffers()}
+    assert list(prunable(model)) == ["1.weight"]
+    with pytest.warns(UserWarning, match=r"not among what can go: 0\.weight is made anew"):
+        pruned = pl.prune(model, pl.Recipe())
+    assert "0.weight stays: it is made anew in every forward by the parametrization SpectralNorm" in str(pruned)
+    assert all(torch.equal(b, before[n]) for n, b in model.named_buffers() if n in before)
+
+
+def test_weights_that_are_no_floats():
+    layer = nn.Linear(3, 2)
+    layer.weight = nn.Parameter(torch.zeros(2, 3, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(PruneError, match=r"weight holds torch\.uint8: load the model in floating point"):
+        prunable(layer)
+
+
+def quantized():
+    return torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(3, 2)), {nn.Linear}, torch.qint8)
+
+
+def prepared():
+    model = nn.Sequential(nn.Linear(3, 2)).train()
+    model.qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")
+    return torch.ao.quantization.prepare_qat(model)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch deprecates all of these
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (quantized, r"0, a Linear, is quantized.*prune the model in floating point"),
+        (prepared, r"quantization-aware training adds.*before torch\.ao\.quantization\.prepare_qat"),
+        (lambda: torch.jit.script(nn.Sequential(nn.Linear(3, 2))), r"it is TorchScript.*prune the nn\.Module"),
+        (lambda: nn.Linear(3, 2, device="meta"), r"weight \(2, 3\) of this Linear is on the meta device.*load"),
+        (lambda: nn.Sequential(nn.Linear(2, 2), nn.LazyLinear(3)), r"1\.weight has no shape yet.*run one batch"),
+    ],
+    ids=["quantized", "prepared", "script", "meta", "lazy"],
+)
+def test_models_of_another_kind_are_refused_with_the_reason(make, message):
+    with pytest.raises(PruneError, match=message):
+        prunable(make())
+
+
+def test_a_cut_sets_the_declared_sizes():
+    """Channel 1 of 4 leaves a Linear and all that read it; a masked and a shrunk model then compute the same."""
+
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.rnn, self.gru = nn.Linear(3, 4), nn.LSTM(4, 2, batch_first=True), nn.GRUCell(4, 2)
+            self.conv1d, self.two = Conv1D(2, 4), nn.Bilinear(4, 3, 2)
+
+        def forward(self, x):
+            y = self.first(x)
+            return self.rnn(y[:, None])[0][:, 0] + self.gru(y) + self.conv1d(y) + self.two(y, x)
+
+    model, x = Reads(), torch.randn(5, 3)
+    readers = (("rnn.weight_ih_l0", 1), ("gru.weight_ih", 1), ("conv1d.weight", 0), ("two.weight", 1))
+    members = (Member("first.weight", 0), Member("first.bias", 0), *(Member(n, dim) for n, dim in readers))
+    groups, keep = [Group("y", 4, members)], {"y": torch.tensor([True, False, True, True])}
+    small = pl.shrink(model, groups, keep)
+    assert (small.rnn.input_size, small.rnn.hidden_size, small.gru.input_size) == (3, 2, 3)
+    assert (small.conv1d.nx, small.conv1d.nf, small.two.in1_features, small.two.in2_features) == (3, 2, 3, 3)
+    pl.apply(model, pl.expand(model, groups, keep))
+    torch.testing.assert_close(small(x), model(x))
+
+
+def test_masks_hold_in_a_recurrent_layer(snapshot):
+    """Torch's own list of an LSTM's weights follows the masks: through training, copies and baking."""
+    torch.manual_seed(0)
+    model, x = nn.LSTM(3, 4, 2), torch.randn(5, 2, 3)
+    whole, optimizer = copy.deepcopy(model), torch.optim.SGD(model.parameters(), 0.1)
+    masks = masks_of(model)
+    apply(model, masks)
+    with torch.no_grad():
+        for name, mask in masks.items():
+            whole.get_parameter(name).mul_(mask)
+    torch.testing.assert_close(model(x)[0], whole(x)[0])
+    for lstm in (model, whole):
+        lstm(x)[0].square().sum().backward()
+    optimizer.step()
+    assert torch.equal(copy.deepcopy(model)(x)[0], model(x)[0])
+    worn = model(x)[0]
+    before = snapshot(model)
+    with masked(model, {"weight_ih_l1": torch.zeros(16, 4, dtype=torch.bool)}):
+        assert not torch.equal(model(x)[0], worn)
+    assert snapshot(model) == before
+    bake(model)
+    assert type(model) is nn.LSTM
+    assert torch.equal(model(x)[0], worn)
+    assert all((model.get_parameter(name)[~mask] == 0).all() for name, mask in masks.items())
+    assert all(mine is listed for mine, listed in zip(model.parameters(), model._flat_weights, strict=True))

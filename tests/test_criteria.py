@@ -103,3 +103,16 @@ def test_registering_makes_a_name(monkeypatch):
     assert criteria.register("mine")(mine) is mine
     assert criteria.by_name("mine") is mine
     assert criteria.by_name(mine) is mine
+
+
+def test_fpgm_compares_the_neurons_of_an_expert_with_its_own():
+    """Two experts of two neurons each, 3 and 5 apart: the distance between experts counts nowhere."""
+    experts = nn.Module()
+    experts.num_experts, experts.is_transposed = 2, False
+    experts.up = nn.Parameter(torch.tensor([[[0.0, 0.0], [3.0, 0.0]], [[100.0, 0.0], [100.0, 5.0]]]))
+    assert criteria.fpgm(experts)["up"].sum(2).tolist() == [[3, 3], [5, 5]]
+    experts.is_transposed = True  # the columns are the neurons: (0, 3) and (0, 0); (100, 100) and (0, 5)
+    assert criteria.fpgm(experts)["up"].sum(1)[0].tolist() == [3, 3]
+    del experts.is_transposed
+    with pytest.raises(PruneError, match=r"fpgm goes by the inputs of an output, and up \(2, 2, 2\)"):
+        criteria.fpgm(experts)

@@ -638,3 +638,105 @@ def test_the_grid(build, data_for, snapshot):
     assert missing == {("bn_slimming", n, g) for n in MODELS for g in ("weights", "blocks")} | {
         ("bn_slimming", "mlp", g) for g in ("neurons", "coupled")
     }
+
+
+# Layers that are no Linear and no convolution
+
+
+def test_wanda_of_a_conv1d_and_a_bilinear_by_hand():
+    """norm(X_j) of X is sqrt(10), sqrt(5), 2; of the products x1_i x2_j, one sample, their sizes."""
+    conv1d = type("Conv1D", (nn.Module,), {"forward": lambda self, x: x @ self.weight})()
+    conv1d.nf, conv1d.weight = 2, nn.Parameter(W.T.clone())
+    norms = torch.tensor([10.0, 5.0, 4.0]).sqrt()
+    torch.testing.assert_close(criteria.wanda(conv1d, Calibration([(X, T)]))["weight"], (W.abs() * norms).T)
+    two = nn.Bilinear(2, 2, 1, bias=False)
+    calib = Calibration([((torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0, 4.0]])), torch.zeros(1, 1))])
+    products = torch.tensor([[[3.0, 4.0], [6.0, 8.0]]])
+    torch.testing.assert_close(criteria.wanda(two, calib)["weight"], two.weight.detach().abs() * products)
+
+
+class Tagger(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(3, 4, 2, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+def classifier(kind):
+    """A tiny transformer for sequence classification, its logits alone."""
+    import transformers as hf
+
+    sizes = {"vocab_size": 20, "num_labels": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    if kind == "gpt2":
+        model = hf.GPT2ForSequenceClassification(hf.GPT2Config(n_positions=8, n_embd=8, n_layer=1, n_head=2, **sizes))
+    else:
+        sizes |= {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
+        sizes |= {"num_key_value_heads": 2, "num_local_experts": 2, "num_experts_per_tok": 1}
+        model = hf.MixtralForSequenceClassification(hf.MixtralConfig(**sizes))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) / 10)
+    return Logits(model)
+
+
+class Logits(nn.Module):
+    def __init__(self, model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids):
+        return self.model(input_ids=ids).logits
+
+
+def further(kind):
+    torch.manual_seed(0)
+    model = Tagger() if kind == "lstm" else classifier(kind)
+    x = torch.randn(6, 5, 3) if kind == "lstm" else torch.randint(3, 20, (6, 5))
+    return model.eval(), Calibration([(x, torch.randint(0, 2, (6,)))])
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "random", "fpgm", "lamp", *LOOKS_AT_DATA])
+@pytest.mark.parametrize("kind", ["lstm", "gpt2", "mixtral"])
+def test_every_criterion_reaches_further_or_says_why_not(kind, criterion, snapshot):
+    model, calib = further(kind)
+    before = snapshot(model)
+    if criterion == "synflow" and kind != "lstm":
+        with pytest.raises(PruneError, match="feeds ones to the model"):
+            criteria.by_name(criterion)(model, calib)
+    elif criterion == "wanda" and kind != "gpt2":
+        unseen = [n for n in pl.prunable(model) if "rnn" in n or "experts" in n]
+        with pytest.warns(UserWarning, match=f"no scores for {unseen[0]} .*, whose inputs cannot be seen"):
+            scores = criteria.wanda(model, calib)
+        assert scores.keys() == pl.prunable(model).keys() - set(unseen)
+        with pytest.raises(PruneError, match=rf"no scores for {unseen[0]}.*exclude="):
+            pl.allocate(scores, granularity.weights(model), 0.5)
+        pl.allocate(scores, granularity.weights(model, exclude=unseen), 0.5)
+    else:
+        scores = criteria.by_name(criterion)(model, calib)
+        assert {n: s.shape for n, s in scores.items()} == {n: w.shape for n, w in pl.prunable(model).items()}
+        assert all(torch.isfinite(s).all() for s in scores.values())
+        pl.allocate(scores, granularity.weights(model), 0.5, "row")
+    assert snapshot(model) == before
+
+
+def test_gradients_of_a_recurrent_layer_are_those_of_its_masked_weights():
+    model, calib = further("lstm")
+    pl.apply(model, {"rnn.weight_hh_l0": torch.arange(64).view(16, 4) % 2 == 0})
+    scores = criteria.gradient(model, calib)
+    assert not scores["rnn.weight_hh_l0"].view(-1)[1::2].any()
+    (x, y) = calib.batches[0]
+    F.cross_entropy(model(x), y).backward()
+    torch.testing.assert_close(scores["rnn.weight_hh_l0"], pl.prunable(model)["rnn.weight_hh_l0"].grad.abs())
+
+
+def test_nothing_whose_inputs_could_be_seen():
+    with pytest.raises(PruneError, match=r"no input can be seen of weight_ih_l0 \(8, 3\), .*states that it keeps"):
+        criteria.wanda(nn.LSTM(3, 2), Calibration([(X, T)]))
+
+
+def test_blocks_of_experts_are_refused():
+    model, _ = further("mixtral")
+    with pytest.raises(PruneError, match=r"experts\.down_proj hold a matrix for each expert.*exclude="):
+        granularity.blocks(2, 2)(model)

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 import prunelab as pl
 from prunelab import Group, Member, PruneError, granularity, surgery
-from prunelab.core import prunable
 from prunelab.granularity import channels, tracing
+from prunelab.layers import prunable
 from prunelab.units import contract, entries, expand
 
 

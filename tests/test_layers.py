@@ -11,7 +11,7 @@ import prunelab
 
 ROOT = Path(prunelab.__file__).parent
 FLOORS = [
-    "core", "files", "attention", "batches", "language", "decoders", "masking", "measurement", "calibration",
+    "core", "layers", "files", "attention", "batches", "language", "decoders", "masking", "measurement", "calibration",
     "criteria", "selection", "units", "surgery", "granularity", "allocation", "reconstruction", "agreement",
     "sensitivity", "shares", "schedules", "recovery", "pipeline", "movement", "recipes", "exports", "budget",
 ]  # fmt: skip

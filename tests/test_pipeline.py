@@ -26,7 +26,7 @@ def test_it_is_the_same_as_the_steps(build):
     masks = pl.expand(other, groups, keep)
     pl.apply(other, masks)
     assert pruned.groups == tuple(groups)
-    assert pruned.report == pl.report(groups, keep)
+    assert pruned.report == pl.report(groups, keep, other)
     for mine, theirs in ((pruned.keep, keep), (pruned.masks, masks), (one.state_dict(), other.state_dict())):
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[k], theirs[k]) for k in mine)
@@ -327,3 +327,42 @@ def test_what_a_finer_cut_took_stays_gone(build, data_for):
         assert all((now[name] <= mask).all() for name, mask in gone.items())
         assert all(torch.equal(now[name], mask) for name, mask in found.masks.items())
         gone = now
+
+
+def test_the_result_says_how_much_of_the_whole_model_is_zero():
+    """An embedding holds most of the model: half of the weights are less than a sixth of it."""
+    model = nn.Sequential(nn.Embedding(20, 4), nn.Linear(4, 8), nn.Linear(8, 1))
+    pruned = prune(model, Recipe(sparsity=0.5))
+    assert pruned.report.sparsity == 0.5
+    assert (pruned.report.zeros, pruned.report.parameters) == (20, 129)
+    lines = str(pruned).splitlines()
+    assert "20 of 129 parameters of the model are zero, 15.50 %" in lines
+    assert lines[-1] == "89 parameters are in no group and stay: Embedding 80, biases 9"
+    again = prune(model, Recipe(sparsity=0.75)).report  # over the masks worn
+    assert again.zeros == 30
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_weights_are_pruned_and_recover(kind):
+    class Classifier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.head = kind(4, 6, batch_first=True), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.head(self.rnn(x)[0][:, -1])
+
+    torch.manual_seed(0)
+    model, data = Classifier(), [(torch.randn(8, 5, 4), torch.randint(0, 3, (8,)))]
+    pruned = prune(
+        model,
+        Recipe(sparsity=0.9, schedule="linear", rounds=2),
+        recover=lambda m: pl.recovery.finetune(m, data, epochs=1, progress=False),
+    )
+    total = sum(w.numel() for w in pl.prunable(model).values())
+    assert pruned.report.zeros == round(0.9 * total) > 0.6 * pruned.report.parameters
+    worn = model(data[0][0])
+    pl.bake(model)
+    assert type(model.rnn) is kind
+    torch.testing.assert_close(model(data[0][0]), worn)
+    assert all((model.get_parameter(name)[~mask] == 0).all() for name, mask in pruned.masks.items())

@@ -13,6 +13,7 @@ from torch import nn
 from .. import granularity as granularities
 from ..core import Group, PruneError, device_of, places
 from ..granularity import GRANULARITIES, Granularity, Together
+from ..layers import CONVOLUTION
 from ..measurement.rounds import interleaved, resolved, waited_for
 from ..surgery import shrink
 from .job import How
@@ -95,7 +96,7 @@ def liked_multiple(model: nn.Module, threads: int = 1) -> int:
     measured).
     """
     device = device_of(model)
-    if device.type != "cpu" or not any(isinstance(m, nn.modules.conv._ConvNd) for m in model.modules()):
+    if device.type != "cpu" or not any(isinstance(m, CONVOLUTION) for m in model.modules()):
         return PACKS[0]
     with torch.random.fork_rng(devices=()), torch.inference_mode():
         x = torch.randn(16, 32, 16, 16)

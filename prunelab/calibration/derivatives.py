@@ -13,7 +13,8 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..batches import call, mapped
-from ..core import PruneError, prunable, shape
+from ..core import PruneError, shape
+from ..layers import prunable
 from ..measurement.conditions import attempt, rows, undisturbed
 from .samples import Calibration, add, checked, losses, on_device, scalar_loss, wide
 

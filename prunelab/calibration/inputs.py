@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core import places, prunable, shape
+from ..core import PruneError, lookup_all, places, shape
+from ..layers import CONV1D, CONVOLUTION, layer_of, prunable
 from ..measurement.conditions import attempt, undisturbed
 from .padding import real_inputs
 from .samples import Calibration, add, checked, wide
@@ -21,10 +22,13 @@ def input_norms(model: nn.Module, calib: Calibration) -> dict[str, Tensor]:
     """The L2 norm of the inputs that each weight is multiplied with, over all samples and positions.
 
     Of a Linear's (out, in) it is norm(X_j), shaped (in,); of a convolution's the norm of column j of the unfolded
-    input, one an input channel and kernel position. All broadcast against the weight. Looks at no labels, and at no
-    padding (`unpadded`). A layer that the forward never calls is left out, with a warning; PruneError if that is all.
+    input, one an input channel and kernel position; of a Bilinear's that of the products x1_i x2_j. All broadcast
+    against the weight. Looks at no labels, and at no padding (`unpadded`).
+
+    A layer that the forward never calls, and recurrent layers and experts, which multiply within their own forward,
+    are left out, and a warning names them; PruneError if there is no other.
     """
-    weights = prunable(model)
+    weights = _seen(model)
     total: dict[str, Tensor] = {}
     with undisturbed(model), torch.no_grad(), _recording(model, weights, total):
         for inputs in real_inputs(model, calib):
@@ -38,6 +42,25 @@ def input_norms(model: nn.Module, calib: Calibration) -> dict[str, Tensor]:
         )
     seen = {name: w for name, w in weights.items() if name in total or not total}
     return {name: s.sqrt() for name, s in checked(total, seen, "input").items()}
+
+
+def _seen(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The prunable weights whose inputs can be seen; a warning names the others."""
+    weights = prunable(model)
+    at = {name: layer_of(sharing[0].module) for name, sharing in lookup_all(model, weights).items()}
+    unseen = [f"{name} {shape(w)}" for name, w in weights.items() if at[name].unseen]
+    if not unseen:
+        return weights
+    reason = next(layer.unseen for layer in at.values() if layer.unseen)
+    names = f"{', '.join(unseen[:5])}{', ...' if len(unseen) > 5 else ''}"
+    if len(unseen) == len(weights):
+        raise PruneError(f"no input can be seen of {names}: {reason}. Take magnitude, or taylor, which needs no inputs")
+    warnings.warn(
+        f"no scores for {names}, whose inputs cannot be seen: {reason}. Take magnitude or taylor for them, or leave "
+        "them out with functools.partial(granularity.weights, exclude=[...])",
+        stacklevel=4,
+    )
+    return {name: w for name, w in weights.items() if not at[name].unseen}
 
 
 @contextmanager
@@ -71,10 +94,20 @@ def _squares_into(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, A
     """By attribute: the sum of squares of the inputs, in a shape that broadcasts against the weight."""
     if isinstance(module, nn.MultiheadAttention):
         return _into_attention(module, args, kwargs)
-    inputs = args[0] if args else kwargs["input"]
-    if isinstance(module, nn.modules.conv._ConvNd):
+    layer = layer_of(module)
+    if isinstance(module, nn.Bilinear):
+        return {"weight": _into_bilinear(**dict(zip(("input1", "input2"), args, strict=False)) | dict(kwargs))}
+    inputs = args[0] if args else kwargs["x" if layer is CONV1D else "input"]
+    if isinstance(module, CONVOLUTION):
         return {"weight": _into_convolution(module, inputs)}
-    return {"weight": _columns(inputs)}
+    columns = _columns(inputs)
+    return {"weight": columns[:, None] if layer is CONV1D else columns}
+
+
+def _into_bilinear(input1: Tensor, input2: Tensor) -> Tensor:
+    """(..., in1) and (..., in2) -> (in1, in2): the sums of (x1_i x2_j)^2."""
+    one, two = (wide(x).reshape(-1, x.shape[-1]).square() for x in (input1, input2))
+    return one.T @ two
 
 
 def _columns(inputs: Tensor) -> Tensor:
@@ -82,7 +115,7 @@ def _columns(inputs: Tensor) -> Tensor:
     return wide(inputs).flatten(0, -2).square().sum(0) if inputs.dim() > 1 else wide(inputs).square()
 
 
-def _into_convolution(module: nn.modules.conv._ConvNd, inputs: Tensor) -> Tensor:
+def _into_convolution(module: Any, inputs: Tensor) -> Tensor:
     """(n, in, ...) -> (groups or out or 1, in of a group, *kernel): what each kernel position meets as it slides."""
     dims = len(module.kernel_size)
     if inputs.dim() == dims + 1:  # one sample, without a batch dimension

@@ -15,8 +15,8 @@ def wanda(model: nn.Module, calib: Calibration | None = None) -> Scores:
 
     To be compared within each output: scope="row". X_j is input j over all samples and positions; of a convolution,
     column j of the unfolded input, that is, input channel and kernel position. Padding that a dict's `attention_mask`
-    marks does not count. A layer whose inputs are not seen (`input_norms` warns of it) gets no scores, and `prune`
-    leaves it as it is. Sun et al. 2023, arXiv 2306.11695.
+    marks does not count. A layer whose inputs are not seen (`input_norms` warns of it: experts, recurrent layers) gets
+    no scores, and `prune` leaves it as it is. Sun et al. 2023, arXiv 2306.11695.
     """
     weights = finite_weights(model)
     norms = input_norms(model, needed(calib, "wanda"))

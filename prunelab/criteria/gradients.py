@@ -19,7 +19,8 @@ from ..calibration import (
     hessian_gradient,
     needed,
 )
-from ..core import AbsoluteOfSum, PruneError, Scores, device_of, prunable
+from ..core import AbsoluteOfSum, PruneError, Scores, device_of
+from ..layers import prunable
 from ..measurement.conditions import cut
 from .registry import finite_weights, register
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..core import Criterion, PruneError, at_once, prunable, shape
+from ..core import Criterion, PruneError, at_once, shape
+from ..layers import prunable
 
 CRITERIA: dict[str, Criterion] = {}
 ALIASES = {

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration import Calibration
-from ..core import PruneError, Scores, places, prunable, turn, turned_groups
+from ..core import PruneError, Scores, lookup_all, places
+from ..layers import BATCH_NORM, check_told, turn, turn_back, turned
 from .registry import finite, finite_weights, register
 
 
@@ -60,7 +61,7 @@ def bn_slimming(model: nn.Module, calib: Calibration | None = None) -> Scores:
     trains with an L1 penalty on gamma, without which they differ little, and compares all layers by one threshold:
     allocate(..., reduce="mean"). Liu et al. 2017, arXiv 1708.06519.
     """
-    norms = [p for p in places(model) if isinstance(p.module, nn.modules.batchnorm._BatchNorm)]
+    norms = [p for p in places(model) if isinstance(p.module, BATCH_NORM)]
     gammas = {p.name: p.tensor.detach() for p in norms if p.attribute == "weight"}
     if not gammas:
         raise PruneError(
@@ -79,9 +80,17 @@ def fpgm(model: nn.Module, calib: Calibration | None = None) -> Scores:
     a layer, as the paper does, where distances mean the same. He et al. 2019, arXiv 1811.00250. Needs no data.
     """
     weights = finite_weights(model)
-    at = {id(place.tensor): place for place in reversed(places(model))}
-    turns = {name: turned_groups(at[id(p)]) for name, p in prunable(model).items()}
-    return {name: turn(_spread(turn(weights[name], groups)), groups).contiguous() for name, groups in turns.items()}
+    lies = {name: turned(sharing[0]) for name, sharing in lookup_all(model, weights).items()}
+    for name, w in weights.items():
+        check_told(name, w.shape, lies[name], "fpgm")
+    return {name: _among_siblings(w, lies[name]) for name, w in weights.items()}
+
+
+def _among_siblings(weight: Tensor, lies: int) -> Tensor:
+    """The scores of a layer's filters; a neuron's siblings are those of its own expert."""
+    filters = turn(weight, lies)
+    layers = [filters] if lies >= 0 else filters.chunk(len(weight))
+    return turn_back(torch.cat([_spread(layer) for layer in layers]), lies, weight.shape).contiguous()
 
 
 def _spread(filters: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .. import layers
 from ..core import Group, Groups, Member, PruneError
 from ..decoders import is_decoder
 from .depth import glu_neurons
@@ -74,6 +75,7 @@ class _Found:
 
 
 def _found(model: nn.Module, example: Any) -> _Found:
+    layers.check_kind(model)
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.inference_mode(False), torch.random.fork_rng(devices=gpus):
         twin, inputs = plain_twin(model), on(model, example)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .. import layers
+
 RULES: dict[str, Callable[..., None]] = {}
 ELSEWHERE = "new_ zeros ones empty full rand arange scalar_tensor sym_ _local_scalar_dense is_ equal item".split()
 AHEAD = "meets a tensor of a fixed size"
@@ -711,31 +713,25 @@ def per_channel(shadow: Any, out: Any, x: Tensor, *_: Any) -> None:
 
 def is_convolution(place: Any) -> bool:
     """Whether a tensor is a convolution's weight, of which only the first two dimensions count channels."""
-    return place.attribute == "weight" and isinstance(place.module, nn.modules.conv._ConvNd)
+    return place.attribute == "weight" and isinstance(place.module, layers.CONVOLUTION)
 
 
 def bare_channels(module: nn.Module) -> int:
     """How many channels a norm without parameters declares; 0 for everything else."""
     if next((t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None), None) is not None:
         return 0
-    if isinstance(module, nn.GroupNorm):
-        return module.num_channels
-    if isinstance(module, nn.modules.batchnorm._NormBase):
-        return module.num_features
-    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and len(module.normalized_shape) == 1:
-        return module.normalized_shape[0]
-    return 0
+    return layers.channels(module) or 0
 
 
 def makes(module: nn.Module) -> tuple[str, int] | None:
     """What kind of layer makes channels, and along which dimension of its weight."""
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return "convolution", int(module.transposed and module.groups == 1)
+    if isinstance(module, layers.CONVOLUTION):
+        return "convolution", int(module.transposed and module.groups == 1)  # type: ignore[operator]
     if isinstance(module, nn.Linear):
         return "linear", 0
     if isinstance(module, nn.Embedding):
         return "embedding", 1
-    return ("linear", 1) if type(module).__name__ == "Conv1D" else None
+    return ("linear", 1) if layers.layer_of(module) is layers.CONV1D else None
 
 
 def made_at(model: nn.Module, name: str) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -9,23 +10,24 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import units
-from ..core import Group, Member, PruneError, lookup_all, prunable, shape, turned_groups
+from ..core import Group, Member, PruneError, lookup_all, shape
+from ..layers import prunable, turned, unreachable
 
 
 def weights(model: nn.Module, example: Any = None, *, exclude: Collection[str] = ()) -> list[Group]:
     """Every weight on its own: one group a prunable tensor, one unit an entry. `exclude` leaves tensors alone."""
     chosen = _chosen(model, exclude)
     at = lookup_all(model, chosen)
-    return [Group(n, p.numel(), (Member(n, turned=turned_groups(at[n][0])),)) for n, p in chosen.items()]
+    return [Group(n, p.numel(), (Member(n, turned=turned(at[n][0])),)) for n, p in chosen.items()]
 
 
 @dataclass(frozen=True)
 class Blocks:
     """Blocks of r rows by c columns of every weight matrix: the pattern that block-sparse (BSR) kernels can skip.
 
-    A row is all that feeds one output (in a transposed convolution, all that one input feeds); a convolution's row is
-    laid out (in, kh, kw), as in memory and in `weight.flatten(1)`, so that c = kh*kw takes whole kernels. `exclude`
-    leaves tensors alone.
+    A row is all that feeds one output (in a transposed convolution or a Conv1D, all that one input feeds); a
+    convolution's row is laid out (in, kh, kw), as in memory and in `weight.flatten(1)`, so that c = kh*kw takes whole
+    kernels. `exclude` leaves tensors alone.
     """
 
     r: int
@@ -41,6 +43,12 @@ class Blocks:
         """One group a prunable tensor, one unit a block; PruneError names the tensors that are no multiple."""
         chosen = _chosen(model, self.exclude)
         sizes = {name: units.matrix(p) for name, p in chosen.items()}
+        stacked = [name for name, place in lookup_all(model, chosen).items() if turned(place[0]) < 0]
+        if stacked:
+            raise PruneError(
+                f"{', '.join(stacked)} hold a matrix for each expert, and a block of {self.r} rows would reach across "
+                f"several: leave them out with blocks({self.r}, {self.c}, exclude={[*self.exclude, *stacked]})"
+            )
         unfit = [name for name, (rows, columns) in sizes.items() if rows % self.r or columns % self.c]
         if unfit:
             seen = ", ".join(f"{n} {shape(chosen[n])}, a matrix of {sizes[n][0]} x {sizes[n][1]}" for n in unfit)
@@ -66,4 +74,9 @@ def _chosen(model: nn.Module, exclude: Collection[str]) -> dict[str, Tensor]:
     left: dict[str, Tensor] = {n: p for n, p in found.items() if n not in exclude}
     if not left:
         raise PruneError(f"nothing is left to prune: all of {', '.join(found)} are excluded")
+    away = unreachable(model)
+    if away:
+        name, reason = next(iter(away.items()))
+        more = f", and {len(away) - 1} more like it," if len(away) > 1 else ""
+        warnings.warn(f"not among what can go: {name}{more} {reason}", stacklevel=3)
     return left

@@ -15,9 +15,10 @@ from torch.optim import AdamW, Optimizer
 
 from .. import zoo
 from ..allocation import allocate
-from ..core import Group, prunable
+from ..core import Group
 from ..criteria import Mama, Random, magnitude
 from ..granularity import weights
+from ..layers import prunable
 from ..measurement import evaluate
 from ..movement import Learned, Threshold, TopV, by_group, finetune, gradual
 from ..recovery import train

@@ -10,7 +10,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ..core import Mask, PruneError, mask_of, places, prunable
+from ..core import Mask, PruneError, mask_of, places
+from ..layers import prunable
 from .conditions import known
 
 GZIP_LEVEL = 6  # what `gzip` does unless told otherwise

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from .. import units
 from ..core import Group, Mask, Member, Place, PruneError, lookup_all, mask_of, shape
+from ..layers import input_dim
 from ..masking import apply
 
 
@@ -122,10 +123,9 @@ def _tensors(groups: Sequence[Group]) -> list[str]:
 
 
 def _reads(place: Place, member: Member) -> bool:
-    transposed = isinstance(place.module, nn.modules.conv._ConvTransposeNd)  # whose weight is (in, out, ...)
     if member.dim is None or place.tensor.dim() < 2:
         return False
-    return member.dim % place.tensor.dim() == (0 if transposed else 1)
+    return member.dim % place.tensor.dim() == input_dim(place)
 
 
 def _mask(place: Place) -> Mask:

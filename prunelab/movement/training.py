@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 
 from .. import criteria, schedules
-from ..allocation import expand, report, unit_scores
+from ..allocation import expand, of_model, report, unit_scores
 from ..calibration import Calibration, Loss
 from ..core import Group, Keep, PruneError, Schedule
 from ..criteria import Criterion
@@ -153,7 +153,7 @@ def _settled(model: nn.Module, groups: Sequence[Group], keep: Keep) -> Pruned:
     """Mask all that leaves: of a structure so far only what reads it."""
     masks = expand(model, groups, keep)
     apply(model, masks)
-    return Pruned(tuple(groups), keep, masks, report(groups, keep))
+    return Pruned(tuple(groups), keep, masks, of_model(report(groups, keep), groups, model, {}))
 
 
 @contextmanager

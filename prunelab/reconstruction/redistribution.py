@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..core import Place, PruneError, lookup_all, shape, turn, turned_groups
+from ..core import Place, PruneError, lookup_all, shape
+from ..layers import check_told, turn, turn_back, turned
 from ..masking import apply
 
 SCOPES = ("row", "layer")
@@ -65,8 +66,10 @@ def redistribute(model: nn.Module, masks: Mapping[str, Tensor], scope: str = "ro
 
 def _redistributed_at(place: Place, mask: Tensor, scope: str) -> Tensor:
     _check(place.tensor, mask, scope)
-    groups = turned_groups(place)
-    return turn(redistributed(turn(place.tensor, groups), turn(mask, groups), scope), groups)
+    lies = turned(place)
+    if scope == "row":
+        check_told(place.name, place.tensor.shape, lies, 'scope "row"')
+    return turn_back(redistributed(turn(place.tensor, lies), turn(mask, lies), scope), lies, place.tensor.shape)
 
 
 def _check(weight: Tensor, mask: Tensor, scope: str) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..batches import batches, count, to
 from ..core import PruneError, device_of
+from ..layers import BATCH_NORM
 from ..measurement.conditions import attempt, undisturbed
 
 
@@ -24,7 +24,7 @@ def reestimate(model: nn.Module, data: Any, *, batch_size: int = 64, seed: int =
 
     Raises PruneError for a model without running statistics, and for what it cannot be run on; it is then as before.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    norms = [m for m in model.modules() if isinstance(m, BATCH_NORM) and m.running_mean is not None]
     if not norms:
         raise PruneError(
             f"{type(model).__name__} has no BatchNorm with running statistics: there is nothing to estimate anew. "
@@ -41,7 +41,7 @@ def reestimate(model: nn.Module, data: Any, *, batch_size: int = 64, seed: int =
 
 
 @contextmanager
-def _measuring(norm: _BatchNorm) -> Iterator[None]:
+def _measuring(norm: BATCH_NORM) -> Iterator[None]:
     """Average over all batches that come; the old statistics again if anything fails."""
     momentum, before = norm.momentum, {name: b.clone() for name, b in norm.named_buffers(recurse=False)}
     norm.train()

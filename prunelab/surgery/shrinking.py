@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .. import units
+from .. import layers, units
 from ..core import Group, Keep, Place, PruneError, lookup_all, places, shape
 from ..masking import bake
 from . import heads, widths
@@ -43,10 +43,10 @@ def shrink(model: nn.Module, groups: Sequence[Group], keep: Keep) -> nn.Module:
             _cut(shared[name], dim, line)
         touched.update({place.module: place.name for place in shared[name]})
     for module, name in touched.items():
-        _declare(module, name)
+        layers.declare(module, name)
     _resize(small, lines)
     for path, line in bare.items():
-        _declare_bare(small.get_submodule(path), int(line.sum()), path)
+        layers.declare_bare(small.get_submodule(path), int(line.sum()), path)
     heads.settle(small, touched)
     remove(small, gone(groups, keep))
     widths.settle(small)
@@ -95,17 +95,14 @@ def _norm_cuts(model: nn.Module, groups: Sequence[Group], keep: Keep) -> dict[st
 
 
 def _channels(norm: Any, path: str, group: str) -> int:
-    if isinstance(norm, nn.GroupNorm):
-        return norm.num_channels
-    if isinstance(norm, nn.modules.batchnorm._NormBase):
-        return norm.num_features
-    if isinstance(norm, nn.LayerNorm):
-        return norm.normalized_shape[-1]
-    given = "nothing" if norm is None else f"a {type(norm).__name__}"
-    raise PruneError(
-        f"{path}, a norm of {group}, is {given} in this model: the groups are of another model, or name something "
-        "else than a GroupNorm, LayerNorm, BatchNorm or InstanceNorm"
-    )
+    size = layers.channels(norm)
+    if size is None:
+        given = "nothing" if norm is None else f"a {type(norm).__name__}"
+        raise PruneError(
+            f"{path}, a norm of {group}, is {given} in this model: the groups are of another model, or name something "
+            "else than a GroupNorm, LayerNorm, BatchNorm or InstanceNorm"
+        )
+    return size
 
 
 def _pieces(model: nn.Module, lines: Lines) -> dict[int, Tensor]:
@@ -148,14 +145,6 @@ def _cut_off(old: Tensor, dim: int, line: Tensor) -> Tensor:
     return nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
 
 
-def _declare(module: nn.Module, name: str) -> None:
-    """Set a layer's declared sizes to those of its tensors, if it declares any."""
-    for kind, declare in DECLARED.items():
-        if isinstance(module, kind):
-            declare(module, name)
-            return
-
-
 def _resize(model: nn.Module, lines: Lines) -> None:
     """Sizes that modules of one's own hold, `hidden_dim` and the like, where only one of the cuts can be meant."""
     within: dict[str, dict[int, set[int]]] = {}  # path -> size before -> sizes after, of all that was cut inside
@@ -172,70 +161,5 @@ def _resize(model: nn.Module, lines: Lines) -> None:
                 setattr(module, attribute, *after)
 
 
-def _linear(m: Any, name: str) -> None:
-    m.out_features, m.in_features = m.weight.shape
-
-
-def _convolution(m: Any, name: str) -> None:
-    before = m.in_channels if m.transposed else m.out_channels  # dimension 0 of the weight, as it was
-    m.groups = _scaled(m.groups, before, len(m.weight), name)
-    ins, outs = (0, 1) if m.transposed else (1, 0)
-    sizes = [m.weight.shape[0], m.weight.shape[1] * m.groups]  # dimension 1 counts the channels of one group
-    m.in_channels, m.out_channels = sizes[ins], sizes[outs]
-
-
-def _declare_bare(norm: Any, left: int, name: str) -> None:
-    """Set the declared sizes of a norm without parameters to the channels left."""
-    if isinstance(norm, nn.GroupNorm):
-        norm.num_groups = _scaled(norm.num_groups, norm.num_channels, left, name)
-        norm.num_channels = left
-    elif isinstance(norm, nn.LayerNorm):
-        norm.normalized_shape = (left,)
-    else:
-        norm.num_features = left
-
-
-def _group_norm(m: Any, name: str) -> None:
-    _declare_bare(m, len(m.weight), name)
-
-
-def _scaled(groups: int, before: int, after: int, name: str) -> int:
-    """How many groups are left when whole ones went."""
-    if groups == 1:
-        return 1
-    if after * groups % before:
-        raise PruneError(
-            f"{name}: {before - after} of {before} channels go, which is no whole number of its groups of "
-            f"{before // groups}: a unit of a grouped layer must be a whole group"
-        )
-    return after * groups // before
-
-
-def _norm(m: Any, name: str) -> None:
-    vector = m.weight if m.weight is not None else m.running_mean
-    m.num_features = len(vector)
-
-
-def _layer_norm(m: Any, name: str) -> None:
-    m.normalized_shape = tuple(m.weight.shape)
-
-
-def _prelu(m: Any, name: str) -> None:
-    m.num_parameters = len(m.weight)
-
-
-def _embedding(m: Any, name: str) -> None:
-    m.num_embeddings, m.embedding_dim = m.weight.shape
-
-
-DECLARED: dict[type[nn.Module], Callable[[Any, str], None]] = {
-    nn.Linear: _linear,
-    nn.modules.conv._ConvNd: _convolution,
-    nn.modules.batchnorm._NormBase: _norm,  # batch and instance norms
-    nn.GroupNorm: _group_norm,
-    nn.LayerNorm: _layer_norm,
-    nn.RMSNorm: _layer_norm,
-    nn.PReLU: _prelu,
-    nn.Embedding: _embedding,
-    nn.MultiheadAttention: heads.multihead,
-}
+DECLARED: dict[type[nn.Module], Callable[[Any, str], None]] = layers.DECLARED
+DECLARED[nn.MultiheadAttention] = heads.multihead  # it becomes a class that only surgery has

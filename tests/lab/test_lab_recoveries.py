@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from prunelab import zoo
-from prunelab.core import prunable
 from prunelab.lab import grids, grids_recovery, recoveries
+from prunelab.layers import prunable
 from prunelab.masking import current_masks
 
 
