@@ -331,7 +331,7 @@ def unreachable(model: nn.Module) -> dict[str, str]:
     """The weights, by name, that no zero can be written to, and why: others make them anew, or they are no floats."""
     found = {}
     for path, module in model.named_modules():
-        for attribute, how in _made(module).items():
+        for attribute, how in made_by(module).items():
             place, layer = Place(join(path, attribute), module, attribute), layer_of(module)
             if layer is EXPERTS or layer.weights(place):  # never by its value: a spectral norm changes as it is made
                 found[place.name] = f"is made anew in every forward by {how} first (its values stay)"
@@ -341,7 +341,7 @@ def unreachable(model: nn.Module) -> dict[str, str]:
     return found
 
 
-def _made(module: nn.Module) -> dict[str, str]:
+def made_by(module: nn.Module) -> dict[str, str]:
     """The attributes of a module that something else than a mask makes: by what, and how to take it off."""
     made = {}
     for attribute in getattr(module, "parametrizations", {}):

@@ -1,7 +1,8 @@
-"""What all tests share: small seeded models, data for them, `snapshot`, one thread, and no network."""
+"""What all tests share: small seeded models, data for them, `snapshot`, `gpu`, one thread, and no network."""
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 from collections.abc import Callable, Iterator
@@ -169,6 +170,19 @@ def snapshot() -> Callable[[nn.Module], dict[str, Any]]:
         }
 
     return take
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A CUDA device, float32 in full as on the CPU; a test that asks for it skips where there is none.
+
+    `PRUNELAB_GPU=cpu` lets the CPU stand for it, to try the tests themselves.
+    """
+    device = torch.device(os.environ.get("PRUNELAB_GPU", "cuda"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    return device
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -431,11 +431,11 @@ def test_data_on_another_device(mlp, data_for):
         calibration.gradients(mlp.to("meta"), of(data_for))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_data_is_moved_to_the_gpu(build, data_for, name, calib):
+@pytest.mark.gpu
+def test_data_is_moved_to_the_gpu(build, data_for, name, calib, gpu):
     for statistic in STATISTICS:
         on_cpu = getattr(calibration, statistic)(build(name), calib)
-        on_gpu = getattr(calibration, statistic)(build(name).cuda(), calib)
+        on_gpu = getattr(calibration, statistic)(build(name).to(gpu), calib)
         same({n: t.cpu() for n, t in on_gpu.items()}, on_cpu, 1e-3)
 
 

@@ -305,3 +305,13 @@ def test_any_list_of_modules():
     keep = {"steps": torch.tensor([True, False, True]), "extra": torch.tensor([False, True])}
     assert surgery.difference(model, [steps, extra], keep, x) < 1e-6
     assert len(pl.shrink(model, [steps, extra], keep).steps) == 2
+
+
+def test_neurons_of_a_model_that_wears_masks():
+    """Found under their own names, so that a second cut starts from the first."""
+    model = decoder()
+    groups = granularity.neurons(model)
+    first = pl.prune(model, pl.Recipe("magnitude", "neurons", 0.25, "layer"))
+    assert granularity.neurons(model) == groups
+    second = pl.prune(model, pl.Recipe("magnitude", "neurons", 0.5, "layer"))
+    assert all(not second.keep[g.name][~first.keep[g.name]].any() for g in groups)

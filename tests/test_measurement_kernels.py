@@ -179,6 +179,7 @@ def test_an_older_gpu_has_the_other_kernels(monkeypatch):
     assert kernels._kernels(["2:4"], "cuda") == ("dense", "2:4")
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_two_of_four_on_a_gpu():
     weights = weights_of(256, 0.5, ["dense", "2:4"], device="cuda")

@@ -73,7 +73,7 @@ def test_inputs_the_model_cannot_take_are_refused():
         peak_memory(nn.Linear(4, 4), torch.randn(2, 3))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu_the_allocator_is_asked():
-    model = nn.Linear(1000, 2000).cuda()
+@pytest.mark.gpu
+def test_on_a_gpu_the_allocator_is_asked(gpu):
+    model = nn.Linear(1000, 2000).to(gpu)
     assert peak_memory(model, torch.randn(10, 1000)) >= 80_000

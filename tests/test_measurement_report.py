@@ -159,9 +159,9 @@ def test_it_reads_as_text_and_as_a_table_with_row_headers(data):
     assert "&lt;dense&gt;" in versus._repr_html_()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_is_timed_on_a_copy(data):
+@pytest.mark.gpu
+def test_a_gpu_is_timed_on_a_copy(data, gpu):
     model = network()
     found = measure(model, data, rounds=7)
-    assert found.latency["cuda"].device == "cuda"
+    assert found.latency[gpu.type].device == gpu.type
     assert all(p.device.type == "cpu" for p in model.parameters())

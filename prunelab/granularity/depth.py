@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from ..core import Group, Member, Part, PruneError, join
+from ..core import Group, Member, Part, PruneError, join, places
 from ..decoders import MLP, Block, blocks
 
 
@@ -46,7 +46,8 @@ def glu_neurons(model: nn.Module, example: Any = None) -> list[Group]:
 
 def _gated(path: str, mlp: nn.Module) -> Group:
     gate, up, down = (mlp.get_submodule(name) for name in MLP)
-    rows = [f"{name}.{kind}" for name, m in (("gate_proj", gate), ("up_proj", up)) for kind, p in m.named_parameters()]
+    # By `places`, not `named_parameters`: a mask that is on would change the weights' names.
+    rows = [join(name, p.attribute) for name, m in (("gate_proj", gate), ("up_proj", up)) for p in places(m)]
     members = [Member(join(path, row), 0) for row in rows] + [Member(join(path, "down_proj.weight"), 1)]
     assert isinstance(down, nn.Linear)
     return Group(path, down.in_features, tuple(members))

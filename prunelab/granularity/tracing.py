@@ -24,7 +24,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.utils import parametrize, prune
+from torch.nn.utils import prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils import _pytree as pytree
@@ -32,6 +32,7 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .. import layers
 from ..batches import mapped, tensors, to
 from ..core import PruneError, device_of, mask_of, places, shape
 from ..masking import bake
@@ -286,11 +287,8 @@ def _opaque(module: nn.Module) -> str | None:
     """Why a layer's tensors stay as they are, whatever meets them."""
     if isinstance(module, RECURRENT):
         return f"is a {type(module).__name__}, whose gates stay whole"
-    if any(isinstance(hook, COMPUTES_A_WEIGHT) for hook in module._forward_pre_hooks.values()):
-        return "has a weight that a hook computes (weight_norm, spectral_norm or torch's prune): remove that first"
-    if parametrize.is_parametrized(module):
-        return "is parametrized: torch.nn.utils.parametrize.remove_parametrizations first"
-    return None
+    made = next(iter(layers.made_by(module).values()), None)
+    return made and f"is made anew in every forward by {made} first"
 
 
 def _watch(shadow: Shadow, model: nn.Module) -> None:
