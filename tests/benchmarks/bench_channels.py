@@ -683,7 +683,18 @@ def child(name: str, into: str, limit: float, memory: float) -> None:
     most = int(memory * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     torch.set_num_threads(1)
+    warm_up()
     measure(name, Line(name, Path(into)), limit)
+
+
+def warm_up() -> None:
+    """Imports, and what torch sets up at its first graph, are in nobody's time."""
+    tiny = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    groups = pl.granularity.coupled(tiny, x)
+    pl.shrink(tiny, groups, pl.allocate(pl.criteria.magnitude(tiny), groups, 0.5, "layer"))
+    with contextlib.redirect_stdout(None):
+        peer(Job(tiny, x, x), ["3"]).pruner.step()
 
 
 def measured(name: str, limit: float, memory: float) -> dict[str, Any]:
