@@ -14,7 +14,8 @@ model takes; half of each group by magnitude. A line of JSON a model:
   `gap_flat`, if `gap_all` is large: the same with LayerNorm, GroupNorm and RMSNorm only scaling, which tells what a
   norm explains from what is wrong. Of torchvision's detectors the heads' outputs on fixed boxes are compared:
   after random weights no box is left. `compared` counts the entries;
-- `share`, `share_exact`: the prunable parameters' entries that lie in a group, or in an exact one;
+- `share`, `share_exact`: the prunable parameters' entries that lie in a group, or in an exact one; `share_heads`: in
+  a group or in an attention head that `granularity.heads` finds;
 - `trains`: a step on the shrunk model (null: the dense model cannot either); `stays`: layers in no group, with why;
 - `errors`, `warnings`: in full; an error is `foreign` if it is no PruneError;
 - `tp`: Torch-Pruning's MagnitudePruner at the same ratio, the output layers ignored: seconds, `left`, `gap` of its
@@ -41,6 +42,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,6 +54,7 @@ import prunelab as pl
 
 RIGHT = 1e-3  # Torch-Pruning's groups
 EXACT = 1e-4  # ours
+PEER = "Torch-Pruning"
 TIMM = (
     "repghostnet_050 ghostnet_100 lcnet_050 dla46_c mixnet_s mobilenetv4_conv_small starnet_s1 regnety_002 levit_128s "
     "mobilevitv2_050 edgenext_xx_small efficientvit_b0 fastvit_t8 convnextv2_atto pvt_v2_b0 inception_next_atto "
@@ -321,9 +324,11 @@ class Line:
                 warnings.simplefilter("always")
                 yield
         except Exception as error:
-            foreign = not isinstance(error, pl.PruneError)
-            text = f"{error}"[:200]
-            self.facts["errors"].append({"stage": name, "type": type(error).__name__, "text": text, "foreign": foreign})
+            fault = {"stage": name, "type": type(error).__name__, "text": f"{error}"[:200]}
+            if name == PEER:
+                self.facts["tp"]["error"] = f"{type(error).__name__}: {error}"[:200]
+            else:
+                self.facts["errors"].append({**fault, "foreign": not isinstance(error, pl.PruneError)})
         if name in ("find", "choose", "remove"):
             self.facts[f"{name}_s"] = round(time.process_time() - start, 3)
             self.facts["warnings"] += sorted({f"{w.category.__name__}: {w.message}" for w in heard})
@@ -351,7 +356,7 @@ def measure(name: str, line: Line, limit: float) -> None:
         line.facts["prunable"] = sum(prunable.values())
     ours(work, line, prunable)
     line.facts["tp"] = {}
-    with line.stage("Torch-Pruning"):
+    with line.stage(PEER):
         theirs(work, line, prunable, start + 0.9 * limit)
     line.facts["wall_s"] = round(time.monotonic() - start, 1)
     line.save()
@@ -375,8 +380,10 @@ def ours(work: Job, line: Line, prunable: dict[str, int]) -> None:
     with line.stage("remove"):
         small = pl.shrink(work.model, groups, keep)
     with line.stage("share"):
+        with_heads = [*groups, *heads_of(work.model)]
         for key, some in (("share", groups), ("share_exact", exact)):
             line.facts[key] = share(pl.expand(work.model, some, nothing(some)), prunable)
+        line.facts["share_heads"] = share(pl.expand(work.model, with_heads, nothing(with_heads)), prunable)
     if small is None:
         return
     line.facts["left"] = round(count(small) / line.facts["parameters"], 4)
@@ -389,6 +396,14 @@ def ours(work: Job, line: Line, prunable: dict[str, int]) -> None:
             line.facts["gap_flat"] = gap(work, groups, keep)
     with line.stage("train"):
         line.facts["trains"] = trains(work, small)
+
+
+def heads_of(model: nn.Module) -> list[Any]:
+    """Attention heads, under names that no other group has."""
+    try:
+        return [replace(g, name=f"{g.name} heads") for g in pl.granularity.heads(model)]
+    except pl.PruneError:  # there are none
+        return []
 
 
 def nothing(groups: Iterable[Any]) -> dict[str, Tensor]:
@@ -727,14 +742,14 @@ def read(path: str) -> dict[str, dict[str, Any]]:
 def table(lines: Iterable[dict[str, Any]]) -> str:
     """The Markdown table."""
     head = (
-        "model|groups|exact|share|left|gap exact|gap all|flat|trains|find s|choose s|remove s"
+        "model|groups|exact|share|with heads|left|gap exact|gap all|flat|trains|find s|choose s|remove s"
         "|TP s|TP left|TP whole|TP share|TP flat|stay|errors"
     )
     rows = [head, "|".join("---" for _ in head.split("|"))]
     for f in lines:
         tp = f.get("tp", {})
         errors = [f"{e['stage']}: {e['type']}: {e['text'][:60]}" for e in f["errors"]]
-        cells = [f["model"], *(_cell(f.get(k)) for k in ("groups", "exact", "share", "left"))]
+        cells = [f["model"], *(_cell(f.get(k)) for k in ("groups", "exact", "share", "share_heads", "left"))]
         cells += [_cell(f.get(k)) for k in ("gap_exact", "gap_all", "gap_flat", "trains")]
         cells += [_cell(f.get(k)) for k in ("find_s", "choose_s", "remove_s")]
         cells += [_cell(tp.get(k)) for k in ("s", "left", "verdict", "share", "share_flat")]
@@ -756,14 +771,17 @@ def _cell(value: Any) -> str:
 def faults(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Where a model's new line misses what is asked of it."""
     found = [f"{e['stage']}: foreign {e['type']}: {e['text'][:80]}" for e in new["errors"] if e["foreign"]]
-    found += [f"{e['stage']}: {e['text'][:80]}" for e in new["errors"] if e["type"] == "Ended"]
+    found += [
+        f"{e['stage']}: {e['text'][:80]}" for e in new["errors"] if (e["type"], e["stage"] == PEER) == ("Ended", False)
+    ]
     mine, before = new.get("share") or 0.0, old.get("share") or 0.0
     if mine < before - 1e-4:
         rightly = "" if mine < (old.get("share_exact") or 0.0) - 1e-4 else ", whose exact groups had no more"
         found.append(f"share {mine:.4f}, before {before:.4f}{rightly}")
     peers = max((f.get("tp", {}).get("share") or 0.0) for f in (old, new))
-    if mine < 0.95 * peers:
-        found.append(f"share {mine:.4f}, Torch-Pruning rightly {peers:.4f}")
+    all_mine = max(mine, new.get("share_heads") or 0.0)  # it prunes inside of attention heads, we remove whole ones
+    if all_mine < 0.95 * peers:
+        found.append(f"share {mine:.4f}, with heads {all_mine:.4f}, Torch-Pruning rightly {peers:.4f}")
     for key in ("gap_exact", "gap_flat"):
         worst = new.get(key)
         if worst is not None and not worst <= (EXACT if key == "gap_exact" else RIGHT):
