@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from .. import units
 from ..core import Group, Keep, Place, PruneError, lookup_all, places, shape
 from ..masking import bake
-from . import heads, widths
+from . import experts, heads, widths
 from .removal import gone, remove
 
 Lines = dict[tuple[str, int], Tensor]  # (tensor name, dimension) -> bool (size,), True = stays
@@ -47,6 +47,7 @@ def shrink(model: nn.Module, groups: Sequence[Group], keep: Keep) -> nn.Module:
     heads.settle(small, touched)
     remove(small, gone(groups, keep))
     widths.settle(small)
+    experts.settle(small, touched)
     return small
 
 
@@ -152,7 +153,7 @@ def _declare(module: nn.Module, name: str) -> None:
             declare(module, name)
             return
     sizes = [a for a in ("num_heads", "hidden_size", "embed_dim", "in_features", "num_features") if hasattr(module, a)]
-    if sizes:
+    if sizes and not hasattr(module, "num_experts"):  # that is what `experts.settle` sets
         raise PruneError(
             f"shrink cut {name}, but does not know how {type(module).__name__} declares its sizes ({sizes[0]}): teach "
             f"it with surgery.shrinking.DECLARED[{type(module).__name__}] = lambda module, name: ..."
