@@ -76,6 +76,7 @@ class Family:
     mlp: Where
     block: Where
     experts: Where = ("", 0)
+    whole_mlp: Where | None = None  # where it is not `mlp`: a whole mixture of experts
 
 
 def hf(name: str, kind: str, *sizes: dict[str, Any], config: str | None = None, **more: Any) -> Callable[[], nn.Module]:
@@ -172,7 +173,7 @@ def torchvision_swin() -> nn.Module:
 ATT, MLP, BLOCK = (r"\.self_attn$", 3), (r"\.mlp$", 3), (r"^model\.layers\.\d+$", 3)
 LLAMA = ("ids", ATT, MLP, BLOCK)
 BERT = ("ids", (r"\.attention\.self$", 3), (r"\.intermediate$", 3), (r"encoder\.layer\.\d+$", 3))
-MOE = ("ids", ATT, ("", 0), BLOCK, (r"\.experts$", 3))
+MOE = ("ids", ATT, ("", 0), BLOCK, (r"\.experts$", 3), MLP)
 VIT = ("pixels", (r"\.attention$", 3), MLP, (r"layers?\.\d+$", 3))
 
 
@@ -242,7 +243,7 @@ FAMILIES: dict[str, Family] = {
            shared_expert_intermediate_size=16, linear_num_value_heads=4, linear_num_key_heads=2,
            linear_key_head_dim=8, linear_value_head_dim=8, mlp_only_layers=[0],
            layer_types=["linear_attention", "full_attention", "linear_attention"]),
-        "ids", (r"\.self_attn$", 1), (r"layers\.0\.mlp$", 1), BLOCK, (r"\.experts$", 2)),
+        "ids", (r"\.self_attn$", 1), (r"(layers\.0\.mlp|shared_expert)$", 3), BLOCK, (r"\.experts$", 2), MLP),
     "starcoder2": Family(hf("Starcoder2", "ForCausalLM", GROUPED), *LLAMA),
     "nemotron": Family(hf("Nemotron", "ForCausalLM", GROUPED), *LLAMA),
     "persimmon": Family(hf("Persimmon", "ForCausalLM", SIZES), *LLAMA),
@@ -251,24 +252,25 @@ FAMILIES: dict[str, Family] = {
         hf("Mixtral", "ForCausalLM", GROUPED, ROUTED, num_local_experts=4, sliding_window=None), *MOE),
     "qwen3-moe": Family(
         hf("Qwen3Moe", "ForCausalLM", WIDE, ROUTED, num_experts=4, moe_intermediate_size=16, mlp_only_layers=[0]),
-        "ids", ATT, (r"layers\.0\.mlp$", 1), BLOCK, (r"\.experts$", 2)),
+        "ids", ATT, (r"layers\.0\.mlp$", 1), BLOCK, (r"\.experts$", 2), MLP),
     "qwen2-moe": Family(
         hf("Qwen2Moe", "ForCausalLM", GROUPED, ROUTED, num_experts=4, moe_intermediate_size=16,
            shared_expert_intermediate_size=16),
-        "ids", ATT, (r"\.shared_expert$", 3), BLOCK, (r"\.experts$", 3)),
+        "ids", ATT, (r"\.shared_expert$", 3), BLOCK, (r"\.experts$", 3), MLP),
     "gpt-oss": Family(hf("GptOss", "ForCausalLM", WIDE, MIXED, ROUTED, num_local_experts=4), *MOE),
     "deepseek-v3": Family(
         hf("DeepseekV3", "ForCausalLM", SIZES, num_key_value_heads=4, num_experts_per_tok=2, n_routed_experts=4,
            moe_intermediate_size=16, n_group=1, topk_group=1, first_k_dense_replace=1, n_shared_experts=1,
            q_lora_rank=16, kv_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8),
-        "ids", ATT, (r"(layers\.0\.mlp|shared_experts)$", 3), BLOCK, (r"\.experts$", 2)),
+        "ids", ATT, (r"(layers\.0\.mlp|shared_experts)$", 3), BLOCK, (r"\.experts$", 2), MLP),
     "olmoe": Family(hf("Olmoe", "ForCausalLM", GROUPED, ROUTED, num_experts=4), *MOE),
     "phimoe": Family(hf("Phimoe", "ForCausalLM", GROUPED, ROUTED, num_local_experts=4, sliding_window=8), *MOE),
     "jamba": Family(
         hf("Jamba", "ForCausalLM", GROUPED, ROUTED, num_experts=4, use_mamba_kernels=False, mamba_d_state=4,
            mamba_d_conv=2, mamba_dt_rank=4, attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2,
            expert_layer_offset=1),
-        "ids", (r"\.self_attn$", 1), (r"layers\.[02]\.feed_forward$", 2), BLOCK, (r"\.experts$", 1)),
+        "ids", (r"\.self_attn$", 1), (r"layers\.[02]\.feed_forward$", 2), BLOCK, (r"\.experts$", 1),
+        (r"\.feed_forward$", 3)),
     "bamba": Family(
         hf("Bamba", "ForCausalLM", GROUPED, attn_layer_indices=[1], mamba_n_heads=4, mamba_d_head=16, mamba_n_groups=1,
            mamba_d_state=4, mamba_chunk_size=8),
