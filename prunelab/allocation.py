@@ -100,8 +100,9 @@ def allocate(
     Within a group all three rank alike. By default "relative" for structures: under a global scope sums empty
     the narrow early layers and means the wide late ones, whose weights are small by design. Blocks: the mean.
     floor: units that every group keeps, whatever they score. By default 1 for structures, whose last unit would
-    cut the network in two, and 0 for single weights and blocks. The exact count moves on to other groups; where
-    there are none (or the scope is "layer") the nearest reachable sparsity is taken, with a warning.
+    cut the network in two (experts: as many as a token goes to), and 0 for single weights and blocks. The exact
+    count moves on to other groups; where there are none (or the scope is "layer") the nearest reachable sparsity is
+    taken, with a warning.
     round_to: structures keep a multiple of so many channels, the best-scored of those that would go filling up
     (a group that is no multiple of it may stay whole). It is done here, not in `shrink`, because who comes
     back is a matter of scores, and because masks and the shrunk model must agree.
@@ -174,11 +175,12 @@ def is_structure(group: Group) -> bool:
 
 
 def _least(groups: Sequence[Group], floor: int | None) -> dict[str, int]:
-    return {g.name: min(_floor(g) if floor is None else floor, g.units) for g in groups}
+    return {g.name: min(least_of(g) if floor is None else floor, g.units) for g in groups}
 
 
-def _floor(group: Group) -> int:
-    return 1 if is_structure(group) else 0
+def least_of(group: Group) -> int:
+    """How many units of a group stay unless another floor is asked for: none of single weights."""
+    return group.floor if is_structure(group) else 0
 
 
 def check_counts(floor: int | None, round_to: int) -> None:

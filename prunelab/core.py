@@ -78,7 +78,7 @@ class Group:
 
     Units are slices of tensors (`members`) or whole modules (`parts`). `exact` says that a model with the units
     masked computes the same as one with the units removed. `norms` are members that name, for want of a tensor, a
-    norm without parameters: only its declared sizes follow.
+    norm without parameters: only its declared sizes follow. `floor` is how many units stay, whatever they score.
     """
 
     name: str
@@ -87,6 +87,7 @@ class Group:
     exact: bool = True
     parts: tuple[Part, ...] = ()
     norms: tuple[Member, ...] = ()
+    floor: int = 1
 
 
 class Groups(list[Group]):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from . import units
-from .allocation import check_sparsity, is_structure
+from .allocation import check_sparsity, least_of
 from .calibration import Calibration
 from .core import Group, PruneError, Scores
 from .criteria import magnitude, register
@@ -104,7 +104,7 @@ def _budget(
         raise PruneError("no groups" if not groups else "two groups have the same name: give every group its own")
     total = sum(g.units for g in groups)
     budget = round(share * total)
-    most = {g.name: g.units - max(math.ceil(floor * g.units - 1e-9), int(is_structure(g))) for g in groups}
+    most = {g.name: g.units - max(math.ceil(floor * g.units - 1e-9), least_of(g)) for g in groups}
     floors = sum(most.values())
     if last is not None:
         most = {name: min(m, last[name]) for name, m in most.items()}

@@ -16,8 +16,10 @@ from prunelab.granularity import GRANULARITIES
 from prunelab.masking import current_masks
 
 DECODERS_ONLY = {"block_influence", "angular_distance", "glu_peak_to_peak", "mlps", "attentions", "layers"}
-CRITERIA = {n: c for n, c in CRITERIA.items() if n not in DECODERS_ONLY}  # those: tests/test_contract_decoders.py
-GRANULARITIES = {n: g for n, g in GRANULARITIES.items() if n not in DECODERS_ONLY}
+EXPERTS_ONLY = {"expert_frequency", "expert_norm", "reap", "experts"}
+ELSEWHERE = DECODERS_ONLY | EXPERTS_ONLY  # tests/test_contract_decoders.py, tests/test_experts.py
+CRITERIA = {n: c for n, c in CRITERIA.items() if n not in ELSEWHERE}
+GRANULARITIES = {n: g for n, g in GRANULARITIES.items() if n not in ELSEWHERE}
 
 EVERY = [*CRITERIA, "mama"]  # which needs weights to measure movement from: `judge` gives it some
 MODELS = ["cnn", "mlp", "residual", "vit"]

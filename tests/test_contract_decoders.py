@@ -77,8 +77,9 @@ def test_other_networks_are_refused(build, criterion):
 def test_every_one_is_here_or_there():
     """A new criterion or granularity must be tried on a decoder, or be listed as not made for one."""
     elsewhere = {"grasp", "synflow", "bn_slimming", "taylor_sum", "head_importance", "movement", "lamp", "mama"}
+    elsewhere |= {"expert_frequency", "expert_norm", "reap"}
     assert set(CRITERIA) - elsewhere <= {*USUAL, *DECODERS_ONLY}
-    assert set(GRANULARITIES) - {"filters", "coupled", "heads"} == set(WHATS)
+    assert set(GRANULARITIES) - {"filters", "coupled", "heads", "experts"} == set(WHATS)
 
 
 def test_units_of_a_group_share_no_tensor():

@@ -1,15 +1,16 @@
 """How important is each weight? One function a criterion: (model, calibration) -> scores, higher = keep.
 
 Every criterion leaves the model exactly as it was, and gives each prunable weight a score of its own shape (but
-`bn_slimming` scores BatchNorms instead, and `head_importance` what reads attention heads). A masked weight is scored by
-its underlying value, so that a mask can be reconsidered; but a gradient stops at a mask, and whatever is multiplied by
-one is 0 there.
+`bn_slimming` scores BatchNorms instead, `head_importance` what reads attention heads, and `reap` and its kin experts).
+A masked weight is scored by its underlying value, so that a mask can be reconsidered; but a gradient stops at a mask,
+and whatever is multiplied by one is 0 there.
 
 A criterion scores single weights. What a structure is worth, `allocate` makes of the scores of its weights.
 """
 
 from .activations import wanda
 from .depth import AngularDistance, BlockInfluence, angular_distance, block_influence, glu_peak_to_peak
+from .experts import expert_frequency, expert_norm, reap
 from .gradients import Grasp, fisher, gradient, grasp, synflow, taylor, taylor_sum
 from .heads import head_importance
 from .movements import Mama
@@ -29,6 +30,8 @@ __all__ = [
     "block_influence",
     "bn_slimming",
     "by_name",
+    "expert_frequency",
+    "expert_norm",
     "fisher",
     "fpgm",
     "glu_peak_to_peak",
@@ -38,6 +41,7 @@ __all__ = [
     "magnitude",
     "magnitude_l2",
     "random",
+    "reap",
     "register",
     "synflow",
     "taylor",

@@ -2,6 +2,7 @@
 
 from .channels import coupled, filters, neurons, width
 from .depth import attentions, glu_neurons, layers, mlps
+from .experts import experts
 from .heads import heads
 from .registry import GRANULARITIES, Granularity, by_name
 from .single import Blocks, blocks, weights
@@ -16,6 +17,7 @@ __all__ = [
     "blocks",
     "by_name",
     "coupled",
+    "experts",
     "filters",
     "glu_neurons",
     "heads",

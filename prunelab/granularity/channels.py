@@ -47,7 +47,9 @@ def neurons(model: nn.Module, example: Any = None) -> Groups:
     if is_decoder(model):
         return Groups(glu_neurons(model))
     found = _found(model, example)
-    return _some(found, lambda kinds: kinds.isdisjoint(("convolution", "width")), "neuron of a hidden Linear layer", model)
+    return _some(
+        found, lambda kinds: kinds.isdisjoint(("convolution", "width")), "neuron of a hidden Linear layer", model
+    )
 
 
 def width(model: nn.Module, example: Any = None) -> Groups:
@@ -115,9 +117,7 @@ def _groups(twin: nn.Module, seen: Trace) -> Iterator[tuple[Group, set[str], str
             yield made
 
 
-def _group(
-    twin: nn.Module, seen: Trace, each: list[Port], table: np.ndarray
-) -> tuple[Group, set[str], str] | None:
+def _group(twin: nn.Module, seen: Trace, each: list[Port], table: np.ndarray) -> tuple[Group, set[str], str] | None:
     """One group, its root first: the layer that makes its channels. None for sets that no layer makes, or for one."""
     ports = list(dict.fromkeys(each))
     made = [p for p in ports if _makes(twin, p)]

@@ -230,7 +230,9 @@ def _rows(shadow: Any, ids: Tensor, x: Tensor, hint: list[int]) -> Tensor:
 
 
 @rule("slice")
-def _slice(shadow: Any, out: Tensor, x: Tensor, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> None:
+def _slice(
+    shadow: Any, out: Tensor, x: Tensor, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+) -> None:
     dim %= x.dim()
     size = x.shape[dim]
     first, last = slice(start, end).indices(size)[:2]
@@ -520,7 +522,9 @@ def _var(shadow: Any, out: Any, x: Tensor, dims: Any = None, *args: Any, keepdim
 
 
 @rule("linalg_vector_norm", "norm")
-def _vector_norm(shadow: Any, out: Tensor, x: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, **_: Any) -> None:
+def _vector_norm(
+    shadow: Any, out: Tensor, x: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, **_: Any
+) -> None:
     reduce(shadow, out, x, dim, keepdim, exact=p != float("-inf"))
 
 
@@ -547,8 +551,10 @@ def _normed(shadow: Any, out: Any, x: Tensor, own: Sequence[Any], over: Sequence
     for ids in shadow.of(x):
         if set(varying(ids)) & set(over):
             shadow.average(ids)
-        if dim in varying(ids) and not any(varying(i) == varying(ids) for i in mine) and any(
-            isinstance(t, Tensor) for t in own
+        if (
+            dim in varying(ids)
+            and not any(varying(i) == varying(ids) for i in mine)
+            and any(isinstance(t, Tensor) for t in own)
         ):
             shadow.freeze(ids, AHEAD)
     shadow.put(_first(out), shadow.of(x))
@@ -570,7 +576,9 @@ def _layer_norm(shadow: Any, out: Any, x: Tensor, size: Any, *args: Any, **_: An
 
 
 @rule("native_group_norm", "group_norm")
-def _group_norm(shadow: Any, out: Any, x: Tensor, w: Any, b: Any, n: Any, c: Any, hw: Any, groups: int, *_: Any) -> None:
+def _group_norm(
+    shadow: Any, out: Any, x: Tensor, w: Any, b: Any, n: Any, c: Any, hw: Any, groups: int, *_: Any
+) -> None:
     for ids in (i.reshape(-1) for i in shadow.of(x) if varying(i) == (1,)):
         if groups == 1:
             shadow.average(ids)

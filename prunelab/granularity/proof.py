@@ -127,7 +127,9 @@ class Trial:
             return f"the model fails without some of its channels: {(str(error) or type(error).__name__)[:150]}"
         return self._compared(groups, before, after, TOLERANCE if wide else ROUGH)
 
-    def _run(self, model: nn.Module, whole: Mapping[str, Tensor], lines: Lines, other: Replay | None, wide: bool) -> Replay:
+    def _run(
+        self, model: nn.Module, whole: Mapping[str, Tensor], lines: Lines, other: Replay | None, wide: bool
+    ) -> Replay:
         replay = Replay(_values(model, whole, lines, other is None, wide), other)
         inputs = mapped(lambda t: t.float() if wide and t.is_floating_point() else t, self.example)
         self.place = ""  # the innermost module that runs, for a failure to name

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..core import Granularity, PruneError
 from .channels import coupled, filters, neurons, width
 from .depth import attentions, layers, mlps
+from .experts import experts
 from .heads import heads
 from .single import weights
 
@@ -18,6 +19,7 @@ GRANULARITIES: dict[str, Granularity] = {
     "mlps": mlps,
     "attentions": attentions,
     "layers": layers,
+    "experts": experts,
 }
 
 

@@ -179,7 +179,9 @@ def trace(twin: nn.Module, example: Any) -> Trace:
     try:
         return _traced(twin, example, meta=False)
     except Exception as error:
-        raise PruneError(f"{type(twin).__name__} cannot be traced: {type(error).__name__}: {error}. {BY_HAND}") from error
+        raise PruneError(
+            f"{type(twin).__name__} cannot be traced: {type(error).__name__}: {error}. {BY_HAND}"
+        ) from error
 
 
 def _try_out(twin: nn.Module, example: Any) -> None:
@@ -251,7 +253,13 @@ def plainly() -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     eager = torch.compiler.set_stance("force_eager")
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), eager, warnings.catch_warnings(), redirect_stdout(StringIO()):
+        with (
+            torch.no_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+            eager,
+            warnings.catch_warnings(),
+            redirect_stdout(StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -81,7 +81,8 @@ def _shorten(model: nn.Module, path: str, without: set[float]) -> None:
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, nn.ModuleList(layers[i] for i in stay))
     config = config_of(model)
-    if getattr(config, "num_hidden_layers", None) != before:
+    inner = any(part.isdigit() for part in path.split("."))  # a list within a layer, such as its experts
+    if inner or getattr(config, "num_hidden_layers", None) != before:
         return
     lists = [k for k, v in vars(config).items() if isinstance(v, (list, tuple)) and len(v) == before]
     new = {k: type(vars(config)[k])(vars(config)[k][i] for i in stay) for k in lists}

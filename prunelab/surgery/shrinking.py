@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from .. import layers, units
 from ..core import Group, Keep, Place, PruneError, lookup_all, places, shape
 from ..masking import bake
-from . import heads, widths
+from . import experts, heads, widths
 from .removal import gone, remove
 
 HOLDS_A_SIZE = re.compile(r"dim|width|hidden|channels|features|planes|d_model|embed|(^|_)(c|ch|nf)$")
@@ -50,6 +50,7 @@ def shrink(model: nn.Module, groups: Sequence[Group], keep: Keep) -> nn.Module:
     heads.settle(small, touched)
     remove(small, gone(groups, keep))
     widths.settle(small)
+    experts.settle(small, touched)
     return small
 
 
