@@ -20,7 +20,7 @@ def check(member: Member, tensor: Tensor, units: int) -> None:
     else:
         own = index(member, units)
         size = tensor.shape[member.dim] if -tensor.dim() <= member.dim < tensor.dim() else 0
-        fits = len(own) == units and own.numel() > 0 and 0 <= int(own.min()) and int(own.max()) < size
+        fits = len(own) == units and own.numel() > 0 and int(own.min()) >= 0 and int(own.max()) < size
         if member.index is None:
             fits = fits and own.numel() == size
         wanted = f"{units} units of {member.block} entries along dimension {member.dim}"

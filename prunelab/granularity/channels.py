@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -74,6 +75,7 @@ class _Found:
 
     groups: list[tuple[Group, set[str]]]
     stays: dict[str, str]
+    refuted: list[tuple[str, set[str]]]  # tried, and not right: what was tried, and with which outcome
 
 
 def _found(model: nn.Module, example: Any) -> _Found:
@@ -82,14 +84,19 @@ def _found(model: nn.Module, example: Any) -> _Found:
     with torch.inference_mode(False), torch.random.fork_rng(devices=gpus):
         twin, inputs = plain_twin(model), on(model, example)
         seen = trace(twin, inputs)
-        candidates = list(_groups(twin, seen))
-        kinds = {group.name: made for group, made, _ in candidates}
-        proof = proven(twin, [g for g, _, _ in candidates], {g.name: a for g, _, a in candidates if a}, inputs)
-    return _Found([(g, kinds[g.name]) for g in proof.groups], _stays(twin, seen, candidates, proof.refuted))
+        candidates = sorted(_groups(twin, seen), key=lambda c: c.first)
+        assumed = {c.group.name: c.assumed for c in candidates if c.assumed}
+        proof = proven(twin, [c.group for c in candidates], assumed, inputs)
+    kinds = {c.group.name: c.kinds for c in candidates}
+    refuted = [(f"{name} {why}", kinds[name]) for name, why in proof.refuted.items()]
+    return _Found([(g, kinds[g.name]) for g in proof.groups], _stays(twin, seen, candidates, proof.refuted), refuted)
 
 
 def _some(found: _Found, wanted: Callable[[set[str]], bool], what: str, model: nn.Module) -> Groups:
     groups = Groups((g for g, kinds in found.groups if wanted(kinds)), found.stays)
+    missing = [told for told, kinds in found.refuted if wanted(kinds)]
+    if missing:
+        warnings.warn(f"left out: {'; '.join(missing)}", stacklevel=3)
     if not groups:
         why = "; ".join(f"{layer}: {reason}" for layer, reason in list(found.stays.items())[:5])
         raise PruneError(
@@ -99,8 +106,18 @@ def _some(found: _Found, wanted: Callable[[set[str]], bool], what: str, model: n
     return groups
 
 
-def _groups(twin: nn.Module, seen: Trace) -> Iterator[tuple[Group, set[str], str]]:
-    """Sets that take as many entries of the same ports become the units of one group; with kinds and assumption."""
+@dataclass(frozen=True)
+class Candidate:
+    """A group before it is tried, the kinds of layers that make its channels, and what was taken for granted."""
+
+    group: Group
+    kinds: set[str]
+    assumed: str
+    first: int  # the number of its root's first channel: the model's order
+
+
+def _groups(twin: nn.Module, seen: Trace) -> Iterator[Candidate]:
+    """Sets that take as many entries of the same ports become the units of one group."""
     of_number = np.repeat(np.arange(len(seen.ports)), [p.size for p in seen.ports])  # number - 1 -> its port
     label = seen.label[1:]
     moving = np.nonzero(~np.isin(label, list(seen.stays)))[0]
@@ -117,7 +134,7 @@ def _groups(twin: nn.Module, seen: Trace) -> Iterator[tuple[Group, set[str], str
             yield made
 
 
-def _group(twin: nn.Module, seen: Trace, each: list[Port], table: np.ndarray) -> tuple[Group, set[str], str] | None:
+def _group(twin: nn.Module, seen: Trace, each: list[Port], table: np.ndarray) -> Candidate | None:
     """One group, its root first: the layer that makes its channels. None for sets that no layer makes, or for one."""
     ports = list(dict.fromkeys(each))
     made = [p for p in ports if _makes(twin, p)]
@@ -126,7 +143,8 @@ def _group(twin: nn.Module, seen: Trace, each: list[Port], table: np.ndarray) ->
     root = made[0]
     columns = {p: [i for i, port in enumerate(each) if port is p] for p in ports}
     table = table[np.argsort(table[:, columns[root][0]])]
-    members, norms = [], []
+    members: list[Member] = []
+    norms: list[Member] = []
     for port in (root, *(p for p in ports if p is not root)):
         index = table[:, columns[port]] - port.first
         whole = index.size == port.size and bool((index.reshape(-1) == np.arange(port.size)).all())
@@ -139,7 +157,8 @@ def _group(twin: nn.Module, seen: Trace, each: list[Port], table: np.ndarray) ->
     if inexact and kinds & {"linear", "embedding"} and len(made) > 1:
         kinds.add("width")
     group = Group(_name(root, members[0], table), len(table), tuple(members), exact=not inexact, norms=tuple(norms))
-    return group, kinds, next((seen.assumed[s] for s in sets if s in seen.assumed), "")
+    assumed = next((seen.assumed[s] for s in sets if s in seen.assumed), "")
+    return Candidate(group, kinds, assumed, int(table[0, columns[root][0]]))
 
 
 def _name(root: Port, member: Member, table: np.ndarray) -> str:
@@ -159,14 +178,12 @@ def _makes(twin: nn.Module, port: Port) -> str | None:
     return made[0] if made and made[1] == port.dim else None
 
 
-def _stays(
-    twin: nn.Module, seen: Trace, candidates: list[tuple[Group, set[str], str]], refuted: dict[str, str]
-) -> dict[str, str]:
+def _stays(twin: nn.Module, seen: Trace, candidates: list[Candidate], refuted: dict[str, str]) -> dict[str, str]:
     """Why, of each layer that makes channels which are in no group; one reason each, in the model's order."""
     because: dict[int, str] = dict(seen.stays)
     grouped: set[int] = set()
     position = {(p.name, p.dim): p for p in seen.ports}
-    for group, _, _ in candidates:
+    for group in (c.group for c in candidates):
         root = group.members[0]
         port = position[root.tensor, root.dim or 0]
         own = np.arange(port.size) if root.index is None else root.index.numpy().reshape(-1)

@@ -18,7 +18,21 @@ from torch.nn import functional as F
 from .. import layers
 
 RULES: dict[str, Callable[..., None]] = {}
-ELSEWHERE = "new_ zeros ones empty full rand arange scalar_tensor sym_ _local_scalar_dense is_ equal item".split()
+ELSEWHERE = [
+    "new_",
+    "zeros",
+    "ones",
+    "empty",
+    "full",
+    "rand",
+    "arange",
+    "scalar_tensor",
+    "sym_",
+    "_local_scalar_dense",
+    "is_",
+    "equal",
+    "item",
+]
 AHEAD = "meets a tensor of a fixed size"
 
 
@@ -152,7 +166,7 @@ def _strided(name: str) -> None:
     rule(name)(moved)
 
 
-for _name in "permute transpose t expand unsqueeze squeeze".split():
+for _name in ["permute", "transpose", "t", "expand", "unsqueeze", "squeeze"]:
     _strided(_name)
 
 
@@ -238,7 +252,7 @@ def _slice(
     first, last = slice(start, end).indices(size)[:2]
     found = []
     for ids in shadow.of(x):
-        if dim not in varying(ids) or last - first == size and step == 1:
+        if dim not in varying(ids) or (last - first == size and step == 1):
             found.append(ids)
         elif _proportional(shadow, ids, dim, first, last, step):
             found.append(ids.narrow(dim, first, last - first)[(slice(None),) * dim + (slice(None, None, step),)])
@@ -734,7 +748,7 @@ def bare_channels(module: nn.Module) -> int:
 def makes(module: nn.Module) -> tuple[str, int] | None:
     """What kind of layer makes channels, and along which dimension of its weight."""
     if isinstance(module, layers.CONVOLUTION):
-        return "convolution", int(module.transposed and module.groups == 1)  # type: ignore[operator]
+        return "convolution", int(module.transposed and module.groups == 1)
     if isinstance(module, nn.Linear):
         return "linear", 0
     if isinstance(module, nn.Embedding):

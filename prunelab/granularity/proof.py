@@ -32,9 +32,30 @@ TOLERANCE = 1e-4  # float32 rounding stays below 1e-5, what is not exact is abov
 ROUGH = 0.05  # of a model that runs in half precision only
 SAMPLE = 8192  # entries of each product that are compared
 PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "convolution", "mv", "deform_conv2d"}
-DECISIONS = set("topk sort argmax argmin nonzero nms gt ge lt le eq ne _local_scalar_dense bincount".split())
-AVERAGES = set("mean amax amin max min var std var_mean std_mean logsumexp prod".split())
-NORMS = {"native_layer_norm", "native_group_norm", "_fused_rms_norm"}
+DECISIONS = set(
+    [
+        "topk",
+        "sort",
+        "argmax",
+        "argmin",
+        "nonzero",
+        "nms",
+        "gt",
+        "ge",
+        "lt",
+        "le",
+        "eq",
+        "ne",
+        "_local_scalar_dense",
+        "bincount",
+    ]
+)
+AVERAGES = set(["mean", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "logsumexp", "prod"])
+NORMS = {"native_layer_norm", "native_group_norm", "_fused_rms_norm", "native_batch_norm"}
+SOFTMAX = {"_softmax", "_safe_softmax"}
+
+
+FOLLOWED = DECISIONS | AVERAGES | NORMS | SOFTMAX
 
 
 @dataclass(frozen=True)
@@ -71,10 +92,6 @@ def _told(why: str, assumed: str | None) -> str:
 
 def _inside(name: str, path: str) -> bool:
     return bool(path) and name.startswith(f"{path}.")
-
-
-def _told(why: str, assumed: str | None) -> str:
-    return f"was tried, and {why}" + (f" ({assumed})" if assumed else "")
 
 
 @dataclass
@@ -137,7 +154,7 @@ class Trial:
         try:
             with plainly(), replay:
                 for number, out in enumerate(passes(model, inputs)):
-                    replay.products["", number] = _sample(floating(out))
+                    replay.products["", "", number] = _sample(floating(out))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -152,8 +169,10 @@ class Trial:
             other = after.products.get(key)
             if other is None or one.shape != other.shape or not one.numel() or not bool(one.isfinite().all()):
                 continue
-            largest = float(one.abs().max())
-            gap = float((one - other).abs().max()) / (largest or 1.0)
+            if key[0] and bool((one[-1] != other[-1]).any()):  # of more boxes, say
+                continue
+            one, other = (t[:-1] if key[0] else t for t in (one, other))
+            gap = float((one - other).abs().max()) / (float(one.abs().max()) or 1.0)
             if not gap <= tolerance:
                 where = f"{key[0]} computes" if key[0] else "the outputs are"
                 self.place = key[0].rpartition(".")[0]
@@ -183,7 +202,7 @@ class Replay(TorchDispatchMode):
         super().__init__()
         self.values = values
         self.other = other
-        self.products: dict[tuple[str, int], Tensor] = {}
+        self.products: dict[tuple[str, str, int], Tensor] = {}  # parameter, operator and call -> some of the result
         self.told: dict[tuple[str, int], tuple[Any, Any]] = {}  # operator and call -> (shape of the input, result)
         self.calls: collections.Counter[str] = collections.Counter()
         self.names: Any = WeakIdKeyDictionary()  # what was made of a parameter alone -> its name
@@ -197,8 +216,8 @@ class Replay(TorchDispatchMode):
         if name in PRODUCTS and any(names):
             key = min(filter(None, names), key=lambda n: n.endswith("bias"))
             self.calls[key] += 1
-            self.products[key, self.calls[key]] = _sample([out])
-        elif name in DECISIONS or name in AVERAGES or name in NORMS:
+            self.products[key, name, self.calls[key]] = _moments(out, 1 if "conv" in name else -1)
+        elif name in FOLLOWED:
             self.calls[name] += 1
             out = self._followed(name, args, out)
         if len(set(names)) == 1 and names[0] and isinstance(out, Tensor):
@@ -220,23 +239,28 @@ class Replay(TorchDispatchMode):
             return out
         key = name, self.calls[name]
         if self.other is None:
-            self.told[key] = x.shape, out[1:] if name in NORMS else out
+            kept = x.logsumexp(args[1], True) if name in SOFTMAX else out[1:] if name in NORMS else out
+            self.told[key] = x.shape, kept
             return out
         if key not in self.other.told:
             return out
         size, told = self.other.told[key]
-        if name in NORMS:
+        if name in NORMS or name in SOFTMAX:
             return out if size == x.shape else _renormed(name, args, out, told)
         first, theirs = (o[0] if isinstance(o, (tuple, list)) else o for o in (out, told))
         if name in DECISIONS:
             return _redecided(x, args, out, told) if size == x.shape else out
-        alike = isinstance(first, Tensor) and first.shape == theirs.shape
+        alike = isinstance(first, Tensor) and isinstance(theirs, Tensor) and first.shape == theirs.shape
         return told if alike and size != x.shape else out
 
 
 def _renormed(name: str, args: Any, out: Any, told: Any) -> Any:
     """A norm with the statistics of the other run."""
     x = args[0]
+    if name in SOFTMAX:
+        return (x - told).exp() if told.shape == out.sum(args[1], True).shape else out
+    if name == "native_batch_norm":  # of a weight that is standardised over its inputs
+        return out
     if name == "native_group_norm":
         w, b, groups = args[1], args[2], args[6]
         if told[0].shape[1] != groups:  # whole groups went: the statistics of the others are their own
@@ -246,7 +270,7 @@ def _renormed(name: str, args: Any, out: Any, told: Any) -> Any:
         made = (x - mean) * rstd
         return (made * (1 if w is None else w.view(view)) + (0 if b is None else b.view(view)), *told)
     w, b = args[2], args[3] if name == "native_layer_norm" else None
-    made = (x - told[0]) * told[1] if name == "native_layer_norm" else x * told[0]
+    made = ((x - told[0]) * told[1] if name == "native_layer_norm" else x * told[0]).contiguous()
     return (made * (1 if w is None else w) + (0 if b is None else b), *told)
 
 
@@ -260,8 +284,15 @@ def _redecided(x: Tensor, args: Any, out: Any, told: Any) -> Any:
     return x.gather(dim, indices), indices
 
 
+def _moments(made: Tensor, channel: int) -> Tensor:
+    """Mean and root mean square of each channel, and how many numbers it has: in whatever order a layer lays them."""
+    rows = made.detach().movedim(channel, -1).reshape(-1, made.shape[channel]).double()
+    count = rows.new_full((1, rows.shape[1]), len(rows))
+    return torch.cat([rows.mean(0, True), rows.square().mean(0, True).sqrt(), count]).cpu()
+
+
 def _sample(made: Sequence[Tensor]) -> Tensor:
-    """Some thousand entries of what was made, with its size and how many there are, spread over all of it."""
+    """Some thousand entries of what was made, spread over all of it."""
     flat = [t.detach().flatten() for t in made if t.is_floating_point()]
     some = [f[:: max(1, len(f) // SAMPLE) | 1].double() for f in flat]
     return torch.cat(some).cpu() if some else torch.empty(0)
@@ -297,7 +328,7 @@ def _value(name: str, whole: Tensor, lines: Sequence[tuple[int, Tensor]], masked
 def _disturbed(name: str, values: Tensor) -> Tensor:
     """With other numbers where a fresh network has zeros and ones (biases, norms, layer scales), which hide errors."""
     vector = max(values.shape, default=0) == values.numel()
-    if not values.numel() or not vector and float(values.max()) > float(values.min()):
+    if not values.numel() or (not vector and float(values.max()) > float(values.min())):
         return values
     dice = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     values = values * (torch.rand(values.shape, generator=dice) + 0.5).to(values)

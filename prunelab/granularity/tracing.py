@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
 from typing import Any
@@ -197,7 +197,7 @@ def _try_out(twin: nn.Module, example: Any) -> None:
 
 
 def plain_twin(model: nn.Module) -> nn.Module:
-    """The same structure around the same parameters, in eval mode, without hooks, masks baked in; buffers are copies."""
+    """The same modules around the same parameters, in eval mode, without hooks, masks baked in; buffers are copies."""
     try:
         if any(mask_of(p.module, p.attribute) is not None for p in places(model)):
             model = bake(copy.deepcopy(model))
@@ -327,7 +327,7 @@ def _watch(shadow: Shadow, model: nn.Module) -> None:
 
 
 def passes(model: nn.Module, inputs: Any) -> Iterator[Any]:
-    """What the model returns in eval mode; and in that of training if this runs more layers (GoogLeNet's other heads)."""
+    """What the model returns in eval mode; and in training mode if that runs more layers (GoogLeNet's other heads)."""
     reached: set[nn.Module] = set()
     hooks = [m.register_forward_pre_hook(lambda m, _: reached.add(m)) for m in model.modules()]
     yield run(model, inputs)
