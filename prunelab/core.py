@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -135,9 +137,10 @@ class Mask(nn.Module):
 
 def mask_of(module: nn.Module, attribute: str) -> Mask | None:
     """The mask on `module.attribute`, or None if it has none."""
-    if not parametrize.is_parametrized(module, attribute):
+    made = module._modules.get("parametrizations")  # a getattr would search in vain, and slowly, in most modules
+    if made is None or attribute not in cast(nn.ModuleDict, made):
         return None
-    chain = cast(nn.ModuleDict, module.parametrizations)[attribute]
+    chain = cast(nn.ModuleDict, made)[attribute]
     return next((p for p in cast(nn.ModuleList, chain) if isinstance(p, Mask)), None)
 
 
@@ -148,7 +151,7 @@ def in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
 
 def masks_on(module: nn.Module) -> dict[str, Mask]:
     """The masks on a module's own attributes, by attribute."""
-    found = {name: mask_of(module, name) for name in getattr(module, "parametrizations", {})}
+    found = {name: mask_of(module, name) for name in cast(nn.ModuleDict, module._modules.get("parametrizations") or {})}
     return {name: mask for name, mask in found.items() if mask is not None}
 
 
@@ -222,6 +225,36 @@ def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     finally:
         for module, was in before:
             module.training = was
+
+
+def copied(model: nn.Module, instead: Mapping[int, Any]) -> nn.Module:
+    """A deep copy with other things in place of those whose ids are given, in a fraction of `copy.deepcopy`'s time.
+
+    Most of that goes into a dozen empty dicts of hooks a module. Modules that copy themselves are left to do so.
+    """
+    memo: dict[int, Any] = dict(instead)
+    modules = list(model.modules())
+    if any(_copies_itself(type(m)) for m in modules):
+        return copy.deepcopy(model, memo)
+    for module in modules:
+        memo[id(module)] = type(module).__new__(type(module))
+    for module in modules:
+        state = {k: _copied(v, memo) for k, v in vars(module).items()}
+        memo[id(module)].__setstate__(state)
+    return memo[id(model)]
+
+
+def _copies_itself(kind: Any) -> bool:
+    own = kind.__reduce_ex__ is not object.__reduce_ex__ or kind.__getstate__ is not object.__getstate__
+    return own or hasattr(kind, "__deepcopy__")
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    if value is None or type(value) in (bool, int, float, str) or id(value) in memo:
+        return memo.get(id(value), value)
+    if type(value) in (dict, OrderedDict, set) and not value:
+        return type(value)()
+    return copy.deepcopy(value, memo)
 
 
 def at_once(scalars: Sequence[Tensor]) -> list[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .. import layers, units
-from ..core import Group, Keep, Place, PruneError, lookup_all, places, shape
+from ..core import Group, Keep, Place, PruneError, copied, lookup_all, places, shape
 from ..masking import bake
 from . import experts, heads, widths
 from .removal import gone, remove
@@ -120,7 +119,7 @@ def _pieces(model: nn.Module, lines: Lines) -> dict[int, Tensor]:
 def _copied(model: nn.Module, pieces: dict[int, Tensor]) -> nn.Module:
     """A copy that never holds the whole of what is cut, wherever the model refers to it."""
     try:
-        return copy.deepcopy(model, dict(pieces))
+        return copied(model, pieces)
     except RuntimeError as error:
         raise PruneError(
             f"{type(model).__name__} cannot be copied: {error} A tensor kept as an attribute, or the hooks of "
@@ -150,10 +149,11 @@ def _resize(model: nn.Module, lines: Lines) -> None:
     """Sizes that modules of one's own hold, `hidden_dim` and the like, where only one of the cuts can be meant."""
     within: dict[str, dict[int, set[int]]] = {}  # path -> size before -> sizes after, of all that was cut inside
     for (name, _), line in lines.items():
+        left = int(line.sum())
         parts = name.split(".")
         for depth in range(len(parts)):
             sizes = within.setdefault(".".join(parts[:depth]), {})
-            sizes.setdefault(len(line), set()).add(int(line.sum()))
+            sizes.setdefault(len(line), set()).add(left)
     for path, sizes in within.items():
         module = model.get_submodule(path)
         for attribute, size in list(vars(module).items()) if not isinstance(module, tuple(DECLARED)) else ():
