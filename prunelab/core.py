@@ -239,22 +239,30 @@ def copied(model: nn.Module, instead: Mapping[int, Any]) -> nn.Module:
     for module in modules:
         memo[id(module)] = type(module).__new__(type(module))
     for module in modules:
-        state = {k: _copied(v, memo) for k, v in vars(module).items()}
+        state = {k: _copied(v, memo) for k, v in module.__getstate__().items()}
         memo[id(module)].__setstate__(state)
     return memo[id(model)]
 
 
 def _copies_itself(kind: Any) -> bool:
-    own = kind.__reduce_ex__ is not object.__reduce_ex__ or kind.__getstate__ is not object.__getstate__
+    usual = (nn.Module.__getstate__, object.__getstate__)
+    own = kind.__reduce_ex__ is not object.__reduce_ex__ or kind.__getstate__ not in usual
     return own or hasattr(kind, "__deepcopy__")
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    if value is None or type(value) in (bool, int, float, str) or id(value) in memo:
-        return memo.get(id(value), value)
-    if type(value) in (dict, OrderedDict, set) and not value:
-        return type(value)()
+    if type(value) in _PLAIN or (type(value) is tuple and all(type(v) in _PLAIN for v in value)):
+        return value
+    if id(value) in memo:
+        return memo[id(value)]
+    if type(value) in (dict, OrderedDict):
+        made = memo[id(value)] = type(value)()
+        made.update((k, _copied(v, memo)) for k, v in value.items())
+        return made
     return copy.deepcopy(value, memo)
+
+
+_PLAIN = (type(None), bool, int, float, str)
 
 
 def at_once(scalars: Sequence[Tensor]) -> list[float]:

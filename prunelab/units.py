@@ -18,11 +18,12 @@ def check(member: Member, tensor: Tensor, units: int) -> None:
         fits = rows % r == 0 and columns % c == 0 and units * r * c == tensor.numel()
         wanted = f"{units} units of {r} x {c} entries"
     else:
-        own = index(member, units)
         size = tensor.shape[member.dim] if -tensor.dim() <= member.dim < tensor.dim() else 0
-        fits = len(own) == units and own.numel() > 0 and int(own.min()) >= 0 and int(own.max()) < size
-        if member.index is None:
-            fits = fits and own.numel() == size
+        own = member.index
+        if own is None:
+            fits = units * member.block == size > 0
+        else:
+            fits = len(own) == units and own.numel() > 0 and int(own.min()) >= 0 and int(own.max()) < size
         wanted = f"{units} units of {member.block} entries along dimension {member.dim}"
     if not fits:
         raise PruneError(f"{member.tensor} {shape(tensor)} does not hold {wanted}: the groups are of another model")
@@ -109,8 +110,10 @@ def mask(member: Member, kept: Tensor, into: Sequence[int]) -> Tensor:
 
 def line(member: Member, kept: Tensor, size: int) -> Tensor:
     """(size,) bools: which indices of a structure's dimension stay."""
+    if member.index is None:
+        return kept if member.block == 1 else kept.repeat_interleave(member.block)
     whole = torch.ones(size, dtype=torch.bool, device=kept.device)
-    whole[index(member, len(kept)).to(kept.device)[~kept].flatten()] = False
+    whole[member.index.to(kept.device)[~kept].flatten()] = False
     return whole
 
 
