@@ -257,7 +257,8 @@ def test_grouped_queries_leave_with_their_key_value_head():
 def test_the_thirds_of_torch_s_packed_projection():
     model = nn.Sequential(nn.MultiheadAttention(6, 3))
     (group,) = granularity.heads(model)
-    rows = [Member(f"0.in_proj_{what}", 0, 2, start) for start in (0, 6, 12) for what in ("weight", "bias")]
+    own = [torch.arange(start, start + 6).view(3, 2) for start in (0, 6, 12)]  # queries, keys, values
+    rows = [Member(f"0.in_proj_{what}", 0, index=index) for index in own for what in ("weight", "bias")]
     assert group == Group("0", 3, (*rows, Member("0.out_proj.weight", 1, 2)))
     assert granularity.heads(nn.MultiheadAttention(6, 3))[0].name == "attention", "the model itself"
 
