@@ -158,7 +158,8 @@ def _resize(model: nn.Module, lines: Lines) -> None:
     for path, sizes in _sizes(model, lines).items():
         module = model.get_submodule(path)
         for attribute, size in list(vars(module).items()) if not isinstance(module, tuple(DECLARED)) else ():
-            counts = sizes.get(size, {}) if type(size) is int and HOLDS_A_SIZE.search(attribute) else {}
+            named = type(size) is int and HOLDS_A_SIZE.search(attribute)
+            counts = sizes.get(size, collections.Counter()) if named else collections.Counter()
             cut = [after for after in counts if after != size]
             if len(cut) == 1 and counts[cut[0]] > counts.get(size, 0):
                 setattr(module, attribute, cut[0])
