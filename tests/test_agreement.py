@@ -196,7 +196,7 @@ def test_what_lies_below_is_computed_once(build, data_for):
         Group(
             g.name,
             g.units,
-            tuple(Member(f"inner.{m.tensor}", m.dim, m.block, m.offset, m.tile, m.learned) for m in g.members),
+            tuple(Member(f"inner.{m.tensor}", m.dim, m.block, m.index, m.tile, m.learned) for m in g.members),
         )
         for g in groups
     ]

@@ -55,7 +55,7 @@ def test_structures_by_hand():
     assert flat(allocate(SCORES, [columns, rows], 0.4)) == {"columns": [0, 1, 1], "rows": [0, 1]}
     coupled = Group("coupled", 2, (Member("a", 0), Member("b", 1)))  # 8 + 9.5, 16 + 12
     assert flat(allocate(SCORES, [coupled], 0.5, "layer")) == {"coupled": [0, 1]}
-    block = Group("block", 1, (Member("a", 1, block=2, offset=1),))
+    block = Group("block", 1, (Member("a", 1, index=torch.tensor([[1, 2]])),))
     assert flat(allocate(SCORES, [block], 0.0)) == {"block": [1]}
 
 

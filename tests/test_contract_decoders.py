@@ -79,7 +79,17 @@ def test_every_one_is_here_or_there():
     elsewhere = {"grasp", "synflow", "bn_slimming", "taylor_sum", "head_importance", "movement", "lamp", "mama"}
     elsewhere |= {"expert_frequency", "expert_norm", "reap"}
     assert set(CRITERIA) - elsewhere <= {*USUAL, *DECODERS_ONLY}
-    assert set(GRANULARITIES) - {"filters", "coupled", "heads", "experts"} == set(WHATS)
+    assert set(GRANULARITIES) - {"filters", "coupled", "heads", "experts", "width"} == set(WHATS)
+
+
+def test_the_width_of_a_decoder():
+    """It is never exact, so that it stands apart: what is left runs, at the width that the config declares."""
+    model = decoder()
+    (group,) = GRANULARITIES["width"](model, token_ids())
+    assert (group.name, group.units, group.exact) == ("model.embed_tokens", model.config.hidden_size, False)
+    small = pl.shrink(model, [group], {group.name: torch.arange(group.units) % 4 > 0})
+    assert small.model.embed_tokens.weight.shape[1] == 3 * group.units // 4
+    assert small(token_ids()).logits.shape == model(token_ids()).logits.shape
 
 
 def test_units_of_a_group_share_no_tensor():

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import io
 import itertools
-import warnings
 
 import pytest
 import torch
@@ -22,8 +21,11 @@ X = torch.tensor([[1.0, 2.0, 0.0], [3.0, -1.0, 2.0]])
 T = torch.tensor([[-3.0, 2.0], [4.0, 8.0]])
 # outputs X W' = [[-3, 3], [6, 7]], errors E = outputs - T = [[0, 1], [2, -1]], loss = mean over samples of |e|^2 / 2
 
-# These have tests of their own, for none of the networks here has heads or decoder blocks.
-OF_TRANSFORMERS = ("head_importance", "block_influence", "angular_distance", "glu_peak_to_peak")
+# These have tests of their own, for none of the networks here has heads, decoder blocks or experts.
+OF_TRANSFORMERS = (
+    "head_importance", "block_influence", "angular_distance", "glu_peak_to_peak", "expert_frequency", "expert_norm",
+    "reap",
+)  # fmt: skip
 LOOKS_AT_DATA = ["gradient", "taylor", "taylor_sum", "fisher", "grasp", "wanda", "synflow"]
 
 
@@ -168,19 +170,6 @@ def say_the_greatest_differences():
         print(f"{what:<32} {gap:.1e}")
 
 
-def torch_pruning(model, x):
-    """The filters of every layer as Torch-Pruning sees them: (name of the weight, its group)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import torch_pruning as tp
-
-        graph = tp.DependencyGraph().build_dependency(model, x)
-    for path, module in model.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            prune = tp.prune_conv_out_channels if isinstance(module, nn.Conv2d) else tp.prune_linear_out_channels
-            yield f"{path}.weight", graph.get_pruning_group(module, prune, list(range(module.weight.shape[0])))
-
-
 def filters_of(scores, weight):
     """(filters,): our unit scores of one layer's own weights."""
     group = Group(weight, scores[weight].shape[0], (Member(weight, 0),))
@@ -188,57 +177,34 @@ def filters_of(scores, weight):
 
 
 @pytest.fixture
-def theirs(model, data_for, name):
-    """A copy with the gradients of the mean loss, and its Torch-Pruning groups."""
+def gradients(model, data_for, name):
+    """Of the mean loss, by autograd on a copy: name -> gradient; and that of each sample alone, (samples, ...)."""
     copied, (x, y) = copy.deepcopy(model), data_for(name)
-    groups = list(torch_pruning(copied, x))
-    copied.zero_grad()
-    F.cross_entropy(copied(x), y).backward()
-    return copied, groups
+    weights = dict(copied.named_parameters())
+    each = [
+        torch.autograd.grad(F.cross_entropy(copied(x[i : i + 1]), y[i : i + 1]), list(weights.values()))
+        for i in range(len(y))
+    ]
+    mean = torch.autograd.grad(F.cross_entropy(copied(x), y), list(weights.values()))
+    return dict(zip(weights, mean, strict=True)), {
+        n: torch.stack([own[i] for own in each]) for i, n in enumerate(weights)
+    }
 
 
-@pytest.mark.parametrize("multivariable", [False, True], ids=["taylor", "taylor_sum"])
-def test_taylor_against_torch_pruning(model, calib, theirs, multivariable):
-    import torch_pruning as tp
+def test_taylor_by_filter(model, calib, gradients):
+    """A filter's worth is the sum of |w g|, or, of taylor_sum, |the sum of w g|: what Torch-Pruning takes, too."""
+    mine, summed = criteria.taylor(model, calib), criteria.taylor_sum(model, calib)
+    for weight, w in pl.prunable(model).items():
+        terms = (w.detach() * gradients[0][weight]).flatten(1)
+        close("taylor", filters_of(mine, weight), terms.abs().sum(1))
+        close("taylor_sum", filters_of(summed, weight), terms.sum(1).abs())
 
-    score = tp.importance.TaylorImportance(group_reduction="first", normalizer=None, multivariable=multivariable)
-    mine = (criteria.taylor_sum if multivariable else criteria.taylor)(model, calib)
-    for weight, group in theirs[1]:
-        close(f"{'taylor_sum' if multivariable else 'taylor'}, Torch-Pruning", filters_of(mine, weight), score(group))
 
-
-def test_fisher_against_torch_pruning(model, calib, theirs, data_for, name):
-    import torch_pruning as tp
-
-    copied, groups = theirs
-    x, y = data_for(name)
-    squares = {}
-    for i in range(len(y)):  # sample after sample, by autograd
-        found = torch.autograd.grad(F.cross_entropy(copied(x[i : i + 1]), y[i : i + 1]), list(copied.parameters()))
-        for p, g in zip(copied.parameters(), found, strict=True):
-            squares[p] = squares.get(p, 0) + g**2 / len(y)
-    for p, h in squares.items():
-        p.grad = h  # where HessianImportance looks for h, once it has accumulated nothing itself
-    score = tp.importance.HessianImportance(group_reduction="first", normalizer=None)
+def test_fisher_against_autograd_per_sample(model, calib, gradients):
+    """Half of the mean squared gradient times w^2."""
     mine = criteria.fisher(model, calib)
-    for weight, group in groups:
-        w = copied.get_parameter(weight)
-        close("fisher, autograd per sample", mine[weight], squares[w] * w.detach() ** 2 / 2)
-        close("fisher, Torch-Pruning", 2 * filters_of(mine, weight), score(group))  # which leaves out the 1/2
-
-
-def test_fpgm_against_torch_pruning(model, theirs):
-    """Theirs takes distances of |w|^p: ours on signed weights is theirs only where none is negative."""
-    from torch_pruning.pruner.importance import FPGMImportance
-
-    copied, groups = theirs
-    with torch.no_grad():
-        for m in (model, copied):
-            for w in pl.prunable(m).values():
-                w.abs_()
-    score = FPGMImportance(p=1, group_reduction="first", normalizer=None)
-    for weight, group in groups:
-        close("fpgm, Torch-Pruning", filters_of(criteria.fpgm(model), weight), score(group))
+    for weight, w in pl.prunable(model).items():
+        close("fisher", mine[weight], gradients[1][weight].square().mean(0) * w.detach() ** 2 / 2)
 
 
 def test_fpgm_against_a_loop(model):
@@ -259,17 +225,14 @@ def test_fpgm_of_a_transposed_convolution(groups):
     close("fpgm, loop", scores.sum((1, 3, 4)).flatten(), expected)
 
 
-def test_bn_slimming_against_torch_pruning(model, theirs, name, data_for):
-    import torch_pruning as tp
-
-    if name == "mlp":
-        return
-    score = tp.importance.BNScaleImportance(group_reduction="mean", normalizer=None)
+@pytest.mark.parametrize("name", ["cnn", "residual"])
+def test_bn_slimming_is_the_scale_of_its_channel(model, name, data_for):
+    """|gamma| of each filter, averaged over the norms of its group (Liu et al. 2017)."""
     mine = criteria.bn_slimming(model)
-    theirs_by_root = dict(theirs[1])
     for group in granularity.filters(model, data_for(name)[0]):
-        found = unit_scores(mine, [group], "mean")[group.name]
-        close("bn_slimming, Torch-Pruning", found, score(theirs_by_root[f"{group.name}.weight"]))
+        norms = [m.tensor for m in group.members if m.tensor in mine]
+        expected = torch.stack([model.get_parameter(n).detach().abs() for n in norms]).mean(0)
+        close("bn_slimming", unit_scores(mine, [group], "mean")[group.name], expected)
 
 
 def test_snip_is_the_gradient_of_a_gate_on_each_weight(model, calib, data_for, name):

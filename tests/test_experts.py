@@ -121,7 +121,7 @@ def test_scores(name, criterion, worn, snapshot):
     assert snapshot(model) == before
     assert len(scores) == len(experts(model))
     for tensor, score in scores.items():
-        assert score.shape == model.get_submodule(tensor.rpartition(".")[0]).get_parameter("gate_up_proj").shape
+        assert score.shape == model.get_submodule(tensor.rpartition(".")[0]).gate_up_proj.shape
         assert torch.isfinite(score).all()
         assert torch.equal(score, again[tensor])
 
@@ -265,8 +265,12 @@ def test_criteria_refuse(criterion):
 def test_an_expert_that_is_not_finite_is_named():
     model = Mixture()
     with torch.no_grad():
-        model.experts.weight[0, 0, 0] = torch.nan
+        model.experts.weight.fill_(3e38)  # finite, and what it makes is not
     with pytest.raises(pl.PruneError, match="outputs of experts are not finite"):
+        CRITERIA["reap"](model, pl.Calibration(((TOKENS, torch.zeros(1)),)))
+    with torch.no_grad():
+        model.experts.weight[0, 0, 0] = torch.nan
+    with pytest.raises(pl.PruneError, match=r"experts\.weight .* holds 1 NaN"):
         CRITERIA["reap"](model, pl.Calibration(((TOKENS, torch.zeros(1)),)))
 
 

@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 import prunelab as pl
-from prunelab import PruneError, zoo
+from prunelab import PruneError, units, zoo
 from prunelab.granularity import Together
 
 
@@ -23,7 +23,7 @@ def test_what_one_has_claimed_no_other_gets(data_for):
     found = Together(("heads", "coupled")).found(model, x)
     assert found["heads"] == alone["heads"]
     rows = [(m.tensor, m.dim, i) for groups in found.values() for g in groups for m in g.members
-            for i in range(m.offset, m.offset + m.block * g.units)]  # fmt: skip
+            for i in units.index(m, g.units).flatten().tolist()]  # fmt: skip
     assert len(rows) == len(set(rows))
     assert {g.name for g in alone["coupled"]} >= {g.name for g in found["coupled"]}
     assert Together(("coupled", "coupled")).found(model, x) == {"coupled": alone["coupled"]}

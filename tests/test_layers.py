@@ -74,6 +74,14 @@ def test_imports_point_down(path):
     assert complaints(path.read_text(encoding="utf-8"), path) == []
 
 
+def test_torch_pruning_is_a_peer_in_the_benchmarks_only():
+    """Its graph once said which channels leave together; neither the package nor a unit test needs it now."""
+    tests = [
+        p for p in Path(__file__).parent.rglob("*.py") if "benchmarks" not in p.parts and p.name != "test_layers.py"
+    ]
+    assert [str(p) for p in (*MODULES, *tests) if "torch_pruning" in p.read_text(encoding="utf-8")] == []
+
+
 @pytest.mark.parametrize(
     "package", sorted("" if p.parent == ROOT else p.parent.name for p in ROOT.rglob("__init__.py"))
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ def heads(model: nn.Module, example: Any = None) -> list[Group]:
     a warning; without one the groups are exact, as these architectures are. Michel et al. 2019, arXiv 1905.10650.
 
     Raises PruneError for a model without attention known here, one whose query heads don't divide among its
-    key-value heads, and one that has a single head a layer.
+    key-value heads, one that has a single head a layer, and one that fails without any of them.
     """
     found = [Group(a.path or "attention", a.kv_heads, a.members()) for a in layers(model)]
     if not found:
@@ -43,4 +44,9 @@ def _tried(model: nn.Module, groups: list[Group], example: Any) -> list[Group]:
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.inference_mode(False), torch.random.fork_rng(devices=gpus):
         proof = proven(plain_twin(model), groups, {}, on(model, example))
-        return Groups(proof.groups, proof.refuted)
+    missing = "; ".join(f"{name} {why}" for name, why in proof.refuted.items())
+    if not proof.groups:
+        raise PruneError(f"{type(model).__name__} has no head that could be removed: {missing}. {BY_HAND}")
+    if missing:
+        warnings.warn(f"left out: {missing}", stacklevel=3)
+    return Groups(proof.groups, proof.refuted)

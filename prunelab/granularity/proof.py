@@ -219,7 +219,7 @@ class Replay(TorchDispatchMode):
             self.products[key, name, self.calls[key]] = _moments(out, 1 if "conv" in name else -1)
         elif name in FOLLOWED:
             self.calls[name] += 1
-            out = self._followed(name, args, out)
+            out = self._followed(name, args, kwargs, out)
         if len(set(names)) == 1 and names[0] and isinstance(out, Tensor):
             self.names[out] = names[0]
         return out
@@ -232,7 +232,7 @@ class Replay(TorchDispatchMode):
         names.append(self.names.get(tensor, ""))
         return tensor
 
-    def _followed(self, name: str, args: Any, out: Any) -> Any:
+    def _followed(self, name: str, args: Any, kwargs: Any, out: Any) -> Any:
         """The result; or that of the other run where channels are missing from an average, or values decide."""
         x = args[0]
         if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -249,7 +249,7 @@ class Replay(TorchDispatchMode):
             return out if size == x.shape else _renormed(name, args, out, told)
         first, theirs = (o[0] if isinstance(o, (tuple, list)) else o for o in (out, told))
         if name in DECISIONS:
-            return _redecided(x, args, out, told) if size == x.shape else out
+            return _redecided(x, _dim(name, args, kwargs), out, told) if size == x.shape else out
         alike = isinstance(first, Tensor) and isinstance(theirs, Tensor) and first.shape == theirs.shape
         return told if alike and size != x.shape else out
 
@@ -274,13 +274,17 @@ def _renormed(name: str, args: Any, out: Any, told: Any) -> Any:
     return (made * (1 if w is None else w) + (0 if b is None else b), *told)
 
 
-def _redecided(x: Tensor, args: Any, out: Any, told: Any) -> Any:
+def _dim(name: str, args: Any, kwargs: Any) -> int:
+    """Along which dimension it chooses: (x, k, dim) of topk, (x, dim) of all others; the last if nothing is said."""
+    after = args[2 if name == "topk" else 1 :]
+    return kwargs.get("dim", next((a for a in after if type(a) is int), -1))
+
+
+def _redecided(x: Tensor, dim: int, out: Any, told: Any) -> Any:
     """The other run's choice; the values chosen are one's own."""
     if not isinstance(out, (tuple, list)):
         return told
     indices = told[1]
-    dim = next((d for d in range(x.dim()) if x.shape[d] != indices.shape[d]), None)
-    dim = next((a for a in args[2:] if type(a) is int), -1) if dim is None else dim
     return x.gather(dim, indices), indices
 
 

@@ -126,7 +126,7 @@ class Shadow(TorchDispatchMode):
     def freeze(self, ids: Any, why: str) -> None:
         """These channels stay."""
         flat = ids if isinstance(ids, np.ndarray) else ids.reshape(-1).numpy()
-        self.frozen.append((flat, f"{why} in {self.where[-1]}" if self.where[-1] else why))
+        self.frozen.append((flat, self._placed(why)))
 
     def average(self, ids: Tensor) -> None:
         """Something averages over these channels, zeros included."""
@@ -134,7 +134,10 @@ class Shadow(TorchDispatchMode):
 
     def guess(self, ids: Tensor, what: str) -> None:
         """What the code may have written as a number or worked out from the shape: taken for the latter, and tried."""
-        self.guesses.append((ids.reshape(-1).numpy(), f"{what} in {self.where[-1]}"))
+        self.guesses.append((ids.reshape(-1).numpy(), self._placed(what)))
+
+    def _placed(self, why: str) -> str:
+        return f"{why} in {self.where[-1]}" if self.where[-1] else why
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, then do to the ids what it did to the entries."""

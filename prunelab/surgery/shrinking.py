@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,8 +29,10 @@ def shrink(model: nn.Module, groups: Sequence[Group], keep: Keep) -> nn.Module:
     layer's declared sizes (out_channels, in_features, groups, ...) follow. Masks on the model are baked into
     the new one. It has new parameters: make a new optimizer.
 
-    Raises PruneError for groups of another model, single weights (which leave no hole to close), a group of
-    which nothing is kept, and a layer type whose sizes it does not know.
+    Sizes that a module of one's own holds (`hidden_dim` and the like) follow where only one cut can be meant.
+
+    Raises PruneError for groups of another model, single weights (which leave no hole to close), and a group of
+    which nothing is kept.
     """
     lines, bare = cuts(model, groups, keep), _norm_cuts(model, groups, keep)
     pieces = _pieces(model, lines)
@@ -146,20 +149,32 @@ def _cut_off(old: Tensor, dim: int, line: Tensor) -> Tensor:
 
 
 def _resize(model: nn.Module, lines: Lines) -> None:
-    """Sizes that modules of one's own hold, `hidden_dim` and the like, where only one of the cuts can be meant."""
-    within: dict[str, dict[int, set[int]]] = {}  # path -> size before -> sizes after, of all that was cut inside
-    for (name, _), line in lines.items():
-        left = int(line.sum())
-        parts = name.split(".")
-        for depth in range(len(parts)):
-            sizes = within.setdefault(".".join(parts[:depth]), {})
-            sizes.setdefault(len(line), set()).add(left)
-    for path, sizes in within.items():
+    """Sizes that modules of one's own hold, `hidden_dim` and the like, where only one of the cuts can be meant.
+
+    That is: all dimensions inside that had this size and were cut are alike now, and they are more than those that
+    still have it (a Transformer's width, when heads as wide together lost some).
+    """
+    for path, sizes in _sizes(model, lines).items():
         module = model.get_submodule(path)
         for attribute, size in list(vars(module).items()) if not isinstance(module, tuple(DECLARED)) else ():
-            after = sizes.get(size, ()) if type(size) is int and HOLDS_A_SIZE.search(attribute) else ()
-            if len(after) == 1:
-                setattr(module, attribute, *after)
+            named = type(size) is int and HOLDS_A_SIZE.search(attribute)
+            counts = sizes.get(size, collections.Counter()) if named else collections.Counter()
+            cut = [after for after in counts if after != size]
+            if len(cut) == 1 and counts[cut[0]] > counts.get(size, 0):
+                setattr(module, attribute, cut[0])
+
+
+def _sizes(model: nn.Module, lines: Lines) -> dict[str, dict[int, collections.Counter[int]]]:
+    """Of each module, and each size that a dimension inside had before the cuts: how many have which size now."""
+    within: dict[str, dict[int, collections.Counter[int]]] = {}
+    for place in places(model):
+        parts = place.name.split(".")
+        for dim, after in enumerate(place.tensor.shape):
+            line = lines.get((place.name, dim))
+            for depth in range(len(parts)):
+                sizes = within.setdefault(".".join(parts[:depth]), {})
+                sizes.setdefault(after if line is None else len(line), collections.Counter())[after] += 1
+    return within
 
 
 DECLARED: dict[type[nn.Module], Callable[[Any, str], None]] = layers.DECLARED

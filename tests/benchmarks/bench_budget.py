@@ -25,7 +25,7 @@ import warnings
 from pathlib import Path
 
 import torch
-import torch_pruning as tp
+from peers import torch_pruning
 from torch import nn
 from torchvision.models import resnet18
 
@@ -82,6 +82,7 @@ def ours(model: nn.Module, data, seed: int, steps: int, folder: Path) -> pl.budg
 
 def theirs(model: nn.Module, example: torch.Tensor, step: int, everywhere: bool) -> dict[float, nn.Module]:
     """Torch-Pruning's models by the share asked for."""
+    tp = torch_pruning()
     found = {}
     for share in SHARES:
         small = copy.deepcopy(model)

@@ -480,8 +480,9 @@ class Peer(NamedTuple):
 
 def peer(work: Job, ignored: Sequence[str]) -> Peer:
     """Torch-Pruning's MagnitudePruner as its documentation sets it up, the heads of attention layers told."""
-    import torch_pruning as tp
+    from peers import torch_pruning
 
+    tp = torch_pruning()
     model = copy.deepcopy(work.model)
     fused = {m.qkv: m.num_heads for m in model.modules() if _fused_heads(m)}
     pruner = tp.pruner.MagnitudePruner(

@@ -40,7 +40,7 @@ from prunelab.measurement import Comparison, compare, macs, peak_memory, product
 from prunelab.measurement.rounds import interleaved, waited_for
 from prunelab.measurement.timing import speedups, summary
 
-PACKAGES = ("torch", "torchvision", "transformers", "numpy", "scipy", "triton", "torch-pruning")
+PACKAGES = ("torch", "torchvision", "transformers", "numpy", "scipy", "triton")
 Models = dict[str, nn.Module]
 
 

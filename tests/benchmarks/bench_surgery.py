@@ -20,7 +20,6 @@ import warnings
 from collections.abc import Callable, Iterable
 
 import torch
-import torch_pruning
 from torch import Tensor, nn
 
 import prunelab as pl
@@ -78,13 +77,16 @@ def theirs(model: nn.Module, x: Tensor) -> nn.Module | None:
     model = copy.deepcopy(model)
     last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
     aux = [m.fc2 for name, m in model.named_children() if name.startswith("aux")]
+    from peers import torch_pruning
+
+    tp = torch_pruning()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch_pruning.pruner.MagnitudePruner(
+            tp.pruner.MagnitudePruner(
                 model,
                 x,
-                importance=torch_pruning.importance.MagnitudeImportance(p=1),
+                importance=tp.importance.MagnitudeImportance(p=1),
                 pruning_ratio=0.5,
                 ignored_layers=[last, *aux],
             ).step()

@@ -19,7 +19,7 @@ NO_NEW_CASE=420    # seconds from the start after which no case starts
 END=470            # seconds after which all is stopped
 
 # What `import prunelab` and the tests need beyond torch, torchvision and transformers, and all that these bring.
-NEEDED=(scipy scikit-learn joblib threadpoolctl narwhals cloudpickle platformdirs torch-pruning
+NEEDED=(scipy scikit-learn joblib threadpoolctl narwhals cloudpickle platformdirs
   pytest pluggy iniconfig pygments)
 
 pack() {

@@ -37,6 +37,18 @@ def step(work: str, who: str) -> Callable[[Step], Step]:
     return put
 
 
+def torch_pruning() -> Any:
+    """Torch-Pruning, or an end that says how to get it."""
+    try:
+        import torch_pruning
+    except ImportError as error:
+        raise SystemExit(
+            f"Torch-Pruning, a peer of this benchmark, is not here ({error}): "
+            'python -m pip install -e ".[bench]" -c constraints.txt'
+        ) from error
+    return torch_pruning
+
+
 def has_fasterai() -> bool:
     """Whether FasterAI can be imported here."""
     return importlib.util.find_spec("fasterai") is not None
@@ -108,7 +120,7 @@ def _(model: nn.Module, example: Any, share: float) -> nn.Module:
 
 @step("filters, removed", "Torch-Pruning")
 def _(model: nn.Module, example: Any, share: float) -> nn.Module:
-    import torch_pruning as tp
+    tp = torch_pruning()
 
     last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1:]
     importance = tp.importance.GroupMagnitudeImportance(p=1)
@@ -137,7 +149,7 @@ def _(model: nn.Module, example: Any, share: float) -> nn.Module:
 
 @step("neurons, removed", "Torch-Pruning")
 def _(model: nn.Module, example: Any, share: float) -> nn.Module:
-    import torch_pruning as tp
+    tp = torch_pruning()
 
     importance = tp.importance.GroupMagnitudeImportance(p=1)
     options = {"ignored_layers": _but_hidden(model), "output_transform": _logits}
