@@ -104,10 +104,15 @@ class Trial:
     seen: set[str] = field(default_factory=set)  # groups behind which something was compared in the last good run
     place: str = ""  # the module in which the last bad run failed or went astray
     last: str = ""  # and how
+    left: int = 16  # trials of some groups again, of those that failed together
 
     def largest(self, base: list[Group], more: list[Group]) -> list[Group]:
         """The base with as many more groups as hold together, halving what fails."""
         if not more:
+            return base
+        self.left -= 1
+        if self.left < 0:
+            self.why.update(dict.fromkeys((g.name for g in more), "failed together with others, too many to try alone"))
             return base
         failure = self.failure([*base, *more])
         if failure is None:
@@ -153,8 +158,11 @@ class Trial:
         hooks = [m.register_forward_pre_hook(functools.partial(self._at, path)) for path, m in model.named_modules()]
         try:
             with plainly(), replay:
-                for number, out in enumerate(passes(model, inputs)):
-                    replay.products["", "", number] = _sample(floating(out))
+                torch.manual_seed(0)  # a forward that draws lots draws the same ones
+                for out in passes(model, inputs):
+                    if not replay.known:  # what training mode repeats it may disturb, by dropping paths
+                        replay.products["", "", 0] = _sample(floating(out))
+                        replay.known = {name for name, _, _ in replay.products}
         finally:
             for hook in hooks:
                 hook.remove()
@@ -205,6 +213,7 @@ class Replay(TorchDispatchMode):
         self.products: dict[tuple[str, str, int], Tensor] = {}  # parameter, operator and call -> some of the result
         self.told: dict[tuple[str, int], tuple[Any, Any]] = {}  # operator and call -> (shape of the input, result)
         self.calls: collections.Counter[str] = collections.Counter()
+        self.known: set[str] = set()  # the parameters whose products the pass in eval mode has noted
         self.names: Any = WeakIdKeyDictionary()  # what was made of a parameter alone -> its name
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -216,7 +225,8 @@ class Replay(TorchDispatchMode):
         if name in PRODUCTS and any(names):
             key = min(filter(None, names), key=lambda n: n.endswith("bias"))
             self.calls[key] += 1
-            self.products[key, name, self.calls[key]] = _moments(out, 1 if "conv" in name else -1)
+            if key not in self.known:
+                self.products[key, name, self.calls[key]] = _moments(out, 1 if "conv" in name else -1)
         elif name in FOLLOWED:
             self.calls[name] += 1
             out = self._followed(name, args, kwargs, out)
