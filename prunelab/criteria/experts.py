@@ -19,7 +19,7 @@ from ..calibration import Calibration, needed
 from ..calibration.samples import on_device
 from ..core import PruneError, Scores
 from ..measurement.conditions import attempt, undisturbed
-from ..surgery.experts import Mixture, mixtures
+from ..mixtures import Mixture, mixtures
 from .registry import finite_weights, register
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from ..core import Group, Member, Part, PruneError
-from ..surgery.experts import Mixture, mixtures
+from ..mixtures import Mixture, mixtures
 
 
 def experts(model: nn.Module, example: Any = None) -> list[Group]:
