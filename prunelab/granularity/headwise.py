@@ -172,7 +172,21 @@ def _cat(shadow: Any, out: Tensor, given: Sequence[Tensor], dim: int = 0) -> Non
         for ids in (i for i in shadow.of(tensor) if dim in varying(i) and varying(i) != widest):
             shadow.freeze(ids, SHARED)
         shadow.put(tensor, [i for i in shadow.of(tensor) if dim not in varying(i) or varying(i) == widest])
-    RULES["cat"](shadow, out, given, dim)
+    if not along and _apart(shadow, given, dim):
+        shadow.put(out, [torch.cat([shadow.of(t)[0] for t in given], dim)])
+    else:
+        RULES["cat"](shadow, out, given, dim)
+
+
+def _apart(shadow: Any, given: Sequence[Tensor], dim: int) -> bool:
+    """Whether these are the heads of one tensor, each handled by itself."""
+    carried = [shadow.of(t) for t in given]
+    if any(len(own) != 1 or t.shape[dim] > 1 for own, t in zip(carried, given, strict=True)):
+        return False
+    ids = torch.stack([own[0].flatten()[0] for own in carried])
+    ends = torch.tensor([p.first + p.size for p in shadow.ports])
+    ports = torch.bucketize(ids, ends, right=True)
+    return len(ids) > 1 and len(ids.unique()) == len(ids) and len(ports.unique()) == 1
 
 
 @rule("view_as_complex")
@@ -232,6 +246,11 @@ def _product(shadow: Any, out: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any)
     inner = out.dim() - 1  # of (..., rows, inner, columns), as which both are seen
     every = [i.unsqueeze(-1) for i in shadow.of(a)] + [i.unsqueeze(-3) for i in shadow.of(b)]
     joint = [i for i in every if len(varying(i)) > 1 or (varying(i) != (inner,) and are_heads(shadow, i))]
+    if not (shadow.of(a) and shadow.of(b)):
+        shadow.put(out, [i.squeeze(inner) for i in joint if inner not in varying(i)])
+        for ids in (i for i in every if inner in varying(i)):
+            shadow.freeze(ids, operators.AHEAD)
+        return
     if not joint:
         RULES["mm"](shadow, out, a, b)
         return

@@ -37,7 +37,7 @@ from ..batches import mapped, tensors, to
 from ..core import PruneError, device_of, mask_of, places, shape
 from ..masking import bake
 from ..surgery.difference import run
-from . import headwise, operators
+from . import operators
 from .operators import varying
 
 BY_HAND = (
