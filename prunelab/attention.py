@@ -136,7 +136,7 @@ def _nothing_else(module: nn.Module, linears: Iterable[nn.Module], head_dim: int
 def wholly(model: nn.Module) -> bool:
     """Whether all that may be attention is known here: every module that says how wide a head is, or how many."""
     known = {id(m) for a in layers(model) for m in a.module.modules()}
-    others = (m for m in model.modules() if id(m) not in known and next(m.parameters(recurse=False), None) is None)
+    others = (m for m in model.modules() if known.isdisjoint(map(id, m.modules())))
     return not any(HEADED.search(name) for m in others for name, value in vars(m).items() if isinstance(value, int))
 
 

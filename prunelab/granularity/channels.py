@@ -138,10 +138,11 @@ def candidates(twin: nn.Module, seen: Trace) -> Iterator[Candidate]:
 def _group(twin: nn.Module, seen: Trace, each: list[Port], table: np.ndarray) -> Candidate | None:
     """One group, its root first: the layer that makes its channels. None for sets that no layer makes, or for one."""
     ports = list(dict.fromkeys(each))
+    sets = [int(seen.label[n]) for n in table[:, 0]]
     made = [p for p in ports if _makes(twin, p)]
-    if not made or len(table) < 2:  # the only unit of a group never leaves
+    if not (made or seen.heads.keys() & sets) or len(table) < 2:  # the only unit of a group never leaves
         return None
-    root = made[0]
+    root = (made or ports)[0]
     columns = {p: [i for i, port in enumerate(each) if port is p] for p in ports}
     table = table[np.argsort(table[:, columns[root][0]])]
     members: list[Member] = []
@@ -152,7 +153,6 @@ def _group(twin: nn.Module, seen: Trace, each: list[Port], table: np.ndarray) ->
         member = Member(port.name, port.dim, index.shape[1], None if whole else torch.from_numpy(index.copy()),
                         learned=port.learned)  # fmt: skip
         (norms if port.bare else members).append(member)
-    sets = [int(seen.label[n]) for n in table[:, 0]]
     inexact = not seen.inexact.isdisjoint(sets)
     kinds = {k for p in made if (k := _makes(twin, p))}
     if inexact and kinds & {"linear", "embedding"} and len(made) > 1:

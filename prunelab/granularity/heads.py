@@ -43,8 +43,8 @@ def heads(model: nn.Module, example: Any = None) -> Groups:
     with torch.inference_mode(False), torch.random.fork_rng(devices=gpus):
         twin, inputs = plain_twin(model), on(model, example)
         seen = trace(twin, inputs, HEADS)
-        groups, stays = _found(twin, seen, known)
-        proof = proven(twin, groups, {}, inputs)
+        groups, stays, assumed = _found(twin, seen, known)
+        proof = proven(twin, groups, assumed, inputs)
     if proof.refuted:
         told = "; ".join(f"{name} {why}" for name, why in proof.refuted.items())
         warnings.warn(f"left out: {told}", stacklevel=2)
@@ -72,10 +72,11 @@ def _some(model: nn.Module, groups: Groups, found: Any) -> Groups:
     raise PruneError(f"{name} has no attention heads that could be removed: {why}. {BY_HAND}")
 
 
-def _found(twin: nn.Module, seen: Trace, known: list[Group]) -> tuple[list[Group], dict[str, str]]:
-    """The groups of heads in the model's order, and of each attention with heads in none of them, why."""
+def _found(twin: nn.Module, seen: Trace, known: list[Group]) -> tuple[list[Group], dict[str, str], dict[str, str]]:
+    """The groups of heads in the model's order; of each attention with others, why; what was assumed of the groups."""
     by_tensors = {frozenset(m.tensor for m in g.members): g for g in known}
     groups: list[Group] = []
+    assumed: dict[str, str] = {}
     grouped: set[int] = set()
     for candidate in sorted(candidates(twin, seen), key=lambda c: c.first):
         if seen.heads.keys().isdisjoint(candidate.sets):
@@ -83,14 +84,15 @@ def _found(twin: nn.Module, seen: Trace, known: list[Group]) -> tuple[list[Group
         grouped |= candidate.sets
         group = candidate.group
         same = by_tensors.get(frozenset(m.tensor for m in group.members))
-        if same is not None and same.units == group.units:
-            groups.append(same)
-        else:
-            groups.append(replace(group, name=_name(seen, candidate, {g.name for g in groups})))
+        if same is None or same.units != group.units:
+            same = replace(group, name=_name(seen, candidate, {g.name for g in groups}))
+        groups.append(same)
+        if candidate.assumed:
+            assumed[same.name] = candidate.assumed
     stays: dict[str, str] = {}
     for where, reason in _left(seen, grouped):
         stays.setdefault(where, reason)
-    return groups, stays
+    return groups, stays, assumed
 
 
 def _name(seen: Trace, candidate: Candidate, taken: set[str]) -> str:
@@ -106,9 +108,7 @@ def _left(seen: Trace, grouped: set[int]) -> Iterator[tuple[str, str]]:
         if which in grouped:
             continue
         own = (p for p in seen.ports if p.size > 1 and (seen.label[p.first : p.first + p.size] == which).all())
-        alone = next((p.name for p in own), "")
-        several = list(seen.heads.values()).count(where) > 1
-        reason = (
-            f"stays: {alone} belongs to one head alone" if several and alone else "has one head, which never leaves"
-        )
+        reason = "has one head, which never leaves"
+        if list(seen.heads.values()).count(where) > 1:
+            reason = f"stays: {next((p.name for p in own), 'each head has something that')} belongs to one head alone"
         yield where or "attention", seen.stays.get(which, reason)

@@ -114,7 +114,7 @@ def _view(shadow: Any, out: Tensor, x: Tensor, size: Any, *_: Any) -> None:
 
 
 def _laid_beside(ids: Tensor, others: list[Tensor], before: tuple[int, ...], after: tuple[int, ...]) -> bool:
-    """Whether a view merges the dimension of some ids into one along which others vary: (heads, 1) and (1, head_dim)."""
+    """Whether a view merges dimensions along which only others vary with that of some ids: (heads, 1), (1, width)."""
     for old, _ in operators._blocks(before, after):
         mine = set(varying(ids)) & set(old)
         rest = [set(varying(o)) & set(old) for o in others if o is not ids]
@@ -198,7 +198,7 @@ def _complex(shadow: Any, out: Tensor, x: Tensor) -> None:
 
 
 def over(shadow: Any, ids: Tensor, dims: Any, exact: bool = False) -> Tensor | None:
-    """What is left of ids that something sums or averages over: of a head's channels the head, of all of them nothing."""
+    """What is left of ids that something averages over: of a head's channels the head, of all of them nothing."""
     mine = set(varying(ids)) & set(dims)
     if mine == set(varying(ids)):
         if not exact:
@@ -246,13 +246,13 @@ def _product(shadow: Any, out: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any)
     inner = out.dim() - 1  # of (..., rows, inner, columns), as which both are seen
     every = [i.unsqueeze(-1) for i in shadow.of(a)] + [i.unsqueeze(-3) for i in shadow.of(b)]
     joint = [i for i in every if len(varying(i)) > 1 or (varying(i) != (inner,) and are_heads(shadow, i))]
+    if not joint:
+        RULES["mm"](shadow, out, a, b)
+        return
     if not (shadow.of(a) and shadow.of(b)):
         shadow.put(out, [i.squeeze(inner) for i in joint if inner not in varying(i)])
         for ids in (i for i in every if inner in varying(i)):
             shadow.freeze(ids, operators.AHEAD)
-        return
-    if not joint:
-        RULES["mm"](shadow, out, a, b)
         return
     common = set.intersection(*({d for d in varying(i) if d != inner} for i in joint))
     for ids in every:
