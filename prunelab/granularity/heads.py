@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -74,7 +75,7 @@ def _some(model: nn.Module, groups: Groups, found: Any) -> Groups:
 
 def _found(twin: nn.Module, seen: Trace, known: list[Group]) -> tuple[list[Group], dict[str, str], dict[str, str]]:
     """The groups of heads in the model's order; of each attention with others, why; what was assumed of the groups."""
-    by_tensors = {frozenset(m.tensor for m in g.members): g for g in known}
+    by_extent = {_extent(g): g for g in known}
     groups: list[Group] = []
     assumed: dict[str, str] = {}
     grouped: set[int] = set()
@@ -83,8 +84,8 @@ def _found(twin: nn.Module, seen: Trace, known: list[Group]) -> tuple[list[Group
             continue
         grouped |= candidate.sets
         group = candidate.group
-        same = by_tensors.get(frozenset(m.tensor for m in group.members))
-        if same is None or same.units != group.units:
+        same = by_extent.get(_extent(group))
+        if same is None:
             same = replace(group, name=_name(seen, candidate, {g.name for g in groups}))
         groups.append(same)
         if candidate.assumed:
@@ -93,6 +94,14 @@ def _found(twin: nn.Module, seen: Trace, known: list[Group]) -> tuple[list[Group
     for where, reason in _left(seen, grouped):
         stays.setdefault(where, reason)
     return groups, stays, assumed
+
+
+def _extent(group: Group) -> tuple[int, frozenset[tuple[str, int]]]:
+    """How many units there are, and how many entries each owns of which tensors."""
+    own = Counter[str]()
+    for member in group.members:
+        own[member.tensor] += member.block
+    return group.units, frozenset(own.items())
 
 
 def _name(seen: Trace, candidate: Candidate, taken: set[str]) -> str:
