@@ -37,7 +37,15 @@ NOT_PRETRAINED = "torchvision-vit torchvision-swin torch-encoder lora"
 
 MERGE, SHARED = {"merge_and_unload": "lora"}, {r"[Ss]hare": "albert"}
 REFUSED: dict[str, dict[str, str]] = {
-    "heads": {"no attention": "mamba convnext", "never leaves": "diffllama"} | MERGE,
+    "heads": {
+        "no attention": "mamba convnext",
+        "never leaves": "diffllama",
+        "belongs to one head alone": "stablelm-qk-norm",
+        "tried, and .* something else": "codegen",  # four equal parts, by the code
+        "as large as the number of heads": "bloom mpt",  # slopes worked out from it
+        "tried, and .*fails": "torchvision-swin",  # the width of a head is worked out from the width
+    }
+    | MERGE,
     "neurons": {"no neuron": "mixtral gpt-oss olmoe phimoe mamba"},
     "mlps": {"no MLP": "mamba convnext", "per-layer": "gemma3n"} | SHARED | MERGE,
     "attentions": {
@@ -82,17 +90,6 @@ LLAMA_ONLY = {
     ),
 }
 TODAY: dict[str, dict[str, str]] = {
-    "heads": {
-        "only attention with four projections is known": (
-            "phi olmo3 gpt-bigcode falcon-mqa bitnet persimmon deepseek-v3 deberta-v2 modernbert t5 "
-            "torchvision-swin phi3 olmo2 gpt2 gpt-neox codegen bloom falcon-new mpt gpt-oss olmoe albert mpnet "
-            "t5-gated swin"
-        ),
-        "nothing is found, without a word": "diffllama data2vec-vision qwen3-next layoutlmv3 beit",
-        "some are found, without a word about the others": "lora segformer",
-        "masked and shrunk differ": "stablelm-qk-norm",
-        "one key-value head is taken for one head": "mqa-llama",
-    },
     "neurons": {
         "cannot be traced": "gpt-bigcode deepseek-v3 phimoe bamba gpt2 gpt-neox codegen qwen3-next gpt-oss jamba mamba",
         "cut, then a foreign traceback": "bitnet",

@@ -63,6 +63,8 @@ def settle(model: nn.Module, groups: Sequence[Group], keep: Keep, lines: Mapping
         own = {m.tensor for m in group.members}
         for path, inside in _holders(own).items():
             holder: Any = model.get_submodule(path)
+            if isinstance(holder, nn.MultiheadAttention):
+                done |= own  # it has been told
             declared = _declared(holder)
             counts = {n: v * int(keep[group.name].sum()) // group.units for n, v in declared.items()
                       if v % group.units == 0}  # fmt: skip
