@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,15 +142,16 @@ def wholly(model: nn.Module) -> bool:
 
 def example(model: Any) -> dict[str, torch.Tensor]:
     """Inputs made up from the configuration of a model of transformers; PruneError for another."""
-    config, name = getattr(model, "config", None), getattr(model, "main_input_name", None)
-    of = {
+    config: Any = getattr(model, "config", None)
+    name = str(getattr(model, "main_input_name", ""))
+    of: dict[str, Callable[[], torch.Tensor]] = {
         "input_ids": lambda: torch.arange(16).view(2, 8) % model.get_input_embeddings().num_embeddings,
         "pixel_values": lambda: torch.randn(2, config.num_channels, *_pair(config.image_size)),
         "input_values": lambda: torch.randn(2, 4000),
         "input_features": lambda: torch.randn(2, config.num_mel_bins, 2 * config.max_source_positions),
     }
     try:
-        made = {name: of[str(name)]()}
+        made = {name: of[name]()}
         if config.is_encoder_decoder:
             made["decoder_input_ids"] = of["input_ids"]()
     except Exception as error:  # whatever a model of one's own lacks

@@ -104,7 +104,7 @@ def _declare(holder: Any, before: Mapping[str, int], counts: Mapping[str, int], 
         elif SIZE.search(name) and value in sizes:
             setattr(holder, name, sizes[value])
         elif REPEATS.search(name):
-            setattr(holder, name, _repeats(dict(before) | counts) or value)
+            setattr(holder, name, _repeats({**before, **counts}) or value)
 
 
 def _repeats(counts: Mapping[str, int]) -> int:
