@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +19,7 @@ PROJECTIONS = (
     ("q_lin", "k_lin", "v_lin", "out_lin"),
     ("query", "key", "value", "output.dense"),
 )
+HEADED = re.compile(r"heads?(_dim|_size)?$")  # how modules call the number of their heads, and the width of one
 BESIDE = ("output.dense",)  # lies beside the module of the other three, not in it
 
 
@@ -124,9 +127,44 @@ def _rows(name: str, linear: nn.Linear) -> Rows:
 
 
 def _nothing_else(module: nn.Module, linears: Iterable[nn.Module], head_dim: int) -> bool:
-    """Whether the module holds nothing more that counts heads: a norm within a head may be, a bias by head may not."""
+    """Whether the module holds nothing more but norms of queries and keys that all heads share, as Qwen3 has them."""
     own = {id(p) for linear in linears for p in linear.parameters()}
-    return all(p.shape == (head_dim,) for p in module.parameters() if id(p) not in own)
+    more = {name: p for name, p in module.named_parameters() if id(p) not in own}
+    return all(p.shape == (head_dim,) and name in ("q_norm.weight", "k_norm.weight") for name, p in more.items())
+
+
+def wholly(model: nn.Module) -> bool:
+    """Whether all that may be attention is known here: every module that says how wide a head is, or how many."""
+    known = {id(m) for a in layers(model) for m in a.module.modules()}
+    others = (m for m in model.modules() if known.isdisjoint(map(id, m.modules())))
+    return not any(HEADED.search(name) for m in others for name, value in vars(m).items() if isinstance(value, int))
+
+
+def example(model: Any) -> dict[str, torch.Tensor]:
+    """Inputs made up from the configuration of a model of transformers; PruneError for another."""
+    config: Any = getattr(model, "config", None)
+    name = str(getattr(model, "main_input_name", ""))
+    of: dict[str, Callable[[], torch.Tensor]] = {
+        "input_ids": lambda: torch.arange(16).view(2, 8) % model.get_input_embeddings().num_embeddings,
+        "pixel_values": lambda: torch.randn(2, config.num_channels, *_pair(config.image_size)),
+        "input_values": lambda: torch.randn(2, 4000),
+        "input_features": lambda: torch.randn(2, config.num_mel_bins, 2 * config.max_source_positions),
+    }
+    try:
+        made = {name: of[name]()}
+        if config.is_encoder_decoder:
+            made["decoder_input_ids"] = of["input_ids"]()
+    except Exception as error:  # whatever a model of one's own lacks
+        raise PruneError(
+            f"{type(model).__name__} has no attention layer known here: a torch.nn.MultiheadAttention, or a module "
+            "with a head_dim and Linear layers q_proj, k_proj, v_proj, o_proj (or as BERT, DistilBERT name them), and "
+            "nothing else that counts heads. Others are found by a run: give an example of its inputs"
+        ) from error
+    return made
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _check(layer: AttentionLayer) -> None:

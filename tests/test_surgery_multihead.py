@@ -173,7 +173,7 @@ def test_what_it_refuses():
     with pytest.raises(PruneError, match="of a Own: a subclass of MultiheadAttention with a forward of its own"):
         pl.shrink(model, groups, {groups[0].name: torch.arange(4) < 2})
     half = [pl.Group("x", 2, (pl.Member("out_proj.weight", 1, index=torch.tensor([[0], [1]])),))]
-    rows = pl.Group("y", 8, (pl.Member("in_proj_weight", 0, index=torch.arange(8).view(8, 1)),))
+    rows = pl.Member("in_proj_weight", 0, index=torch.arange(8).view(8, 1))
     with pytest.raises(PruneError, match="Heads leave whole, with 2 rows of queries"):
-        pl.shrink(layer({}), [*half, rows], {
+        pl.shrink(layer({}), [*half, pl.Group("y", 8, (rows,))], {
             "x": torch.tensor([True, False]), "y": torch.arange(8) < 7})  # fmt: skip

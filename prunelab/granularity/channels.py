@@ -84,12 +84,12 @@ def _found(model: nn.Module, example: Any) -> _Found:
     with torch.inference_mode(False), torch.random.fork_rng(devices=gpus):
         twin, inputs = plain_twin(model), on(model, example)
         seen = trace(twin, inputs)
-        candidates = sorted(_groups(twin, seen), key=lambda c: c.first)
-        assumed = {c.group.name: c.assumed for c in candidates if c.assumed}
-        proof = proven(twin, [c.group for c in candidates], assumed, inputs)
-    kinds = {c.group.name: c.kinds for c in candidates}
+        found = sorted(candidates(twin, seen), key=lambda c: c.first)
+        assumed = {c.group.name: c.assumed for c in found if c.assumed}
+        proof = proven(twin, [c.group for c in found], assumed, inputs)
+    kinds = {c.group.name: c.kinds for c in found}
     refuted = [(f"{name} {why}", kinds[name]) for name, why in proof.refuted.items()]
-    return _Found([(g, kinds[g.name]) for g in proof.groups], _stays(twin, seen, candidates, proof.refuted), refuted)
+    return _Found([(g, kinds[g.name]) for g in proof.groups], _stays(twin, seen, found, proof.refuted), refuted)
 
 
 def _some(found: _Found, wanted: Callable[[set[str]], bool], what: str, model: nn.Module) -> Groups:
@@ -114,9 +114,10 @@ class Candidate:
     kinds: set[str]
     assumed: str
     first: int  # the number of its root's first channel: the model's order
+    sets: set[int]  # of the trace, a unit each
 
 
-def _groups(twin: nn.Module, seen: Trace) -> Iterator[Candidate]:
+def candidates(twin: nn.Module, seen: Trace) -> Iterator[Candidate]:
     """Sets that take as many entries of the same ports become the units of one group."""
     of_number = np.repeat(np.arange(len(seen.ports)), [p.size for p in seen.ports])  # number - 1 -> its port
     label = seen.label[1:]
@@ -137,10 +138,11 @@ def _groups(twin: nn.Module, seen: Trace) -> Iterator[Candidate]:
 def _group(twin: nn.Module, seen: Trace, each: list[Port], table: np.ndarray) -> Candidate | None:
     """One group, its root first: the layer that makes its channels. None for sets that no layer makes, or for one."""
     ports = list(dict.fromkeys(each))
+    sets = [int(seen.label[n]) for n in table[:, 0]]
     made = [p for p in ports if _makes(twin, p)]
-    if not made or len(table) < 2:  # the only unit of a group never leaves
+    if not (made or seen.heads.keys() & sets) or len(table) < 2:  # the only unit of a group never leaves
         return None
-    root = made[0]
+    root = (made or ports)[0]
     columns = {p: [i for i, port in enumerate(each) if port is p] for p in ports}
     table = table[np.argsort(table[:, columns[root][0]])]
     members: list[Member] = []
@@ -151,14 +153,13 @@ def _group(twin: nn.Module, seen: Trace, each: list[Port], table: np.ndarray) ->
         member = Member(port.name, port.dim, index.shape[1], None if whole else torch.from_numpy(index.copy()),
                         learned=port.learned)  # fmt: skip
         (norms if port.bare else members).append(member)
-    sets = [int(seen.label[n]) for n in table[:, 0]]
     inexact = not seen.inexact.isdisjoint(sets)
     kinds = {k for p in made if (k := _makes(twin, p))}
     if inexact and kinds & {"linear", "embedding"} and len(made) > 1:
         kinds.add("width")
     group = Group(_name(root, members[0], table), len(table), tuple(members), exact=not inexact, norms=tuple(norms))
     assumed = next((seen.assumed[s] for s in sets if s in seen.assumed), "")
-    return Candidate(group, kinds, assumed, int(table[0, columns[root][0]]))
+    return Candidate(group, kinds, assumed, int(table[0, columns[root][0]]), set(sets))
 
 
 def _name(root: Port, member: Member, table: np.ndarray) -> str:
@@ -178,12 +179,12 @@ def _makes(twin: nn.Module, port: Port) -> str | None:
     return made[0] if made and made[1] == port.dim else None
 
 
-def _stays(twin: nn.Module, seen: Trace, candidates: list[Candidate], refuted: dict[str, str]) -> dict[str, str]:
+def _stays(twin: nn.Module, seen: Trace, found: list[Candidate], refuted: dict[str, str]) -> dict[str, str]:
     """Why, of each layer that makes channels which are in no group; one reason each, in the model's order."""
     because: dict[int, str] = dict(seen.stays)
     grouped: set[int] = set()
     position = {(p.name, p.dim): p for p in seen.ports}
-    for group in (c.group for c in candidates):
+    for group in (c.group for c in found):
         root = group.members[0]
         port = position[root.tensor, root.dim or 0]
         own = np.arange(port.size) if root.index is None else root.index.numpy().reshape(-1)

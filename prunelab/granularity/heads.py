@@ -3,50 +3,121 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..attention import layers
+from .. import attention
 from ..core import Group, Groups, PruneError
+from .channels import Candidate, candidates
+from .headwise import HEADS
 from .proof import proven
-from .tracing import BY_HAND, on, plain_twin
+from .tracing import BY_HAND, Trace, on, plain_twin, trace
 
 
-def heads(model: nn.Module, example: Any = None) -> list[Group]:
-    """Attention heads: a group a layer, a unit a head; with grouped queries, a key-value head with its query heads.
+def heads(model: nn.Module, example: Any = None) -> Groups:
+    """Attention heads of any network that runs on the example: a group a layer, a unit a head.
 
-    Known are torch.nn.MultiheadAttention (and with it torchvision's ViT), the course's ViT, BERT-like encoders and
-    Llama-like decoders of transformers. What a head is made of stays whole: rotary positions pair its dimensions. The
-    bias of the output projection belongs to no head, and stays.
+    A head is what an attention's products sum over: its rows of queries, keys and values, fused or not, the columns
+    that read it, and its part of a relative bias, a sink or a norm. With grouped queries it is a key-value head with
+    its query heads; with keys and values that all heads share, a query head. Heads that are tied, as those of T5's
+    layers by their common bias, leave together. What a head is made of stays whole: rotary positions pair its
+    dimensions. `stays` says of each attention whose heads are in no group why.
 
-    Nothing is traced. With an example, `exact` is found by trying, and what fails without some heads is left out, with
-    a warning; without one the groups are exact, as these architectures are. Michel et al. 2019, arXiv 1905.10650.
+    Every group is tried, and `exact` where a masked model and a shrunk one were seen to compute the same; what fails
+    without some heads is left out, with a warning. Without an example one is made for a model of transformers; but
+    torch.nn.MultiheadAttention, the course's ViT, BERT-like encoders and Llama-like decoders are known, and not run.
+    Michel et al. 2019, arXiv 1905.10650.
 
-    Raises PruneError for a model without attention known here, one whose query heads don't divide among its
-    key-value heads, one that has a single head a layer, and one that fails without any of them.
+    Raises PruneError for a model without attention, one whose heads can't leave, and one that needs an example.
     """
-    found = [Group(a.path or "attention", a.kv_heads, a.members()) for a in layers(model)]
-    if not found:
-        raise PruneError(
-            f"{type(model).__name__} has no attention layer known here: a torch.nn.MultiheadAttention, or a module "
-            "with a head_dim and Linear layers q_proj, k_proj, v_proj, o_proj (or as BERT, DistilBERT name them). "
-            f"{BY_HAND}"
-        )
-    some = [group for group in found if group.units > 1]  # the only head of a layer never leaves
-    if not some:
-        raise PruneError(f"{type(model).__name__} has one head a layer, and the last head of a layer never leaves")
-    return some if example is None else _tried(model, some, example)
-
-
-def _tried(model: nn.Module, groups: list[Group], example: Any) -> list[Group]:
+    _check_adapters(model)
+    known = [Group(a.path or "attention", a.kv_heads, a.members()) for a in attention.layers(model)]
+    if example is None and known and attention.wholly(model):
+        return _some(model, Groups(g for g in known if g.units > 1), known)
+    example = attention.example(model) if example is None else example
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.inference_mode(False), torch.random.fork_rng(devices=gpus):
-        proof = proven(plain_twin(model), groups, {}, on(model, example))
-    missing = "; ".join(f"{name} {why}" for name, why in proof.refuted.items())
-    if not proof.groups:
-        raise PruneError(f"{type(model).__name__} has no head that could be removed: {missing}. {BY_HAND}")
-    if missing:
-        warnings.warn(f"left out: {missing}", stacklevel=3)
-    return Groups(proof.groups, proof.refuted)
+        twin, inputs = plain_twin(model), on(model, example)
+        seen = trace(twin, inputs, HEADS)
+        groups, stays, assumed = _found(twin, seen, known)
+        proof = proven(twin, groups, assumed, inputs)
+    if proof.refuted:
+        told = "; ".join(f"{name} {why}" for name, why in proof.refuted.items())
+        warnings.warn(f"left out: {told}", stacklevel=2)
+    return _some(model, Groups(proof.groups, stays | proof.refuted), seen.heads)
+
+
+def _check_adapters(model: nn.Module) -> None:
+    for path, _ in model.named_modules():
+        if path.endswith(".lora_A"):
+            raise PruneError(
+                f"{path} is of a LoRA adapter, whose weight is added to another's: merge it first "
+                "(model.merge_and_unload() of peft), and prune the model that gives"
+            )
+
+
+def _some(model: nn.Module, groups: Groups, found: Any) -> Groups:
+    if groups:
+        return groups
+    name = type(model).__name__
+    if not found:
+        raise PruneError(f"{name} has no attention: no product of two activations by head. {BY_HAND}")
+    if not groups.stays:
+        raise PruneError(f"{name} has one head a layer, and the last head of a layer never leaves")
+    why = "; ".join(f"{layer} {reason}" for layer, reason in list(groups.stays.items())[:5])
+    raise PruneError(f"{name} has no attention heads that could be removed: {why}. {BY_HAND}")
+
+
+def _found(twin: nn.Module, seen: Trace, known: list[Group]) -> tuple[list[Group], dict[str, str], dict[str, str]]:
+    """The groups of heads in the model's order; of each attention with others, why; what was assumed of the groups."""
+    by_extent = {_extent(g): g for g in known}
+    groups: list[Group] = []
+    assumed: dict[str, str] = {}
+    grouped: set[int] = set()
+    for candidate in sorted(candidates(twin, seen), key=lambda c: c.first):
+        if seen.heads.keys().isdisjoint(candidate.sets):
+            continue
+        grouped |= candidate.sets
+        group = candidate.group
+        same = by_extent.get(_extent(group))
+        if same is None:
+            same = replace(group, name=_name(seen, candidate, {g.name for g in groups}))
+        groups.append(same)
+        if candidate.assumed:
+            assumed[same.name] = candidate.assumed
+    stays: dict[str, str] = {}
+    for where, reason in _left(seen, grouped):
+        stays.setdefault(where, reason)
+    return groups, stays, assumed
+
+
+def _extent(group: Group) -> tuple[int, frozenset[tuple[str, int]]]:
+    """How many units there are, and how many entries each owns of which tensors."""
+    own = Counter[str]()
+    for member in group.members:
+        own[member.tensor] += member.block
+    return group.units, frozenset(own.items())
+
+
+def _name(seen: Trace, candidate: Candidate, taken: set[str]) -> str:
+    """The attention's own; with a number for a second kind of heads in it."""
+    order = list(seen.heads)[::-1]
+    own = seen.heads[min(candidate.sets & seen.heads.keys(), key=order.index)] or "attention"
+    names = [own, *(f"{own}[{number}]" for number in range(len(taken)))]
+    return next(name for name in names if name not in taken)
+
+
+def _left(seen: Trace, grouped: set[int]) -> Iterator[tuple[str, str]]:
+    for which, where in reversed(seen.heads.items()):
+        if which in grouped:
+            continue
+        own = (p for p in seen.ports if p.size > 1 and (seen.label[p.first : p.first + p.size] == which).all())
+        reason = "has one head, which never leaves"
+        if list(seen.heads.values()).count(where) > 1:
+            reason = f"stays: {next((p.name for p in own), 'each head has something that')} belongs to one head alone"
+        yield where or "attention", seen.stays.get(which, reason)

@@ -49,13 +49,14 @@ def rule(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 def follow(shadow: Any, func: Any, out: Any, given: list[Tensor], args: Any, kwargs: Any) -> None:
     """Do to the ids what the operator did to the entries."""
     name = func.overloadpacket.__name__
-    plain = name if name in RULES else name.rstrip("_")
-    if plain in RULES:
-        RULES[plain](shadow, out, *args, **kwargs)
+    plain = name if name in shadow.rules else name.rstrip("_")
+    rules = shadow.rules
+    if plain in rules:
+        rules[plain](shadow, out, *args, **kwargs)
     elif plain.endswith("_like"):
         shadow.put(out, shadow.of(args[0]))
     elif _pointwise(func):
-        meet(shadow, out, given)
+        rules["copy"](shadow, out, *given)
     elif plain.startswith(PER_CHANNEL):
         per_channel(shadow, out, *args)
     elif not name.startswith(tuple(ELSEWHERE)):
@@ -498,6 +499,7 @@ def _real(shadow: Any, out: Tensor, x: Tensor) -> None:
 # ---- sums, means and norms
 
 
+@rule("reduce")
 def reduce(shadow: Any, out: Any, x: Tensor, dims: Any, keepdim: bool, exact: bool) -> None:
     """Ids along what is summed over end here; a mean counts zeros, so that what it averages over is inexact."""
     given = range(x.dim()) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
@@ -517,29 +519,29 @@ def reduce(shadow: Any, out: Any, x: Tensor, dims: Any, keepdim: bool, exact: bo
 
 @rule("sum", "nansum")
 def _sum(shadow: Any, out: Tensor, x: Tensor, dims: Any = None, keepdim: bool = False, **_: Any) -> None:
-    reduce(shadow, out, x, dims, keepdim, exact=True)
+    shadow.rules["reduce"](shadow, out, x, dims, keepdim, exact=True)
 
 
 @rule("mean", "amax", "amin", "max", "min", "argmax", "argmin", "logsumexp", "any", "all", "prod", "median",
       "count_nonzero", "nanmean", "aminmax")  # fmt: skip
 def _mean(shadow: Any, out: Any, x: Tensor, dims: Any = None, keepdim: bool = False, **more: Any) -> None:
     if isinstance(dims, Tensor):  # the larger of two
-        meet(shadow, out, [x, dims])
+        shadow.rules["copy"](shadow, out, x, dims)
     else:
-        reduce(shadow, out, x, more.get("dim", dims), keepdim, exact=False)
+        shadow.rules["reduce"](shadow, out, x, more.get("dim", dims), keepdim, exact=False)
 
 
 @rule("var", "std", "var_mean", "std_mean")
 def _var(shadow: Any, out: Any, x: Tensor, dims: Any = None, *args: Any, keepdim: bool = False, **more: Any) -> None:
     asked = more.get("dim", None if isinstance(dims, bool) else dims)
-    reduce(shadow, out, x, asked, bool(args[1]) if len(args) > 1 else keepdim, exact=False)
+    shadow.rules["reduce"](shadow, out, x, asked, bool(args[1]) if len(args) > 1 else keepdim, exact=False)
 
 
 @rule("linalg_vector_norm", "norm")
 def _vector_norm(
     shadow: Any, out: Tensor, x: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, **_: Any
 ) -> None:
-    reduce(shadow, out, x, dim, keepdim, exact=p != float("-inf"))
+    shadow.rules["reduce"](shadow, out, x, dim, keepdim, exact=p != float("-inf"))
 
 
 @rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax")

@@ -222,6 +222,10 @@ class Replay(TorchDispatchMode):
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: self._value(t, names), (args, kwargs or {}))
         name = func.overloadpacket.__name__.rstrip("_")
         out = func(*args, **kwargs)
+        if name == "bernoulli":  # what a dropout draws, in the pass in training mode
+            out.fill_(1)
+        elif name == "native_dropout":
+            out = args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
         if name in PRODUCTS and any(names):
             key = min(filter(None, names), key=lambda n: n.endswith("bias"))
             self.calls[key] += 1
@@ -279,6 +283,8 @@ def _renormed(name: str, args: Any, out: Any, told: Any) -> Any:
         mean, rstd = (t.repeat_interleave(x.shape[1] // groups, 1).reshape(len(x), -1, *view[2:]) for t in told)
         made = (x - mean) * rstd
         return (made * (1 if w is None else w.view(view)) + (0 if b is None else b.view(view)), *told)
+    if told[0].shape != out[1].shape:  # whole heads went, each with statistics of its own
+        return out
     w, b = args[2], args[3] if name == "native_layer_norm" else None
     made = ((x - told[0]) * told[1] if name == "native_layer_norm" else x * told[0]).contiguous()
     return (made * (1 if w is None else w) + (0 if b is None else b), *told)

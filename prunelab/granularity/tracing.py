@@ -73,6 +73,7 @@ class Trace:
     inexact: set[int]
     assumed: dict[int, str]  # set -> what was taken for granted, for the proof to try
     opaque: dict[str, str]  # layer -> why its tensors stay as they are
+    heads: dict[int, str] = field(default_factory=dict)  # set -> the module that multiplies its heads
 
 
 @dataclass
@@ -80,12 +81,15 @@ class Shadow(TorchDispatchMode):
     """Follows ids through a run; see the module's docstring. With `meta`, on tensors that have shapes and no values."""
 
     meta: bool = False
+    rules: dict[str, Any] = field(default_factory=lambda: operators.RULES)
     ports: list[Port] = field(default_factory=list)
     edges: list[np.ndarray] = field(default_factory=list)
     frozen: list[tuple[np.ndarray, str]] = field(default_factory=list)
     averaged: list[np.ndarray] = field(default_factory=list)
     guesses: list[tuple[np.ndarray, str]] = field(default_factory=list)
     split: set[int] = field(default_factory=set)  # ids of rows that a view laid side by side, as heads are
+    heads: dict[int, str] = field(default_factory=dict)  # numbers of heads -> the module that multiplies them
+    laid: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # ids, and those that they were laid out over
     where: list[str] = field(default_factory=lambda: [""])  # the modules that are running
     total: int = 1
     paused: bool = False
@@ -180,8 +184,8 @@ def _shaped(func: Any, args: Any, given: list[Tensor]) -> Any:
     return torch.empty_like(given[0]) if given[0].shape == size else given[0].new_empty(size)
 
 
-def trace(twin: nn.Module, example: Any) -> Trace:
-    """What leaves together in a plain twin, from one run on the example.
+def trace(twin: nn.Module, example: Any, rules: dict[str, Any] = operators.RULES) -> Trace:
+    """What leaves together in a plain twin, from one run on the example; by the rules of `operators` or `headwise`.
 
     On meta tensors, which have shapes and no values: nothing is computed. A model whose forward asks for values runs
     for real.
@@ -192,11 +196,11 @@ def trace(twin: nn.Module, example: Any) -> Trace:
             "(a tensor, a tuple for forward(*inputs), a dict for forward(**inputs))"
         )
     try:
-        return _traced(twin, example, meta=True)
+        return _traced(twin, example, True, rules)
     except Exception:  # whatever a forward raises that meets a tensor without values
         _try_out(twin, example)
     try:
-        return _traced(twin, example, meta=False)
+        return _traced(twin, example, False, rules)
     except Exception as error:
         raise PruneError(
             f"{type(twin).__name__} cannot be traced: {type(error).__name__}: {error}. {BY_HAND}"
@@ -240,13 +244,13 @@ def _around(model: nn.Module, parameters: dict[int, Any]) -> nn.Module:
     return copied(model, memo)
 
 
-def _traced(twin: nn.Module, example: Any, meta: bool) -> Trace:
+def _traced(twin: nn.Module, example: Any, meta: bool, rules: dict[str, Any]) -> Trace:
     own = {id(t): t for t in (*twin.parameters(), *(twin.buffers() if meta else ()))}
     if meta:
         own = {key: _emptied(t) for key, t in own.items()}
         example = mapped(_emptied, example)
     model = _around(twin, own)
-    shadow = Shadow(meta)
+    shadow = Shadow(meta, rules)
     kept = _number(shadow, model)
     _watch(shadow, model)
     with plainly(), shadow:
@@ -385,9 +389,11 @@ def _within(nest: Any, met: set[int]) -> Iterator[Tensor]:
 
 
 def _sets(shadow: Shadow) -> Trace:
-    edges = np.concatenate([np.zeros((2, 1), np.int64), *shadow.edges], axis=1)
-    graph = coo_array((np.ones(edges.shape[1], np.int8), tuple(edges)), shape=(shadow.total, shadow.total))
-    label = connected_components(graph, directed=False)[1]
+    label = _components(shadow)
+    for small, large in shadow.laid:
+        _laid(shadow, label, small, large)
+    if shadow.laid:
+        label = _components(shadow)
     stays: dict[int, str] = {int(label[0]): "is constant"}
     for ids, why in shadow.frozen:
         for which in np.unique(label[ids]):
@@ -397,7 +403,24 @@ def _sets(shadow: Shadow) -> Trace:
         for which in np.unique(label[ids]):
             assumed.setdefault(int(which), what)
     inexact = {int(w) for ids in shadow.averaged for w in np.unique(label[ids])}
-    return Trace(shadow.ports, label, stays, inexact, assumed, shadow.opaque)
+    heads = {int(label[number]): where for number, where in reversed(shadow.heads.items())}
+    return Trace(shadow.ports, label, stays, inexact, assumed, shadow.opaque, heads)
+
+
+def _components(shadow: Shadow) -> np.ndarray:
+    edges = np.concatenate([np.zeros((2, 1), np.int64), *shadow.edges], axis=1)
+    graph = coo_array((np.ones(edges.shape[1], np.int8), tuple(edges)), shape=(shadow.total, shadow.total))
+    found: np.ndarray = connected_components(graph, directed=False)[1]
+    return found
+
+
+def _laid(shadow: Shadow, label: np.ndarray, small: Tensor, large: Tensor) -> None:
+    """What is laid out over others leaves with them if they are of one set, and stays if they are of several."""
+    one, other = (x.reshape(-1).numpy() for x in torch.broadcast_tensors(small, large))
+    pairs = np.unique(np.stack([one, label[other]]), axis=1)
+    numbers, sets = np.unique(pairs[0], return_counts=True)
+    alone = np.isin(one, numbers[sets == 1]) & (one > 0) & (other > 0)
+    shadow.edges.append(np.stack([one[alone], other[alone]]))
 
 
 def on(model: nn.Module, example: Any) -> Any:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import copy
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from ..attention import AttentionLayer, layers
-from ..core import PruneError
+from ..attention import layers
+from ..core import Group, Keep, PruneError
 from .multihead import PrunedMultiheadAttention
+
+COUNT = re.compile(r"heads?$")
+SIZE = re.compile(r"^(?!.*(?<!all_)head_?(dim|size)).*(dim|size|width|hidden|embed)")
+REPEATS = re.compile(r"(key_value|kv)_groups$|n_rep$")
 
 
 def multihead(m: Any, name: str) -> None:
@@ -35,12 +41,13 @@ def multihead(m: Any, name: str) -> None:
     m.__class__ = PrunedMultiheadAttention
 
 
-def settle(model: nn.Module, touched: Collection[nn.Module]) -> None:
-    """Head counts of the layers whose projections were cut, and of configs all of whose layers have the same count.
+def settle(model: nn.Module, groups: Sequence[Group], keep: Keep, lines: Mapping[Any, Tensor]) -> set[str]:
+    """Set what attentions, and their configurations, declare of heads; the names of the tensors that these are in.
 
-    A config that cannot say it keeps what it said of the original: with uneven layers, with a head size that it derives
-    from the width (BERT's), or where its own rules refuse the count. There `from_pretrained` refuses the weights, and
-    `load_plan` rebuilds the model.
+    A module right above a cut projection that counts as many heads as the group has, or a multiple, counts those left,
+    and its sizes (`all_head_size`, `embed_dim`, `split_size`) are those of what was cut in it. A configuration follows
+    if all its layers have the same count, and it says how wide a head is; else each layer has a copy of it that does.
+    There `from_pretrained` refuses the weights, and `load_plan` rebuilds the model.
     """
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder) and any(
@@ -49,26 +56,79 @@ def settle(model: nn.Module, touched: Collection[nn.Module]) -> None:
             module.use_nested_tensor = (
                 False  # it asked its layers when it was made, and only their old kernels take nests
             )
-    every = layers(model)
-    cut = [a for a in every if any(m in touched for m in a.module.modules())]
-    for layer in cut:
-        _declare(layer.module, layer)
-    for config in {id(c): c for a in cut if (c := getattr(a.module, "config", None)) is not None}.values():
-        alike = [a for a in every if getattr(a.module, "config", None) is config]
-        if len({(a.heads, a.kv_heads) for a in alike}) == 1 and isinstance(getattr(config, "head_dim", None), int):
-            before = _declare(config, alike[0])
+    layers(model)  # refuses less than a head
+    done: set[str] = set()
+    cut: dict[int, tuple[Any, dict[str, int]]] = {}
+    for group in groups:
+        own = {m.tensor for m in group.members}
+        for path, inside in _holders(own).items():
+            holder: Any = model.get_submodule(path)
+            if isinstance(holder, nn.MultiheadAttention):
+                done |= own  # it has been told
+            declared = _declared(holder)
+            counts = {n: v * int(keep[group.name].sum()) // group.units for n, v in declared.items()
+                      if v % group.units == 0}  # fmt: skip
+            if counts:
+                done |= own
+                cut[id(holder)] = holder, counts
+                _declare(holder, declared, counts, [line for (name, _), line in lines.items() if name in inside])
+    _configure(model, cut)
+    return done
+
+
+def _holders(names: Collection[str]) -> dict[str, set[str]]:
+    """The modules right above the layers of some tensors, and these layers themselves, each with its tensors."""
+    found: dict[str, set[str]] = {}
+    for name in sorted(names):
+        layer = name.rpartition(".")[0]
+        for path in {layer, layer.rpartition(".")[0]}:
+            found.setdefault(path, set()).add(name)
+    return found
+
+
+def _declared(holder: Any) -> dict[str, int]:
+    """How many heads an attention says that it has, by itself or, if it counts nothing else, by its configuration."""
+    if not any("head" in name for name in vars(holder)) or isinstance(holder, nn.MultiheadAttention):
+        return {}
+    both = (getattr(holder, "config", None), holder)
+    return {n: v for h in both if h is not None for n, v in vars(h).items() if type(v) is int and COUNT.search(n)}
+
+
+def _declare(holder: Any, before: Mapping[str, int], counts: Mapping[str, int], lines: Sequence[Tensor]) -> None:
+    sizes = {len(line): int(line.sum()) for line in lines}
+    for name, value in list(vars(holder).items()):
+        if type(value) is not int:
+            continue
+        if name in counts:
+            setattr(holder, name, counts[name])
+        elif SIZE.search(name) and value in sizes:
+            setattr(holder, name, sizes[value])
+        elif REPEATS.search(name):
+            setattr(holder, name, _repeats({**before, **counts}) or value)
+
+
+def _repeats(counts: Mapping[str, int]) -> int:
+    """How many query heads share a key-value head; 0 if that is not told."""
+    shared = next((v for n, v in counts.items() if "kv" in n or "key_value" in n), 0)
+    return next((v // shared for n, v in counts.items() if shared and "kv" not in n and "key_value" not in n), 0)
+
+
+def _configure(model: nn.Module, cut: Mapping[int, tuple[Any, dict[str, int]]]) -> None:
+    configs = {id(c): c for holder, _ in cut.values() if (c := getattr(holder, "config", None)) is not None}
+    for config in configs.values():
+        holders = [m for m in model.modules() if getattr(m, "config", None) is config and _declared(m)]
+        each = [
+            {n: v for n, v in cut[id(m)][1].items() if n in vars(config)} if id(m) in cut else None for m in holders
+        ]
+        before = dict(vars(config))
+        if all(counts == each[0] for counts in each) and isinstance(getattr(config, "head_dim", None), int):
+            vars(config).update(each[0] or {})
             try:
                 config.validate()
+                continue
             except Exception:  # whatever a config's own rules raise: width that is no multiple of the heads, mostly
-                for attribute, value in before.items():
-                    setattr(config, attribute, value)
-
-
-def _declare(holder: Any, layer: AttentionLayer) -> dict[str, int]:
-    """Set whatever counts of heads the holder declares, and say what they were."""
-    heads = dict.fromkeys(("num_heads", "n_heads", "num_attention_heads"), layer.heads)
-    counts = {**heads, "num_key_value_heads": layer.kv_heads, "all_head_size": layer.heads * layer.head_dim}
-    before = {name: value for name in counts if isinstance(value := getattr(holder, name, None), int)}
-    for name in before:
-        setattr(holder, name, counts[name])
-    return before
+                vars(config).update(before)
+        for holder, counts in zip(holders, each, strict=True):
+            if counts:
+                holder.config = copy.copy(config)
+                vars(holder.config).update(counts)

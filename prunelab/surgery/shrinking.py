@@ -46,10 +46,10 @@ def shrink(model: nn.Module, groups: Sequence[Group], keep: Keep) -> nn.Module:
         touched.update({place.module: place.name for place in shared[name]})
     for module, name in touched.items():
         layers.declare(module, name)
-    _resize(small, lines)
+    done = heads.settle(small, groups, keep, lines)
+    _resize(small, {where: line for where, line in lines.items() if where[0] not in done})
     for path, line in bare.items():
         layers.declare_bare(small.get_submodule(path), int(line.sum()), path)
-    heads.settle(small, touched)
     remove(small, gone(groups, keep))
     widths.settle(small)
     experts.settle(small, touched)
