@@ -13,7 +13,8 @@ ROOT = Path(prunelab.__file__).parent
 FLOORS = [
     "core", "layers", "units", "files", "attention", "mixtures", "batches", "language", "decoders", "masking",
     "measurement", "calibration", "criteria", "selection", "surgery", "granularity", "allocation", "reconstruction",
-    "agreement", "sensitivity", "shares", "schedules", "recovery", "pipeline", "movement", "recipes", "exports", "budget",
+    "agreement", "sensitivity", "shares", "schedules", "recovery", "pipeline", "movement", "recipes",
+    "exports", "budget",
 ]  # fmt: skip
 
 

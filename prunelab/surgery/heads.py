@@ -61,10 +61,11 @@ def settle(model: nn.Module, groups: Sequence[Group], keep: Keep, lines: Mapping
     cut: dict[int, tuple[Any, dict[str, int]]] = {}
     for group in groups:
         own = {m.tensor for m in group.members}
+        rows = {m.tensor for m in group.members if m.dim == 0 and re.search(r"(in|q)_proj_(weight|bias)$", m.tensor)}
         for path, inside in _holders(own).items():
             holder: Any = model.get_submodule(path)
-            if isinstance(holder, nn.MultiheadAttention):
-                done |= own  # it has been told
+            if isinstance(holder, nn.MultiheadAttention) and rows & inside:
+                done |= own  # its heads left, and it has been told
             declared = _declared(holder)
             counts = {n: v * int(keep[group.name].sum()) // group.units for n, v in declared.items()
                       if v % group.units == 0}  # fmt: skip
