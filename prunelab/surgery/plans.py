@@ -198,7 +198,7 @@ def _group_of(raw: dict[str, Any], version: str) -> Group:
     members, norms = (_members_of(raw.get(key, ()), raw["units"], version) for key in ("members", "norms"))
     parts = [Part(**p) for p in raw.get("parts", ())]
     numbers = [raw["units"], *(n for m in (*members, *norms) for n in (m.dim, m.block))]
-    numbers += [n for p in parts for n in (p.unit, p.outputs)]
+    numbers += [n for p in parts for n in (p.unit, p.outputs, p.passes)]
     if not all(type(n) is int for n in numbers):
         raise ValueError(f"a number of group {raw['name']} is none")
     return Group(str(raw["name"]), raw["units"], members, bool(raw["exact"]), tuple(parts), norms)
