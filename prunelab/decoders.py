@@ -7,7 +7,7 @@ module that projects queries, keys or values is an attention, and the other matr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,10 +90,12 @@ def config_of(model: nn.Module) -> Any:
 
 
 def configs(model: nn.Module, path: Path) -> list[Any]:
-    """The configurations of the modules around a path, the nearest first, each once."""
-    parts = path.split(".")
-    around = [model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts), -1, -1)]
-    return list({id(c): c for m in around if (c := getattr(m, "config", None)) is not None}.values())
+    """The configurations of the modules around a path, as far as there are such, the nearest first, each once."""
+    around = [model]
+    for name in path.split("."):
+        if name in around[-1]._modules:
+            around.append(around[-1].get_submodule(name))
+    return list({id(c): c for m in reversed(around) if (c := getattr(m, "config", None)) is not None}.values())
 
 
 def is_attention(module: nn.Module) -> bool:
@@ -149,7 +151,7 @@ def _block(stack: Path, path: Path, module: nn.Module) -> Block:
 
 def _split(path: Path, module: nn.Module) -> Iterator[tuple[Path, nn.Module]]:
     """The largest modules in a block that have matrices, and no norm of the stream: that one stays."""
-    if path and not any(map(_has_stream_norm, module.modules())):
+    if path and not _has_stream_norm(module):
         yield from [(path, module)] if _has_matrix(module) else []
         return
     for name, child in module.named_children():
@@ -157,6 +159,6 @@ def _split(path: Path, module: nn.Module) -> Iterator[tuple[Path, nn.Module]]:
 
 
 def _has_stream_norm(module: nn.Module) -> bool:
-    """A norm beside a single matrix, or beside a module with several; among several matrices it is the part's own."""
-    children: Sequence[nn.Module] = list(module.children())
-    return any(map(is_norm, children)) and sum(map(_is_matrix, children)) < 2
+    """A norm beside at most one matrix; beside several it is the part's own."""
+    children = list(module.children())
+    return sum(map(_is_matrix, children)) < 2 and any(is_norm(m) or _has_stream_norm(m) for m in children)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from .. import units
@@ -31,7 +32,7 @@ class Absent(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         x = next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
-        nothing = args[self.passes] if self.passes else x.new_zeros(())
+        nothing = args[self.passes] if self.passes else torch.zeros_like(x)
         # T5's attentions hand on the table of positions that they were given
         rest = (kwargs.get("position_bias"), *[None] * (self.outputs - 2))
         return nothing if self.outputs == 1 else (nothing, *rest)
