@@ -142,12 +142,18 @@ def _try(model: nn.Module, trials: list[Trial], example: Any) -> None:
         times = sum(b is block for b in ran)
         if times != 1:
             raise PruneError(f"{block.path} runs {times} times on the example: give one on which each block runs once")
-    _keep_tables(trials)
+    _keep_needed(trials)
 
 
-def _keep_tables(trials: list[Trial]) -> None:
-    """What holds a table that the others of its stack read stays: T5's first block, and its self-attention."""
+def _keep_needed(trials: list[Trial]) -> None:
+    """What holds a table that the others of its stack read stays: T5's first block, and its self-attention.
+
+    So does the only block of a stack with an attention: the positions in the cache are counted by it.
+    """
     for trial in trials:
+        attending = [t for t in trials if t.block.stack == trial.block.stack and t.block.attentions]
+        if attending == [trial] and trial.paths == (trial.block.path,):
+            trial.stays = "is the only block of its stack with an attention"
         tables = [m for path in trial.paths for m in _inside(trial, path).modules() if isinstance(m, nn.Embedding)]
         others = [t for t in trials if t.block.stack == trial.block.stack and t is not trial]
         if tables and not any(isinstance(m, nn.Embedding) for t in others for m in t.block.module.modules()):
@@ -238,7 +244,7 @@ def _listened(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[int,
         def hook(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
             first = out[0] if isinstance(out, tuple) else out
             passed = [i for i, a in enumerate(args) if i and isinstance(a, Tensor) and _same(first, a)]
-            heard[path] = len(out) if isinstance(out, tuple) else 1, passed[0] if passed else 0
+            heard[path] = max(len(out), 2) if isinstance(out, tuple) else 1, passed[0] if passed else 0
 
         return hook
 

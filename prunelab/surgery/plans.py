@@ -147,7 +147,8 @@ def _check_removed(groups: Sequence[Group], parts: list[Part], tensors: dict[str
 
 def _check_length(above: str, every: list[Part], parts: list[Part], tensors: dict[str, Tensor]) -> None:
     """PruneError if a list has as many entries as before: then its first ones stand where the kept ones should."""
-    had, left = (sum(p.path.rpartition(".")[0] == above for p in some) for some in (every, parts))
+    known = {int(index) for p in every for at, _, index in [p.path.rpartition(".")] if at == above and index.isdigit()}
+    had, left = max(known) + 1, sum(p.path.rpartition(".")[0] == above for p in parts)
     entries = {n.removeprefix(f"{above}.").partition(".")[0] for n in tensors if n.startswith(f"{above}.")}
     if len(entries) != had - left:
         raise PruneError(

@@ -126,10 +126,16 @@ def _declare(config: Any, path: str, before: int, stay: list[int], outermost: bo
     lists = {k: v for k, v in values.items() if isinstance(v, (list, tuple)) and PER_LAYER.search(k)}
     new = {k: type(v)(v[i] for i in stay) for k, v in lists.items() if len(v) == before}
     new |= {k: [stay.index(i) for i in values[k] if i in stay] for k in NUMBERS_OF_LAYERS if values.get(k)}
+    kinds = list(getattr(config, "layer_types", None) or ()) if known else []
     for name in known:
         setattr(config, name, len(stay))
     for name, value in new.items():
         setattr(config, name, value)
+    if kinds and list(config.layer_types or ()) != [kinds[i] for i in stay]:
+        raise PruneError(
+            f"{path} would keep layers of {', '.join(kinds[i] for i in stay)}, and its {type(config).__name__} derives "
+            f"from a layer's number that they are {', '.join(config.layer_types)}: remove others, or whole periods"
+        )
 
 
 def _renumber(model: nn.Module) -> None:
@@ -144,7 +150,7 @@ def _renumber(model: nn.Module) -> None:
         for place in places:
             found = [dict(m.named_modules()).get(place) for m in entries]
             counted = any(isinstance(m, Absent) for m in found)
-            if counted and len(set(kinds)) > 1 and len(kinds) == len(entries):
+            if counted and len(set(kinds)) > 1 and hasattr(config_of(model), "use_cache"):
                 raise PruneError(
                     f"{type(model).__name__} mixes kinds of attention ({', '.join(sorted(set(kinds)))}), and its cache "
                     "goes by their order: single attentions can't be removed from it. Remove whole layers, or MLPs"
