@@ -36,7 +36,9 @@ class Block:
 
     def parts(self, what: str) -> list[tuple[Path, ...]]:
         """The parts called "layers" (the block itself), "mlps" or "attentions"; each is the paths of its modules."""
-        return {"layers": [(self.path,)], "mlps": [self.mlp] * bool(self.mlp), "attentions": [*self.attentions]}[what]
+        if what == "attentions":
+            return list(self.attentions)
+        return [(self.path,)] if what == "layers" else [self.mlp] if self.mlp else []
 
 
 def blocks(model: nn.Module) -> list[Block]:
@@ -46,9 +48,7 @@ def blocks(model: nn.Module) -> list[Block]:
     """
     for path, module in model.named_modules():
         if {"lora_A", "lora_B"} <= {name for name, _ in module.named_children()}:
-            raise PruneError(
-                f"{path} wears a LoRA adapter: what is cut must be cut of both. Merge it first: model.merge_and_unload()"
-            )
+            raise PruneError(f"{path} wears a LoRA adapter: merge it before anything is cut: model.merge_and_unload()")
     found = [(path, list(model.get_submodule(path).named_children())) for path in stacks(model)]
     if not found:
         raise PruneError(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..batches import mapped, tensors
 from ..core import PruneError, shape
 from ..language import check_tokens
-from ..measurement.conditions import rows
+from ..measurement import conditions
 from .samples import Calibration, inputs_on
 
 ENCODER, DECODER = "attention_mask", "decoder_attention_mask"
@@ -52,18 +52,18 @@ def unpadded(inputs: Any) -> Iterator[Any]:
 def sequences(model: nn.Module, calib: Calibration) -> Iterator[Any]:
     """The calibration's inputs one sample at a time, without padding: {"input_ids": (1, length), and what else came}.
 
-    Token ids (n, length) alone are called so, if the model embeds tokens; other inputs stay as they are. Raises
+    Whole numbers alone are token ids (n, length) to a model of transformers; other inputs stay as they are. Raises
     PruneError for tokens that the model does not know.
     """
-    writes = hasattr(model, "get_input_embeddings") and isinstance(model.get_input_embeddings(), nn.Embedding)
     for inputs in real_inputs(model, calib):
-        given = {"input_ids": inputs} if writes and isinstance(inputs, Tensor) else inputs
+        whole = isinstance(inputs, Tensor) and not inputs.is_floating_point()
+        given = {"input_ids": inputs} if whole and hasattr(model, "config") else inputs
         ids = given.get("input_ids") if isinstance(given, Mapping) else None
         if ids is not None:
             if ids.dim() != 2:
-                raise PruneError(f"the calibration's token ids are {shape(ids)}: give (n, length), as language.windows")
+                raise PruneError(f"the calibration has ids {shape(ids)}: give token ids (n, length), as windows does")
             check_tokens(model, ids)
-        count = rows(given)
+        count = conditions.rows(given)
         for row in range(count):
             yield mapped(_cutter({}, {}, "", [row], count), given)
 

@@ -26,7 +26,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def uncached(model: nn.Module) -> Iterator[None]:
     """No cache of keys and values for the length of a block, whatever the model's configurations say."""
-    found = {id(c): c for m in model.modules() if getattr(c := getattr(m, "config", None), "use_cache", False)}
+    held: list[Any] = [getattr(m, "config", None) for m in model.modules()]
+    found = {id(c): c for c in held if getattr(c, "use_cache", False)}
     try:
         for config in found.values():
             config.use_cache = False

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..allocation import NM, check_target
+from ..batches import tensors
 from ..calibration import Calibration, sequences
 from ..core import Masks, PruneError, join, shape
 from ..criteria.registry import finite_weights
@@ -173,7 +174,7 @@ def _entering(model: nn.Module, found: list[nn.Module], calib: Calibration) -> P
     passing: Passing = []
     alike: set[int] = set()  # lengths
     for given in sequences(model, calib):
-        length = given["input_ids"].shape[1] if given.keys() == {"input_ids"} else 0
+        length = given["input_ids"].shape[1] if isinstance(given, Mapping) and given.keys() == {"input_ids"} else 0
         hidden, told = _caught(model, found[:1] if length in alike else found, given)
         if length and all(_same(one, told[0]) for one in told):
             alike.add(length)
@@ -182,7 +183,7 @@ def _entering(model: nn.Module, found: list[nn.Module], calib: Calibration) -> P
     return passing
 
 
-def _caught(model: nn.Module, watched: list[nn.Module], given: dict[str, Any]) -> tuple[Tensor, list[Told]]:
+def _caught(model: nn.Module, watched: list[nn.Module], given: Any) -> tuple[Tensor, list[Told]]:
     """What the first of the blocks is given and each of them is told; none after the last of them is run."""
     hidden: list[Tensor] = []
     told: list[Told] = []
@@ -204,7 +205,7 @@ def _caught(model: nn.Module, watched: list[nn.Module], given: dict[str, Any]) -
         for handle in handles:
             handle.remove()
     if len(told) != len(watched):
-        shapes = ", ".join(f"{key} {shape(t)}" for key, t in given.items() if isinstance(t, Tensor))
+        shapes = ", ".join(map(shape, tensors(given)))
         raise PruneError(
             f"{type(model).__name__} runs {len(told)} of its {len(watched)} blocks on {shapes}, and blockwise "
             "needs each to run once: look at config.num_hidden_layers"

@@ -97,11 +97,11 @@ def _shorten(model: nn.Module, path: str, without: Sequence[str]) -> None:
     stay = [i for i, name in enumerate(entries) if name not in without]
     left = {name: m for name, m in entries.items() if name not in without}
     parent, _, name = path.rpartition(".")
-    made = nn.Sequential if type(model.get_submodule(path)) is nn.Sequential else nn.ModuleList
-    counted = all(name.isdigit() for name in entries)
-    setattr(model.get_submodule(parent), name, made(*left.values()) if made is nn.Sequential else made(left.values()))
-    if not counted:
-        vars(model.get_submodule(path))["_modules"] = left
+    chain = type(model.get_submodule(path)) is nn.Sequential
+    made = nn.Sequential(*left.values()) if chain else nn.ModuleList(left.values())
+    if not all(name.isdigit() for name in entries):  # torchvision's names stay with their entries
+        vars(made)["_modules"] = left
+    setattr(model.get_submodule(parent), name, made)
     for config in configs(model, path):
         _declare(config, path, len(entries), stay, config is getattr(model, "config", None))
     for module in cast("Iterator[Any]", model.modules()):  # Qwen and others remember whether any layer slides
@@ -139,7 +139,7 @@ def _declare(config: Any, path: str, before: int, stay: list[int], outermost: bo
 
 
 def _renumber(model: nn.Module) -> None:
-    """Number what is left in each stack 0, 1, ...: an attention finds its part of the cache by it, the mask by number 0.
+    """Number what is left in each stack 0, 1, ...: attentions find their part of the cache by it.
 
     Where one of a kind was taken out of a block, those of its kind are counted, else the blocks.
     """

@@ -1,4 +1,4 @@
-"""What a configuration of transformers declares of widths, set to what is left; and whether it says all that was cut."""
+"""What a configuration of transformers says of widths, set to what is left; and a guard where it cannot say it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def settle(model: nn.Module, lines: Lines) -> None:
     """Declare the neurons left in the configuration, if it can say them; and guard `save_pretrained` where it can't.
 
     The configuration of a Hugging Face model must build what `shrink` made: a model of it, without values, is held
-    against it. With widths that are uneven it keeps what it said, and `save_pretrained` refuses, with `save_plan` as the
-    remedy: `from_pretrained` would start what it finds no weights for at random.
+    against it. With uneven widths it keeps what it said, and `save_pretrained` refuses and names `save_plan`:
+    `from_pretrained` would start what it finds no weights for at random.
     """
     if not callable(getattr(type(model), "save_pretrained", None)) or getattr(model, "config", None) is None:
         return
