@@ -48,7 +48,7 @@ REFUSED: dict[str, dict[str, str]] = {
     }
     | SHARED
     | MERGE,
-    "layers": {"per-layer": "gemma3n"} | SHARED | MERGE,
+    "layers": {"per-layer": "gemma3n", "derives from a layer's number": "jamba"} | SHARED | MERGE,
     "wanda": SHARED | MERGE,
     "sparsegpt": SHARED | MERGE,
 }
@@ -71,16 +71,6 @@ RELOADS = {
     "attentions": "",
 }
 
-LLAMA_ONLY = {
-    "only Llama-like blocks are known": (
-        "phi gpt-neo gpt-j gpt-bigcode falcon-mqa opt glm4 starcoder2 persimmon mixtral qwen2-moe deepseek-v3 "
-        "phimoe bamba lora bert-classifier xlm-roberta distilbert deberta-v2 modernbert t5 bart pegasus whisper "
-        "deit data2vec-vision vit-mae segformer siglip convnext torchvision-swin wav2vec2 phi3 gpt2 gpt-neox "
-        "codegen bloom falcon-new mpt glm qwen3-next nemotron qwen3-moe gpt-oss olmoe jamba mamba bert roberta "
-        "electra albert mpnet layoutlmv3 t5-gated marian vit beit dinov2 swin clip torchvision-vit torch-encoder "
-        "hubert"
-    ),
-}
 TODAY: dict[str, dict[str, str]] = {
     "heads": {
         "only attention with four projections is known": (
@@ -100,38 +90,9 @@ TODAY: dict[str, dict[str, str]] = {
         "its own plan is refused": "olmoe",
         "some are found, without a word about the others": "t5gemma",
     },
-    "mlps": LLAMA_ONLY
-    | {
-        "its norms have no parameters, and are taken for another model's": "olmo",
-        "cut, then a foreign traceback": "gemma3n",
-        "only the encoder's are found": "t5gemma",
-    },
-    "attentions": LLAMA_ONLY
-    | {
-        "its norms have no parameters, and are taken for another model's": "olmo",
-        "cut, then a foreign traceback": "gemma3n",
-        "only the encoder's are found": "t5gemma",
-    },
-    "layers": LLAMA_ONLY
-    | {
-        "cut, then a foreign traceback": "gemma3n",
-        "only the encoder's are found": "t5gemma",
-    },
-    "wanda": LLAMA_ONLY
-    | {
-        "several positional inputs": "gemma3n",
-        "dicts are no inputs": "t5gemma llava",
-    },
-    "sparsegpt": LLAMA_ONLY
-    | {
-        "several positional inputs": "gemma3n",
-        "dicts are no inputs": "t5gemma llava",
-    },
     "reload heads": {
-        "reloaded, it is another": (
-            "qwen2 stablelm olmo gpt-neo gpt-j opt cohere smollm3 starcoder2 mixtral qwen2-moe phimoe bamba "
-            "bert-classifier xlm-roberta distilbert bart pegasus whisper deit vit-mae siglip wav2vec2 granite jamba "
-            "bert roberta electra marian vit dinov2 clip llava hubert"
+        "refused: the config does not say how wide a head is": (
+            "qwen2 olmo cohere smollm3 starcoder2 mixtral qwen2-moe phimoe granite"
         ),
     },
     "reload neurons": {
@@ -141,21 +102,6 @@ TODAY: dict[str, dict[str, str]] = {
             "wav2vec2 gemma3n phi3 bloom falcon-new mpt glm nemotron bert roberta electra albert mpnet layoutlmv3 "
             "t5-gated marian vit beit dinov2 swin clip hubert"
         ),
-    },
-    "reload mlps": {
-        "reloaded, it is another": (
-            "llama llama-mha-bias qwen2 gemma gemma3 stablelm olmo3 cohere diffllama bitnet smollm3 llama-tied "
-            "mistral qwen3 gemma2 stablelm-qk-norm olmo2 cohere2 diffllama-two-pairs granite mqa-llama llava"
-        ),
-    },
-    "reload attentions": {
-        "reloaded, it is another": (
-            "llama llama-mha-bias qwen2 gemma stablelm cohere diffllama bitnet smollm3 llama-tied mistral qwen3 "
-            "stablelm-qk-norm olmo2 diffllama-two-pairs granite mqa-llama llava"
-        ),
-    },
-    "reload layers": {
-        "reloaded, it is another": "diffllama diffllama-two-pairs",
     },
 }
 
