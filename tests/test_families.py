@@ -85,7 +85,7 @@ TODAY: dict[str, dict[str, str]] = {
     },
     "neurons": {
         "cannot be traced": "gpt-bigcode deepseek-v3 phimoe bamba gpt2 gpt-neox codegen qwen3-next gpt-oss jamba mamba",
-        "cut, then a foreign traceback": "bitnet",
+        "the norm over its neurons is not followed": "bitnet",
         "nothing is found, without a word": "segformer",
         "its own plan is refused": "olmoe",
         "some are found, without a word about the others": "t5gemma",

@@ -155,8 +155,8 @@ def _keep_needed(trials: list[Trial]) -> None:
         if attending == [trial] and trial.paths == (trial.block.path,):
             trial.stays = "is the only block of its stack with an attention"
         tables = [m for path in trial.paths for m in _inside(trial, path).modules() if isinstance(m, nn.Embedding)]
-        others = [t for t in trials if t.block.stack == trial.block.stack and t is not trial]
-        if tables and not any(isinstance(m, nn.Embedding) for t in others for m in t.block.module.modules()):
+        others = [t for t in trials if t.block.stack == trial.block.stack and t.block is not trial.block]
+        if tables and others and not any(isinstance(m, nn.Embedding) for t in others for m in t.block.module.modules()):
             trial.stays = "holds a table of relative positions that the blocks after it read"
 
 
