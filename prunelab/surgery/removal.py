@@ -101,7 +101,10 @@ def _shorten(model: nn.Module, path: str, without: Sequence[str]) -> None:
     made = nn.Sequential(*left.values()) if chain else nn.ModuleList(left.values())
     if not all(name.isdigit() for name in entries):  # torchvision's names stay with their entries
         vars(made)["_modules"] = left
-    setattr(model.get_submodule(parent), name, made)
+    holder: Any = model.get_submodule(parent)
+    setattr(holder, name, made)
+    for count in [n for n, v in vars(holder).items() if n.endswith("layers") and v == len(entries)]:
+        setattr(holder, count, len(stay))
     for config in configs(model, path):
         _declare(config, path, len(entries), stay, config is getattr(model, "config", None))
     for module in cast("Iterator[Any]", model.modules()):  # Qwen and others remember whether any layer slides
