@@ -104,13 +104,9 @@ TODAY: dict[str, dict[str, str]] = {
             "qwen2 olmo cohere smollm3 starcoder2 mixtral qwen2-moe phimoe granite"
         ),
     },
-    "reload neurons": {
-        "reloaded, it is another": (
-            "phi gpt-neo gpt-j falcon-mqa opt glm4 starcoder2 persimmon qwen2-moe bert-classifier xlm-roberta "
-            "distilbert deberta-v2 modernbert t5 bart pegasus whisper deit data2vec-vision vit-mae siglip convnext "
-            "wav2vec2 gemma3n phi3 bloom falcon-new mpt glm nemotron bert roberta electra albert mpnet layoutlmv3 "
-            "t5-gated marian vit beit dinov2 swin clip hubert"
-        ),
+    "reload layers": {
+        "refused: its config also lists the outputs of each layer": "beit dinov2",
+        "its noise on fixed positions, which are not saved, is lost": "marian",
     },
 }
 

@@ -71,7 +71,8 @@ def _differs(model: nn.Module) -> str | None:
     """Where a model of the configuration is another than this one: in a tensor's shape, or in a plain attribute."""
     try:
         with torch.device("meta"), torch.random.fork_rng([]):
-            fresh = type(model)(copy.deepcopy(model.config))
+            config: Any = model.config
+            fresh = type(model)(type(config).from_dict(copy.deepcopy(config.to_dict())))
     except Exception as error:  # whatever a model's own code raises of a configuration that does not fit
         return f"it cannot be built: {error}"
     ours, theirs = _described(model), _described(fresh)
