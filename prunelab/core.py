@@ -66,12 +66,14 @@ class Part:
     """Unit `unit` owns the whole module at `path`, with every tensor in it.
 
     Removed, an entry of a list leaves the list; any other module is replaced by one that adds nothing: it returns 0,
-    or, of an attention that returns `outputs` things, 0 and then None.
+    or, of an attention that returns `outputs` things, 0 and then None. A module that adds what it makes to one of its
+    own inputs returns this input: the positional one of number `passes`.
     """
 
     path: str
     unit: int
     outputs: int = 1
+    passes: int = 0
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,14 @@
 import copy
 import json
 import os
+import pickle
 import subprocess
 import sys
 
 import pytest
 import torch
 from tiny_decoders import KINDS, decoder, token_ids
+from tiny_families import build, example
 from torch import nn
 
 import prunelab as pl
@@ -153,7 +155,7 @@ def test_twice_smaller():
     (group,) = granularity.mlps(once)
     assert [p.path for p in group.parts if p.path.endswith("mlp")] == ["model.layers.1.mlp", "model.layers.3.mlp"]
     twice = pl.shrink(once, [group], {"mlps": torch.tensor([True, False])})
-    assert [b.mlp is None for b in decoders.blocks(twice)] == [True, False, True, True]
+    assert [b.mlp == () for b in decoders.blocks(twice)] == [True, False, True, True]
     with pytest.raises(pl.PruneError, match="1 of its mlps left"):
         granularity.mlps(twice)
 
@@ -214,7 +216,7 @@ def test_masks_hold_while_training():
 
 @pytest.mark.parametrize("what", ["mlps", "attentions", "layers", "glu_neurons"])
 def test_not_a_decoder(build, what):
-    with pytest.raises(pl.PruneError, match="no Llama-like decoder blocks"):
+    with pytest.raises(pl.PruneError, match="has no blocks"):
         getattr(granularity, what)(build("mlp"))
 
 
@@ -315,3 +317,116 @@ def test_neurons_of_a_model_that_wears_masks():
     assert granularity.neurons(model) == groups
     second = pl.prune(model, pl.Recipe("magnitude", "neurons", 0.5, "layer"))
     assert all(not second.keep[g.name][~first.keep[g.name]].any() for g in groups)
+
+
+FAMILY = {
+    "bart": ("encoder", "decoder"),
+    "t5": ("encoder", "decoder"),
+    "clip": ("text_model.encoder", "vision_model.encoder"),
+}
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_group_for_each_side(name):
+    model, inputs = build(name), example(name)
+    for what in ("layers", "mlps"):
+        groups = getattr(granularity, what)(model, inputs)
+        sides = [f"model.{side}" if name == "bart" else side for side in FAMILY[name]]
+        assert [g.name for g in groups] == [f"{side}.{what}" for side in sides]
+        least = 2 if (name, what) == ("t5", "layers") else 3
+        assert [g.units for g in groups] == [least, least]
+
+
+def test_the_table_of_t5_stays():
+    model, inputs = build("t5"), example("t5")
+    groups = granularity.layers(model, inputs)
+    assert groups.stays.keys() == {"encoder.block.0", "decoder.block.0"}
+    assert "relative positions" in groups.stays["encoder.block.0"]
+    stays = granularity.attentions(model, inputs).stays
+    assert stays.keys() == {f"{side}.block.0.layer.0.SelfAttention" for side in ("encoder", "decoder")}
+
+
+def test_the_sides_of_an_encoder_decoder_are_counted_apart():
+    model, inputs = build("bart"), example("bart")
+    groups = granularity.layers(model, inputs)
+    keep = {groups[0].name: torch.tensor([True, False, True]), groups[1].name: torch.tensor([False, False, True])}
+    config = pl.shrink(model, groups, keep).config
+    assert (config.encoder_layers, config.decoder_layers) == (2, 1)
+
+
+def test_a_layer_behind_a_norm_is_not_exact():
+    """A BERT layer of zeros gives zeros; without it the stream passes. Its attention and its MLP are exact."""
+    model, inputs = build("bert"), example("bert")
+    exact = [getattr(granularity, what)(model, inputs)[0].exact for what in ("layers", "mlps", "attentions")]
+    assert exact == [False, True, True]
+    parts = granularity.attentions(model, inputs)[0].parts
+    assert [p.path.rpartition("layer.0.")[2] for p in parts[:2]] == ["attention.self", "attention.output.dense"]
+
+
+def test_a_module_that_adds_the_stream_itself():
+    """BLOOM's MLP gives x + f(norm(x)): what stands in its place hands x on."""
+    (group,) = granularity.mlps(build("bloom"), example("bloom"))
+    assert {p.passes for p in group.parts if p.path.endswith("mlp")} == {1}
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("lora", "merge_and_unload"), ("albert", "shared by 3"), ("gemma3n", "per-layer")]
+)
+@pytest.mark.parametrize("what", ["layers", "mlps", "attentions"])
+def test_what_cannot_leave(name, why, what):
+    with pytest.raises(pl.PruneError, match=why):
+        getattr(granularity, what)(build(name), example(name))
+
+
+def test_without_an_example_and_dummy_inputs():
+    with pytest.raises(pl.PruneError, match="give an example"):
+        granularity.layers(build("torch-encoder"))
+
+
+def test_what_a_configuration_cannot_say_is_not_saved_by_it(tmp_path):
+    small = pl.shrink(model := decoder(), *half(model, "mlps"))
+    for each in (small, copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
+        with pytest.raises(pl.PruneError, match="save_plan"):
+            each.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert "save_pretrained" not in vars(pl.shrink(model, *half(model, "layers")))
+    assert "save_pretrained" not in vars(model)
+
+
+def test_the_width_of_a_gpt2_in_its_configuration(tmp_path):
+    model, inputs = build("gpt-j"), example("gpt-j")
+    groups = granularity.neurons(model, inputs)
+    assert model.config.n_inner is None, "four times its width"
+    small = pl.shrink(model, groups, pl.allocate(pl.criteria.magnitude(model), groups, 0.5, "layer"))
+    assert small.config.n_inner == 64
+    small.save_pretrained(tmp_path)
+    again = type(small).from_pretrained(tmp_path)
+    assert torch.equal(again(**inputs).logits, small(**inputs).logits)
+
+
+def test_influence_of_parts_where_the_names_are_others():
+    """GPT-2: what each norm is given is the stream, before and after each part."""
+    model, inputs, seen = build("gpt2"), example("gpt2"), {}
+    for i, block in enumerate(model.transformer.h):
+        for name in ("ln_1", "ln_2"):
+            norm = block.get_submodule(name)
+            norm.register_forward_pre_hook(lambda m, args, key=(i, name): seen.__setitem__(key, args[0]))
+        block.register_forward_hook(lambda m, args, out, i=i: seen.__setitem__((i, "out"), out))
+    calib = pl.Calibration(((inputs["input_ids"], inputs["input_ids"]),))
+    for what, before, after in (("attentions", "ln_1", "ln_2"), ("mlps", "ln_2", "out")):
+        scores = pl.criteria.BlockInfluence(what)(model, calib)
+        with torch.no_grad():
+            model(**inputs)
+        for i in range(3):
+            x, y = (seen[i, at][0] if isinstance(seen[i, at], tuple) else seen[i, at] for at in (before, after))
+            wanted = 1 - nn.functional.cosine_similarity(x, y, dim=-1).mean()
+            part = "attn" if what == "attentions" else "mlp"
+            found = sum(float(s.sum()) for n, s in scores.items() if f"h.{i}.{part}." in n)
+            assert found == pytest.approx(float(wanted), abs=1e-5)
+
+
+def test_influence_of_parallel_parts_is_refused():
+    """In Phi both add to one stream at once: there is none between them."""
+    model, ids = build("phi"), example("phi")["input_ids"]
+    with pytest.raises(pl.PruneError, match=r'more than .* between two: .*of="layers"'):
+        pl.criteria.BlockInfluence("mlps")(model, pl.Calibration(((ids, ids),)))

@@ -56,7 +56,7 @@ REFUSED: dict[str, dict[str, str]] = {
     }
     | SHARED
     | MERGE,
-    "layers": {"per-layer": "gemma3n"} | SHARED | MERGE,
+    "layers": {"per-layer": "gemma3n", "derives from a layer's number": "jamba"} | SHARED | MERGE,
     "wanda": SHARED | MERGE,
     "sparsegpt": SHARED | MERGE,
 }
@@ -70,92 +70,41 @@ OTHERS = (
     "stablelm stablelm-qk-norm gpt2 gpt-neox gpt-j codegen gpt-bigcode falcon-mqa falcon-new opt persimmon t5 t5-gated "
     "bart marian pegasus t5gemma whisper vit deit beit data2vec-vision vit-mae clip siglip wav2vec2 hubert "
 )
+
+
+def without(families: str, some: str) -> str:
+    return " ".join(f for f in families.split() if f not in some.split()) + " "
+
+
 RELOADS = {
     "heads": LLAMAS + "mixtral qwen3-moe qwen2-moe gpt-oss olmoe phimoe",
-    "neurons": LLAMAS + BERTS + OTHERS + "gpt-neo diffllama diffllama-two-pairs albert",
-    "layers": LLAMAS + BERTS + OTHERS + "mixtral gpt-oss olmoe phimoe qwen2-moe bloom mpt mamba dinov2",
+    # The pooler's and the head's neurons go, too, and their configs give these the width of the stream.
+    "neurons": without(LLAMAS + BERTS + OTHERS, "bert-classifier electra deberta-v2")
+    + "gpt-neo diffllama diffllama-two-pairs albert",
+    "layers": without(LLAMAS + BERTS + OTHERS, "modernbert")
+    + "mixtral gpt-oss olmoe phimoe qwen2-moe bloom mpt mamba dinov2",
     "experts": "mixtral qwen3-moe qwen2-moe gpt-oss deepseek-v3 olmoe phimoe jamba qwen3-next",
     "mlps": "",
     "attentions": "",
 }
 
-LLAMA_ONLY = {
-    "only Llama-like blocks are known": (
-        "phi gpt-neo gpt-j gpt-bigcode falcon-mqa opt glm4 starcoder2 persimmon mixtral qwen2-moe deepseek-v3 "
-        "phimoe bamba lora bert-classifier xlm-roberta distilbert deberta-v2 modernbert t5 bart pegasus whisper "
-        "deit data2vec-vision vit-mae segformer siglip convnext torchvision-swin wav2vec2 phi3 gpt2 gpt-neox "
-        "codegen bloom falcon-new mpt glm qwen3-next nemotron qwen3-moe gpt-oss olmoe jamba mamba bert roberta "
-        "electra albert mpnet layoutlmv3 t5-gated marian vit beit dinov2 swin clip torchvision-vit torch-encoder "
-        "hubert"
-    ),
-}
 TODAY: dict[str, dict[str, str]] = {
     "heads": {"keys are written into a tensor part by part, which is not followed": "deepseek-v3"},
     "neurons": {
         "cannot be traced": "gpt-bigcode deepseek-v3 phimoe bamba gpt2 gpt-neox codegen qwen3-next gpt-oss jamba mamba",
-        "cut, then a foreign traceback": "bitnet",
+        "the norm over its neurons is not followed": "bitnet",
         "nothing is found, without a word": "segformer",
         "its own plan is refused": "olmoe",
         "some are found, without a word about the others": "t5gemma",
     },
-    "mlps": LLAMA_ONLY
-    | {
-        "its norms have no parameters, and are taken for another model's": "olmo",
-        "cut, then a foreign traceback": "gemma3n",
-        "only the encoder's are found": "t5gemma",
-    },
-    "attentions": LLAMA_ONLY
-    | {
-        "its norms have no parameters, and are taken for another model's": "olmo",
-        "cut, then a foreign traceback": "gemma3n",
-        "only the encoder's are found": "t5gemma",
-    },
-    "layers": LLAMA_ONLY
-    | {
-        "cut, then a foreign traceback": "gemma3n",
-        "only the encoder's are found": "t5gemma",
-    },
-    "wanda": LLAMA_ONLY
-    | {
-        "several positional inputs": "gemma3n",
-        "dicts are no inputs": "t5gemma llava",
-    },
-    "sparsegpt": LLAMA_ONLY
-    | {
-        "several positional inputs": "gemma3n",
-        "dicts are no inputs": "t5gemma llava",
-    },
     "reload heads": {
-        "reloaded, it is another": (
-            "qwen2 stablelm olmo gpt-neo gpt-j opt cohere smollm3 starcoder2 mixtral qwen2-moe phimoe bamba "
-            "bert-classifier xlm-roberta distilbert bart pegasus whisper deit vit-mae siglip wav2vec2 granite jamba "
-            "bert roberta electra marian vit dinov2 clip llava hubert"
-            " phi phi3 olmo2 olmo3 gpt2 gpt-neox gpt-bigcode falcon-mqa falcon-new bitnet qwen3-next persimmon olmoe "
-            "albert deberta-v2 mpnet modernbert layoutlmv3 t5 t5-gated beit data2vec-vision swin segformer"
-        ),
-    },
-    "reload neurons": {
-        "reloaded, it is another": (
-            "phi gpt-neo gpt-j falcon-mqa opt glm4 starcoder2 persimmon qwen2-moe bert-classifier xlm-roberta "
-            "distilbert deberta-v2 modernbert t5 bart pegasus whisper deit data2vec-vision vit-mae siglip convnext "
-            "wav2vec2 gemma3n phi3 bloom falcon-new mpt glm nemotron bert roberta electra albert mpnet layoutlmv3 "
-            "t5-gated marian vit beit dinov2 swin clip hubert"
-        ),
-    },
-    "reload mlps": {
-        "reloaded, it is another": (
-            "llama llama-mha-bias qwen2 gemma gemma3 stablelm olmo3 cohere diffllama bitnet smollm3 llama-tied "
-            "mistral qwen3 gemma2 stablelm-qk-norm olmo2 cohere2 diffllama-two-pairs granite mqa-llama llava"
-        ),
-    },
-    "reload attentions": {
-        "reloaded, it is another": (
-            "llama llama-mha-bias qwen2 gemma stablelm cohere diffllama bitnet smollm3 llama-tied mistral qwen3 "
-            "stablelm-qk-norm olmo2 diffllama-two-pairs granite mqa-llama llava"
+        "refused: the config does not say how wide a head is": (
+            "qwen2 olmo cohere smollm3 starcoder2 mixtral qwen2-moe phimoe granite"
         ),
     },
     "reload layers": {
-        "reloaded, it is another": "diffllama diffllama-two-pairs",
+        "refused: its config also lists the outputs of each layer": "beit dinov2",
+        "its noise on fixed positions, which are not saved, is lost": "marian",
     },
 }
 
@@ -232,9 +181,9 @@ def check_everywhere(name: str, what: str, groups: list[pl.Group], keep: dict[st
     whole = modules(built(name), pattern)
     assert len(whole) == count, "the table's pattern does not fit this version of the model"
     if what in WHOLES:
-        parts = {part.path for g in groups for part in g.parts}
-        assert sum(g.units for g in groups) == count, f"{sum(g.units for g in groups)} of {count} are in the groups"
-        assert len(parts) >= count
+        units, stays = sum(g.units for g in groups), groups.stays  # such as T5's first block: said, with the reason
+        assert units + len(stays) == count, f"{units} of {count} are in the groups, and {list(stays)} stay"
+        assert len({part.path for g in groups for part in g.parts}) >= units
         return
     changed = [p for p, m in modules(small, pattern).items() if shapes(m) != shapes(whole[p])]
     assert len(changed) == count, f"only {changed} of {count} have lost units"
@@ -447,12 +396,10 @@ def test_heads_without_an_example_are_not_taken_on_trust(name: str) -> None:
     assert gap(masked, outputs(pl.shrink(model, groups, keep), inputs)) < 1e-4
 
 
-@pytest.mark.xfail(reason="it reads the vision tower's position embedding", strict=True)
 def test_tokens_of_a_composite_are_held_against_its_language_part():
     check_tokens(built("llava"), example("llava")["input_ids"])
 
 
-@pytest.mark.xfail(reason="torch's own error", strict=True, raises=ValueError)
 def test_perplexity_of_a_classifier():
     with pytest.raises(pl.PruneError, match=r"BertForSequenceClassification.*logits|logits.*\(9, 2\)"):
         pl.measurement.perplexity(built("bert-classifier"), example("bert")["input_ids"])
@@ -469,7 +416,6 @@ class CalledByHand(nn.Module):
         return nn.functional.linear(self.first(x), self.second.weight)
 
 
-@pytest.mark.xfail(reason="the whole model is refused", strict=True)
 def test_wanda_skips_and_names_a_layer_that_it_cannot_see():
     calib = pl.Calibration(((torch.randn(5, 3), torch.zeros(5, dtype=torch.int64)),))
     with pytest.warns(UserWarning, match=r"second\.weight"):
@@ -477,7 +423,6 @@ def test_wanda_skips_and_names_a_layer_that_it_cannot_see():
     assert list(scores) == ["first.weight"]
 
 
-@pytest.mark.xfail(reason="padding counts", strict=True)
 def test_wanda_takes_no_account_of_padding():
     model, ids = built("bert"), example("bert")["input_ids"]
     target = torch.zeros(len(ids), dtype=torch.int64)
@@ -490,7 +435,6 @@ def test_wanda_takes_no_account_of_padding():
     assert all(torch.allclose(plain[n], found[n], rtol=1e-4) for n in inside)
 
 
-@pytest.mark.xfail(reason="token ids alone are taken", strict=True, raises=pl.PruneError)
 def test_blockwise_takes_dicts():
     model, inputs = copy.deepcopy(built("llama")), example("llama")
     assert blockwise(model, pl.Calibration(((inputs, inputs["input_ids"]),)), Wanda(), 0.5)

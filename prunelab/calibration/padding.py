@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..batches import mapped, tensors
 from ..core import PruneError, shape
 from ..language import check_tokens
+from ..measurement import conditions
 from .samples import Calibration, inputs_on
 
 ENCODER, DECODER = "attention_mask", "decoder_attention_mask"
@@ -48,23 +49,23 @@ def unpadded(inputs: Any) -> Iterator[Any]:
             yield {key: mapped(_cutter(masks, at, key, rows), value) for key, value in given.items()}
 
 
-def sequences(model: nn.Module, calib: Calibration) -> Iterator[dict[str, Any]]:
-    """The calibration's token sequences one at a time, without padding: {"input_ids": (1, length), and what else came}.
+def sequences(model: nn.Module, calib: Calibration) -> Iterator[Any]:
+    """The calibration's inputs one sample at a time, without padding: {"input_ids": (1, length), and what else came}.
 
-    Raises PruneError for inputs that are neither token ids (n, length) nor a dict with them, and for unknown tokens.
+    Whole numbers alone are token ids (n, length) to a model of transformers; other inputs stay as they are. Raises
+    PruneError for tokens that the model does not know.
     """
     for inputs in real_inputs(model, calib):
-        given = inputs if isinstance(inputs, Mapping) else {"input_ids": inputs}
-        ids = given.get("input_ids")
-        if not isinstance(ids, Tensor) or ids.dim() != 2:
-            what = shape(ids) if isinstance(ids, Tensor) else type(inputs).__name__
-            raise PruneError(
-                f"the calibration's inputs are {what}: give token ids (n, length), as language.windows, or a dict with "
-                "input_ids"
-            )
-        check_tokens(model, ids)
-        for row in range(len(ids)):
-            yield {key: mapped(_cutter({}, {}, key, [row], len(ids)), value) for key, value in given.items()}
+        whole = isinstance(inputs, Tensor) and not inputs.is_floating_point()
+        given = {"input_ids": inputs} if whole and hasattr(model, "config") else inputs
+        ids = given.get("input_ids") if isinstance(given, Mapping) else None
+        if ids is not None:
+            if ids.dim() != 2:
+                raise PruneError(f"the calibration has ids {shape(ids)}: give token ids (n, length), as windows does")
+            check_tokens(model, ids)
+        count = conditions.rows(given)
+        for row in range(count):
+            yield mapped(_cutter({}, {}, "", [row], count), given)
 
 
 def real_inputs(model: nn.Module, calib: Calibration) -> Iterator[Any]:

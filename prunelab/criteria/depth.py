@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration import Calibration, needed, sequences
-from ..core import PruneError, Scores, places
-from ..decoders import Block, blocks
-from ..measurement.conditions import attempt, undisturbed
+from ..core import PruneError, Scores, places, shape
+from ..decoders import Block, blocks, is_decoder, is_norm
+from ..measurement.conditions import attempt, uncached, undisturbed
 from .registry import finite_weights, register
 
 OF = ("layers", "mlps", "attentions")
@@ -29,7 +29,8 @@ class BlockInfluence:
     """1 - E cos(X_i, X_i+1): how far a block turns what passes through it, over all tokens. Needs data, no labels.
 
     Men et al. 2024 (ShortGPT), arXiv 2403.03853, §3.2. `of`: "layers" as there; "mlps" or "attentions" compare the
-    residual stream before and after that part alone. All weights of the part share its score, norms included.
+    residual stream before and after that part alone, where a norm of the stream is what the part is given, and the
+    stream goes on as their sum. All weights of the part share its score.
     """
 
     of: str = "layers"
@@ -41,8 +42,7 @@ class BlockInfluence:
         found, turned = blocks(model), Turned()
         with _watched(found, self.of, turned):
             _run(model, needed(calib, "block_influence"))
-        shares = {path: 1 - cosines / n for path, (cosines, n) in turned.sums.items()}
-        return _spread(model, {part: shares[b.path] for b in found if (part := _part(b, self.of)) is not None})
+        return _spread(model, {part: 1 - cosines / n for part, (cosines, n) in turned.sums.items()})
 
 
 block_influence = BlockInfluence()
@@ -63,13 +63,16 @@ class AngularDistance:
     def __call__(self, model: nn.Module, calib: Calibration | None = None) -> Scores:
         finite_weights(model)
         found = blocks(model)
+        if len({b.stack for b in found}) > 1:
+            paths = ", ".join(dict.fromkeys(b.stack for b in found))
+            raise PruneError(f"angular distance looks at runs of blocks in one stack, and there are several: {paths}")
         if not isinstance(self.n, int) or not 1 <= self.n < len(found):
             raise PruneError(f"angular distance of n={self.n!r} blocks: the model has {len(found)}, give 1 to one less")
         angles = self.angles(model, needed(calib, "angular_distance"))
         least = [
             min(angles[max(i - self.n + 1, 0) : i + 1]) for i in range(len(found))
         ]  # of the runs that hold block i
-        return _spread(model, {b.path: a for b, a in zip(found, least, strict=True)})
+        return _spread(model, {(b.path,): a for b, a in zip(found, least, strict=True)})
 
     def angles(self, model: nn.Module, calib: Calibration) -> list[float]:
         """The distance over n blocks, for each block a run can start from."""
@@ -104,7 +107,10 @@ def glu_peak_to_peak(model: nn.Module, calib: Calibration | None = None) -> Scor
     From OptiPFair (Martra 2025).
     """
     weights = finite_weights(model)
-    paths = [f"{b.mlp}.{name}.weight" for b in blocks(model) if b.mlp is not None for name in ("gate_proj", "up_proj")]
+    mlps = [b.mlp[0] for b in blocks(model) if b.mlp]
+    if not is_decoder(model):
+        raise PruneError(f"{type(model).__name__} has other MLPs in its blocks than gated ones: take magnitude")
+    paths = [f"{mlp}.{name}.weight" for mlp in mlps for name in ("gate_proj", "up_proj")]
     return {path: _peak_to_peak(weights[path]) for path in paths}
 
 
@@ -115,34 +121,30 @@ def _peak_to_peak(weight: Tensor) -> Tensor:
 
 
 class Turned:
-    """Sums of cosines between what enters and what leaves, by block."""
+    """Sums of cosines between what enters and what leaves, by the paths of a part."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, tuple[float, int]] = {}
+        self.sums: dict[tuple[str, ...], tuple[float, int]] = {}
 
-    def add(self, path: str, before: Tensor, after: Tensor) -> None:
-        """Count another batch of a block."""
+    def add(self, part: tuple[str, ...], before: Tensor, after: Tensor) -> None:
+        """Count another batch of a part."""
         cos = _cosines(before, after)
-        total, n = self.sums.get(path, (0.0, 0))
-        self.sums[path] = total + float(cos.sum()), n + cos.numel()
+        total, n = self.sums.get(part, (0.0, 0))
+        self.sums[part] = total + float(cos.sum()), n + cos.numel()
 
 
 def _cosines(a: Tensor, b: Tensor) -> Tensor:
     return torch.nn.functional.cosine_similarity(a.float(), b.float(), dim=-1, eps=1e-12)
 
 
-def _part(block: Block, of: str) -> str | None:
-    return {"layers": block.path, "mlps": block.mlp, "attentions": block.attention}[of]
-
-
 @contextmanager
 def _watched(found: list[Block], of: str, turned: Turned) -> Iterator[None]:
-    """Compare the stream before and after each block, or each block's attention or MLP, as the model runs."""
+    """Compare the stream before and after each block, or each block's attentions or MLP, as the model runs."""
     handles = []
     for block in found:
         if of == "layers":
-            handles.append(block.module.register_forward_hook(_comparing(block.path, turned), with_kwargs=True))
-        elif _part(block, of) is not None:
+            handles.append(block.module.register_forward_hook(_comparing(block, turned), with_kwargs=True))
+        elif block.parts(of):
             handles += _around(block, of, turned)
     try:
         yield
@@ -155,41 +157,56 @@ def _first(nest: Any) -> Tensor:
     return nest[0] if isinstance(nest, tuple) else nest
 
 
-def _comparing(path: str, turned: Turned) -> Callable[..., None]:
+def _given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return args[0] if args else kwargs["hidden_states"] if "hidden_states" in kwargs else next(iter(kwargs.values()))
+
+
+def _comparing(block: Block, turned: Turned) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        turned.add(path, args[0] if args else kwargs["hidden_states"], _first(out))
+        before, after = _given(args, kwargs), _first(out)
+        if before.shape != after.shape:
+            raise PruneError(f"{block.path} gives {shape(after)} for {shape(before)}: they can't be compared")
+        turned.add((block.path,), before, after)
 
     return hook
 
 
 def _around(block: Block, of: str, turned: Turned) -> list[Any]:
-    """Hooks that see the stream x before a part, and x plus what the part adds."""
-    if block.mlp_norm is None:
-        raise PruneError(
-            f"{block.path} has other norms than one before its attention and one before its MLP: what either adds to "
-            'the stream is not known. Take BlockInfluence(of="layers")'
-        )
-    entering: list[Tensor] = []
+    """Hooks that see the stream x which a norm before a part is given, and x plus what the part adds."""
+    normed: list[tuple[Tensor, Tensor]] = []  # of each norm what it is given, and what it gives
+    ends: list[tuple[tuple[str, ...], Tensor, Tensor]] = []  # of each part the stream before, and after
 
-    def enters(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        entering[:] = [args[0] if args else kwargs["hidden_states"]]
+    def norm(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+        normed.append((_given(args, kwargs), out))
 
-    def attended(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-        after = entering[0] + _first(out)
-        if of == "attentions":
-            turned.add(block.path, entering[0], after)
-        entering[:] = [after]
+    def part(paths: tuple[str, ...]) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            x = next((x for x, given in normed if given is _given(args, kwargs)), None)
+            if x is not None and x.shape == _first(out).shape:
+                ends.append((paths, x, x + _first(out)))
 
-    def fed(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
-        if of == "mlps":
-            turned.add(block.path, entering[0], entering[0] + out)
+        return hook
 
-    attention, mlp = (block.module.get_submodule(name) for name in ("self_attn", "mlp"))
-    return [
-        block.module.register_forward_pre_hook(enters, with_kwargs=True),
-        attention.register_forward_hook(attended),
-        mlp.register_forward_hook(fed),
-    ]
+    def done(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        stream = [*(x for x, _ in normed), _first(out)]
+        for paths, x, after in ends:
+            if any(s.shape == after.shape and torch.allclose(s, after, rtol=1e-3, atol=1e-5) for s in stream):
+                turned.add(paths, x, after)
+        lacking = [paths[0] for paths in block.parts(of) if paths not in [seen for seen, *_ in ends]]
+        lacking += [paths[0] for paths, *_ in ends if paths not in turned.sums]
+        normed.clear()
+        ends.clear()
+        if lacking:
+            raise PruneError(
+                f"{block.path} has other norms than one right before each part, or more than {lacking[0]} between two: "
+                'what it adds to the stream is not known. Take BlockInfluence(of="layers")'
+            )
+
+    inside = {f"{block.path}.{name}": m for name, m in block.module.named_modules() if name}
+    own = [m for path, m in inside.items() if is_norm(m)]
+    handles = [m.register_forward_hook(norm, with_kwargs=True) for m in own]
+    handles += [inside[p[0]].register_forward_hook(part(p), with_kwargs=True) for p in block.parts(of) if len(p) == 1]
+    return [*handles, block.module.register_forward_hook(done)]
 
 
 @contextmanager
@@ -197,7 +214,7 @@ def _recorded(found: list[Block], stream: list[Tensor]) -> Iterator[None]:
     """Note what enters the first block, and what leaves each."""
 
     def enters(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        stream.append(args[0] if args else kwargs["hidden_states"])
+        stream.append(_given(args, kwargs))
 
     handles = [found[0].module.register_forward_pre_hook(enters, with_kwargs=True)]
     handles += [b.module.register_forward_hook(lambda m, args, out: stream.append(_first(out))) for b in found]
@@ -209,20 +226,20 @@ def _recorded(found: list[Block], stream: list[Tensor]) -> Iterator[None]:
 
 
 def _run(model: nn.Module, calib: Calibration, after: Callable[[int], None] | None = None) -> None:
-    """All sequences through the model, one at a time and without padding; `after` each."""
-    with undisturbed(model), torch.no_grad():
+    """All samples through the model, one at a time and without padding; `after` each."""
+    with undisturbed(model), uncached(model), torch.no_grad():
         for number, given in enumerate(sequences(model, calib)):
-            attempt(model, given | {"use_cache": False})
+            attempt(model, given)
             if after:
                 after(number)
 
 
-def _spread(model: nn.Module, of: dict[str, float]) -> Scores:
-    """An equal part of each module's score for each entry of its parameters; it takes no memory."""
+def _spread(model: nn.Module, of: dict[tuple[str, ...], float]) -> Scores:
+    """An equal part of each part's score for each entry of its parameters; it takes no memory."""
     tensors = {p.name: p.tensor for p in places(model) if isinstance(p.tensor, nn.Parameter)}
     scores: Scores = {}
-    for path, score in of.items():
-        own = {n: p for n, p in tensors.items() if n.startswith(f"{path}.")}
+    for paths, score in of.items():
+        own = {n: p for n, p in tensors.items() if n.startswith(tuple(f"{path}." for path in paths))}
         count = sum(p.numel() for p in own.values())
         scores |= {n: torch.full((), score / count, dtype=torch.float64).expand(p.shape) for n, p in own.items()}
     return scores

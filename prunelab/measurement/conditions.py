@@ -23,6 +23,20 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def uncached(model: nn.Module) -> Iterator[None]:
+    """No cache of keys and values for the length of a block, whatever the model's configurations say."""
+    held: list[Any] = [getattr(m, "config", None) for m in model.modules()]
+    found = {id(c): c for c in held if getattr(c, "use_cache", False)}
+    try:
+        for config in found.values():
+            config.use_cache = False
+        yield
+    finally:
+        for config in found.values():
+            config.use_cache = True
+
+
 def check_plain(model: nn.Module, called: str = "the model", *, ours: bool = True) -> None:
     """Raise PruneError if masks are still on: every forward would compute w * mask anew, up to twice the time.
 

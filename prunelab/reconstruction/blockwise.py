@@ -1,4 +1,4 @@
-"""A whole decoder, pruned one block at a time: only one block's statistics are held, and the inputs of the next."""
+"""A whole model, pruned one block at a time: only one block's statistics are held, and the inputs of the next."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..allocation import NM, check_target
+from ..batches import tensors
 from ..calibration import Calibration, sequences
-from ..core import Masks, PruneError, shape
+from ..core import Masks, PruneError, join, shape
 from ..criteria.registry import finite_weights
 from ..decoders import Block, blocks
+from ..layers import CONV1D, layer_of, prunable
 from ..masking import current_masks
-from ..measurement.conditions import attempt, check_plain, undisturbed
+from ..measurement.conditions import attempt, check_plain, uncached, undisturbed
 from ..units import find, named
 from .methods import Method
 
-Told = dict[str, Any]  # what a block is given by keyword: masks and positions, which may differ from block to block
+Told = tuple[tuple[Any, ...], dict[str, Any]]  # what a block is given beside its input, by position and by keyword
 Passing = list[tuple[Tensor, list[Told]]]  # of each sequence: what enters a block, and what each block is told
 
 
@@ -39,22 +41,23 @@ def blockwise(
     within: Mapping[str, Tensor] | None = None,
     progress: bool = False,
 ) -> Masks:
-    """Prune every linear layer of a decoder's blocks in place; returns the masks, for `apply` to hold the zeros.
+    """Prune every linear layer of a model's blocks in place; returns the masks, for `apply` to hold the zeros.
 
     Block by block: the inputs are run through it and each layer's statistic gathered; its weights are pruned; the
     inputs are run through what is left, and its outputs are the next block's inputs. So a block is judged on what it
-    will really see, and memory stays near one block beyond the model. Embeddings, norms and the output layer stay;
-    so does, with a warning, a layer that its block never calls.
+    will really see, and memory stays near one block beyond the model. Stack after stack: a decoder is told what its
+    pruned encoder gives. Embeddings, norms and the output layer stay; so do, with a warning, a layer that its block
+    never calls, and what else has weights in a block: convolutions, fused experts, torch's attention.
 
-    The calibration's inputs are token ids (n, length), or dicts with `input_ids`, whose `attention_mask` says what is
-    padding: it is cut off, and a sequence is seen alone. It looks at no targets.
+    The calibration's inputs are token ids (n, length), or what else the model takes; padding, as `attention_mask` says
+    it, is cut off, and a sample is seen alone. It looks at no targets.
 
     What an earlier pruning took stays 0 and counts as pruned: by masks that the model wears, or `within`, what was kept
     by tensor (`Pruned.masks`, or a `Keep` of `granularity.weights`). Of a model that was baked:
     within={name: w != 0 for name, w in prunable(model).items()}. Where more has gone than is asked, no more goes.
 
     The weights are kept on disk until all is done: if anything fails, the model is as it was. Raises PruneError for a
-    model that is no Llama-like decoder, or is not all in memory, and for tokens it does not know.
+    model without blocks, or with LoRA or shared ones, or not all in memory, and for tokens it does not know.
     """
     check_target(None if isinstance(sparsity, NM) else sparsity, sparsity if isinstance(sparsity, NM) else "row")
     check_plain(model, ours=False)
@@ -63,9 +66,12 @@ def blockwise(
     finite_weights(model)
     kept = _kept_before(model, within or {})
     packed: dict[str, Packed] = {}
-    with undisturbed(model), torch.no_grad(), _journal(model) as note:
-        passing = _entering(model, [b.module for b in found], calib)
-        for at, block in enumerate(tqdm(found, desc="blocks", unit="block", disable=not progress, leave=False)):
+    with undisturbed(model), uncached(model), torch.no_grad(), _journal(model) as note:
+        passing: Passing = []
+        for block in tqdm(found, desc="blocks", unit="block", disable=not progress, leave=False):
+            stack = [b for b in found if b.stack == block.stack]
+            at = stack.index(block)
+            passing = passing if at else _entering(model, [b.module for b in stack], calib)
             note(block)
             packed |= _prune_block(model, block, [(x, told[at]) for x, told in passing], method, sparsity, kept)
             for i, (x, told) in enumerate(passing):  # in place: two lists of them would be held at once
@@ -114,7 +120,11 @@ def _prune_block(
     sparsity: float | NM,
     kept: Masks,
 ) -> dict[str, Packed]:
-    paths = {m: f"{block.path}.{name}.weight" for name, m in block.module.named_modules() if isinstance(m, nn.Linear)}
+    layers = ((join(block.path, name), m) for name, m in block.module.named_modules())
+    paths = {m: f"{path}.weight" for path, m in layers if isinstance(m, nn.Linear) or layer_of(m) is CONV1D}
+    other = [n for n in prunable(model) if n.startswith(f"{block.path}.") and n not in paths.values()]
+    if other:
+        warnings.warn(f"not pruned, for they are no linear layers: {', '.join(other)}", stacklevel=3)
     tensors = named(model)
     weights = {layer: find(model, tensors, path) for layer, path in paths.items()}  # those under masks
     for layer, path in paths.items():
@@ -122,11 +132,12 @@ def _prune_block(
             weights[layer].masked_fill_(~kept[path], 0)
     gathered: dict[nn.Module, Tensor] = {}
 
-    def note(layer: nn.Module, args: tuple[Any, ...]) -> None:
-        found = method.gather(args[0].flatten(0, -2).float())
+    def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = args[0] if args else next(iter(kwargs.values()))
+        found = method.gather(inputs.flatten(0, -2).float())
         gathered[layer] = gathered[layer].add_(found) if layer in gathered else found
 
-    handles = [layer.register_forward_pre_hook(note) for layer in paths]
+    handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in paths]
     try:
         for x, told in given:
             _through(block.module, x, told)
@@ -142,10 +153,11 @@ def _prune_block(
             continue
         if not torch.isfinite(statistic).all():
             raise PruneError(f"the inputs of {full} {shape(weight)} are not finite: look for NaN in the weights")
-        earlier = {"within": kept[full]} if full in kept else {}
-        new, mask = method(weight.detach(), statistic, sparsity, full, **earlier)
-        packed[full] = Packed.of(mask)
-        weight.copy_(new)
+        turned = layer_of(layer) is CONV1D  # its weight is (in, out)
+        earlier = {"within": kept[full].T if turned else kept[full]} if full in kept else {}
+        new, mask = method(weight.detach().T if turned else weight.detach(), statistic, sparsity, full, **earlier)
+        packed[full] = Packed.of(mask.T if turned else mask)
+        weight.copy_(new.T if turned else new)
     return packed
 
 
@@ -154,7 +166,7 @@ class _Reached(Exception):
 
 
 def _entering(model: nn.Module, found: list[nn.Module], calib: Calibration) -> Passing:
-    """A sequence at a time: the hidden states that the first block is given, and what each block is told.
+    """A sample at a time: the hidden states that the first block is given, and what each block is told.
 
     Gemma's blocks take turns with two masks. Blocks of a Llama are all told the same: once a sequence has shown that,
     others of its length (a short one fits into any window) are run to the first block only.
@@ -162,32 +174,30 @@ def _entering(model: nn.Module, found: list[nn.Module], calib: Calibration) -> P
     passing: Passing = []
     alike: set[int] = set()  # lengths
     for given in sequences(model, calib):
-        length = given["input_ids"].shape[1]
+        length = given["input_ids"].shape[1] if isinstance(given, Mapping) and given.keys() == {"input_ids"} else 0
         hidden, told = _caught(model, found[:1] if length in alike else found, given)
-        if all(_same(one, told[0]) for one in told):
+        if length and all(_same(one, told[0]) for one in told):
             alike.add(length)
             told = told[:1] * len(found)
         passing.append((hidden, told))
     return passing
 
 
-def _caught(model: nn.Module, watched: list[nn.Module], given: Told) -> tuple[Tensor, list[Told]]:
+def _caught(model: nn.Module, watched: list[nn.Module], given: Any) -> tuple[Tensor, list[Told]]:
     """What the first of the blocks is given and each of them is told; none after the last of them is run."""
     hidden: list[Tensor] = []
     told: list[Told] = []
 
-    def catch(module: nn.Module, args: tuple[Any, ...], kwargs: Told) -> None:
-        if len(args) != 1:
-            raise PruneError(f"{type(module).__name__} takes {len(args)} positional inputs: blockwise replays just one")
+    def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not hidden:
-            hidden.append(args[0])
-        told.append(kwargs)
+            hidden.append(args[0] if args else kwargs["hidden_states"])
+        told.append((args[1:], {k: v for k, v in kwargs.items() if args or k != "hidden_states"}))
         if module is watched[-1]:
             raise _Reached
 
     handles = [block.register_forward_pre_hook(catch, with_kwargs=True) for block in watched]
     try:
-        attempt(model, given | {"use_cache": False})
+        attempt(model, given)
     except PruneError as error:
         if not isinstance(error.__cause__, _Reached):
             raise
@@ -195,9 +205,9 @@ def _caught(model: nn.Module, watched: list[nn.Module], given: Told) -> tuple[Te
         for handle in handles:
             handle.remove()
     if len(told) != len(watched):
-        ids = shape(given["input_ids"])
+        shapes = ", ".join(map(shape, tensors(given)))
         raise PruneError(
-            f"{type(model).__name__} runs {len(told)} of its {len(watched)} blocks on ids {ids}, and blockwise "
+            f"{type(model).__name__} runs {len(told)} of its {len(watched)} blocks on {shapes}, and blockwise "
             "needs each to run once: look at config.num_hidden_layers"
         )
     return hidden[0], told
@@ -205,11 +215,14 @@ def _caught(model: nn.Module, watched: list[nn.Module], given: Told) -> tuple[Te
 
 def _same(one: Told, other: Told) -> bool:
     """Whether two blocks were told the very same objects."""
-    return one.keys() == other.keys() and all(one[key] is other[key] for key in one)
+    (more, named), (others, as_named) = one, other
+    pairs = [*zip(more, others, strict=False), *((named[key], as_named.get(key)) for key in named)]
+    return len(more) == len(others) and named.keys() == as_named.keys() and all(a is b for a, b in pairs)
 
 
 def _through(block: nn.Module, x: Tensor, told: Told) -> Tensor:
-    out = block(x, **told)
+    more, named = told
+    out = block(x, *more, **named)
     return out[0] if isinstance(out, tuple) else out
 
 

@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from .. import units
 from ..core import Group, Keep, Part, PruneError
-from ..decoders import config_of
+from ..decoders import config_of, configs, stacks
+
+LAYER_NUMBERS = ("layer_idx", "layer_id", "layer_number", "block_idx")
+PER_LAYER = re.compile("layer|pattern|window|types|per_block")  # lists of a configuration with an entry for each layer
+NUMBERS_OF_LAYERS = ("mlp_only_layers", "attn_layer_indices")  # lists of the layers that are of a kind
 
 
 class Absent(nn.Module):
     """Stands where a module was removed, on a residual stream: whatever comes in, it adds nothing."""
 
-    def __init__(self, outputs: int = 1):
+    in_proj_bias = None  # torch's encoder asks its attention, and then takes no kernel that would read its weights
+
+    def __init__(self, removed: nn.Module, outputs: int = 1, passes: int = 0):
         super().__init__()
-        self.outputs = outputs
+        self.outputs, self.passes = outputs, passes
+        plain = {n: v for n, v in vars(removed).items() if type(v) in (bool, int, float, str) and n != "layer_idx"}
+        vars(self).update({n: v for n, v in plain.items() if n not in vars(self)})  # what the block asks it about
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         x = next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
-        nothing = x.new_zeros(())
-        return nothing if self.outputs == 1 else (nothing, *[None] * (self.outputs - 1))
+        nothing = args[self.passes] if self.passes else torch.zeros_like(x)
+        # T5's attentions hand on the table of positions that they were given
+        rest = (kwargs.get("position_bias"), *[None] * (self.outputs - 2))
+        return nothing if self.outputs == 1 else (nothing, *rest)
 
     def extra_repr(self) -> str:
         return "removed"
@@ -37,13 +49,15 @@ def gone(groups: Sequence[Group], keep: Keep) -> list[Part]:
 
 def remove(model: nn.Module, parts: Sequence[Part]) -> None:
     """Take the parts out of the model, in place, and set what its configuration says of its depth."""
-    listed = [p for p in parts if isinstance(_parent(model, p.path), nn.ModuleList)]
+    listed = [p for p in parts if _is_list(_parent(model, p.path))]
     for part in parts:
         if part not in listed:
             parent, name = _parent(model, part.path), part.path.rpartition(".")[2]
-            setattr(parent, name, Absent(part.outputs))
+            setattr(parent, name, Absent(parent.get_submodule(name), part.outputs, part.passes))
+            if isinstance(parent, nn.TransformerEncoderLayer):
+                parent.activation_relu_or_gelu = 0  # as it says of itself where its one kernel for all does not fit
     for path in dict.fromkeys(_list_of(p) for p in listed):
-        _shorten(model, path, {_index(p) for p in listed if _list_of(p) == path})
+        _shorten(model, path, [p.path.rpartition(".")[2] for p in listed if _list_of(p) == path])
     if parts:
         _renumber(model)
 
@@ -73,41 +87,83 @@ def _parent(model: nn.Module, path: str) -> nn.Module:
     return model.get_submodule(path.rpartition(".")[0])
 
 
-def _shorten(model: nn.Module, path: str, without: set[float]) -> None:
-    """A list without some entries; and so with every list of the configuration that says one thing for each entry."""
-    layers = model.get_submodule(path)
-    assert isinstance(layers, nn.ModuleList)
-    before, stay = len(layers), [i for i in range(len(layers)) if i not in without]
+def _is_list(module: nn.Module) -> bool:
+    return isinstance(module, nn.ModuleList) or type(module) is nn.Sequential
+
+
+def _shorten(model: nn.Module, path: str, without: Sequence[str]) -> None:
+    """A list without some entries, and so with what the configurations around it say of its entries."""
+    entries = dict(model.get_submodule(path).named_children())
+    stay = [i for i, name in enumerate(entries) if name not in without]
+    left = {name: m for name, m in entries.items() if name not in without}
     parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, nn.ModuleList(layers[i] for i in stay))
-    config = config_of(model)
-    inner = any(part.isdigit() for part in path.split("."))  # a list within a layer, such as its experts
-    if inner or getattr(config, "num_hidden_layers", None) != before:
-        return
-    lists = [k for k, v in vars(config).items() if isinstance(v, (list, tuple)) and len(v) == before]
-    new = {k: type(vars(config)[k])(vars(config)[k][i] for i in stay) for k in lists}
-    config.num_hidden_layers = len(stay)
-    for key, value in new.items():
-        setattr(config, key, value)
+    chain = type(model.get_submodule(path)) is nn.Sequential
+    made = nn.Sequential(*left.values()) if chain else nn.ModuleList(left.values())
+    if not all(name.isdigit() for name in entries):  # torchvision's names stay with their entries
+        vars(made)["_modules"] = left
+    holder: Any = model.get_submodule(parent)
+    setattr(holder, name, made)
+    for count in [n for n, v in vars(holder).items() if n.endswith("layers") and v == len(entries)]:
+        setattr(holder, count, len(stay))
+    for config in configs(model, path):
+        _declare(config, path, len(entries), stay, config is getattr(model, "config", None))
     for module in cast("Iterator[Any]", model.modules()):  # Qwen and others remember whether any layer slides
         if isinstance(getattr(module, "has_sliding_layers", None), bool):
-            module.has_sliding_layers = "sliding_attention" in (config.layer_types or ())
+            module.has_sliding_layers = "sliding_attention" in (config_of(model).layer_types or ())
+
+
+def _declare(config: Any, path: str, before: int, stay: list[int], outermost: bool) -> None:
+    """Set the depth, and the lists that say one thing for each layer, in a configuration that knows of the list."""
+    stages = [int(part) for part in path.split(".") if part.isdigit()]
+    if stages:  # a list within a stage, or, such as its experts, within a layer
+        depths = getattr(config, "depths", None)
+        if depths is not None and len(depths) > stages[-1] and depths[stages[-1]] == before:
+            config.depths = [len(stay) if i == stages[-1] else depth for i, depth in enumerate(depths)]
+        return
+    side = "decoder" if "decoder" in path.split(".") else "encoder"
+    sided = [name for name in (f"{side}_layers", f"num_{side}_layers") if hasattr(config, name)]
+    shared = hasattr(config, "decoder_layers") or hasattr(config, "num_decoder_layers")
+    usual = () if side == "decoder" and shared and outermost else ("num_hidden_layers", "num_layers", "n_layer")
+    known = [name for name in (*sided, *usual) if getattr(config, name, None) == before]
+    values = vars(config) if known else {}
+    lists = {k: v for k, v in values.items() if isinstance(v, (list, tuple)) and PER_LAYER.search(k)}
+    new = {k: type(v)(v[i] for i in stay) for k, v in lists.items() if len(v) == before}
+    new |= {k: [stay.index(i) for i in values[k] if i in stay] for k in NUMBERS_OF_LAYERS if values.get(k)}
+    kinds = list(getattr(config, "layer_types", None) or ()) if known else []
+    for name in known:
+        setattr(config, name, len(stay))
+    for name, value in new.items():
+        setattr(config, name, value)
+    if kinds and list(config.layer_types or ()) != [kinds[i] for i in stay]:
+        raise PruneError(
+            f"{path} would keep layers of {', '.join(kinds[i] for i in stay)}, and its {type(config).__name__} derives "
+            f"from a layer's number that they are {', '.join(config.layer_types)}: remove others, or whole periods"
+        )
 
 
 def _renumber(model: nn.Module) -> None:
-    """Number the attentions that are left 0, 1, ...: each finds its part of the cache by it, the mask by number 0."""
-    holders = [m for m in _numbered(model) if any(isinstance(c, nn.Linear) for c in m.children())]
-    if [m.layer_idx for m in holders] == list(range(len(holders))):
-        return
+    """Number what is left in each stack 0, 1, ...: attentions find their part of the cache by it.
+
+    Where one of a kind was taken out of a block, those of its kind are counted, else the blocks.
+    """
     kinds = getattr(config_of(model), "layer_types", None) or ()
-    if len(set(kinds)) > 1 and len(holders) < len(kinds):
-        raise PruneError(
-            f"{type(model).__name__} mixes kinds of attention ({', '.join(sorted(set(kinds)))}), and its cache goes by "
-            "their order: single attentions can't be removed from it. Remove whole layers, or MLPs"
-        )
-    for number, module in enumerate(holders):
-        module.layer_idx = number
+    for path in stacks(model):
+        entries = list(model.get_submodule(path).children())
+        places = dict.fromkeys(name for m in entries for name, inner in m.named_modules() if _numbers(inner))
+        for place in places:
+            found = [dict(m.named_modules()).get(place) for m in entries]
+            counted = any(isinstance(m, Absent) for m in found)
+            if counted and len(set(kinds)) > 1 and hasattr(config_of(model), "use_cache"):
+                raise PruneError(
+                    f"{type(model).__name__} mixes kinds of attention ({', '.join(sorted(set(kinds)))}), and its cache "
+                    "goes by their order: single attentions can't be removed from it. Remove whole layers, or MLPs"
+                )
+            left = [m for m in found if not isinstance(m, Absent)] if counted else found
+            for number, module in enumerate(left):
+                for name in _numbers(module):
+                    setattr(module, name, number)
 
 
-def _numbered(model: nn.Module) -> Iterator[Any]:
-    return (m for m in model.modules() if type(getattr(m, "layer_idx", None)) is int)
+def _numbers(module: Any) -> list[str]:
+    """The attributes by which a module knows the number of its layer."""
+    return [n for n in LAYER_NUMBERS if type(vars(module).get(n)) is int] if module is not None else []

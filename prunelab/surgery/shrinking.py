@@ -17,7 +17,7 @@ from ..masking import bake
 from . import experts, heads, widths
 from .removal import gone, remove
 
-HOLDS_A_SIZE = re.compile(r"dim|width|hidden|channels|features|planes|d_model|embed|(^|_)(c|ch|nf)$")
+HOLDS_A_SIZE = re.compile(r"dim|width|hidden|intermediate|channels|features|planes|d_model|embed|(^|_)(c|ch|nf)$")
 Lines = dict[tuple[str, int], Tensor]  # (tensor name, dimension) -> bool (size,), True = stays
 
 
@@ -51,8 +51,8 @@ def shrink(model: nn.Module, groups: Sequence[Group], keep: Keep) -> nn.Module:
     for path, line in bare.items():
         layers.declare_bare(small.get_submodule(path), int(line.sum()), path)
     remove(small, gone(groups, keep))
-    widths.settle(small)
     experts.settle(small, touched)
+    widths.settle(small, lines)
     return small
 
 
