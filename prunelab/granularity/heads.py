@@ -46,10 +46,11 @@ def heads(model: nn.Module, example: Any = None) -> Groups:
         seen = trace(twin, inputs, HEADS)
         groups, stays, assumed = _found(twin, seen, known)
         proof = proven(twin, groups, assumed, inputs)
+    found = _some(model, Groups(proof.groups, stays | proof.refuted), seen.heads)
     if proof.refuted:
         told = "; ".join(f"{name} {why}" for name, why in proof.refuted.items())
         warnings.warn(f"left out: {told}", stacklevel=2)
-    return _some(model, Groups(proof.groups, stays | proof.refuted), seen.heads)
+    return found
 
 
 def _check_adapters(model: nn.Module) -> None:
