@@ -229,9 +229,14 @@ def plain_twin(model: nn.Module) -> nn.Module:
         raise PruneError(f"{type(model).__name__} cannot be copied, and is traced as a copy: {error}") from error
     for module in twin.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
-            for key in [k for k, hook in hooks.items() if not isinstance(hook, COMPUTES_A_WEIGHT)]:
+            for key in [k for k, hook in hooks.items() if not _is_of_the_model(hook)]:
                 del hooks[key]
     return twin.eval()
+
+
+def _is_of_the_model(hook: Any) -> bool:
+    """Whether a hook is part of what a model computes: an old weight_norm's, or one by which transformers collects."""
+    return isinstance(hook, COMPUTES_A_WEIGHT) or str(getattr(hook, "__module__", "")).startswith("transformers.")
 
 
 def _around(model: nn.Module, parameters: dict[int, Any]) -> nn.Module:
