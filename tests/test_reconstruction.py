@@ -352,7 +352,7 @@ def test_a_full_disk(snapshot, monkeypatch):
 def test_bad_calibration(build):
     with pytest.raises(pl.PruneError, match="has no blocks"):
         blockwise(build("mlp"), calibration(), Wanda(), 0.5)
-    with pytest.raises(pl.PruneError, match="give token ids"):
+    with pytest.raises(pl.PruneError, match=r"cannot run on inputs of .*float32"):
         blockwise(decoder(), pl.Calibration(((torch.zeros(3), torch.zeros(3)),)), Wanda(), 0.5)
     with pytest.raises(pl.PruneError, match="tokenizer is another model's"):
         blockwise(decoder(), pl.Calibration((next_tokens(token_ids() + 40),)), Wanda(), 0.5)
