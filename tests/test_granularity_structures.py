@@ -886,3 +886,17 @@ def test_a_model_that_is_one_layer_has_nothing_that_could_go(snapshot):
     with pytest.raises(PruneError, match=r"Conv2d has no filter .* is the model's output"):
         granularity.filters(convolution, images())
     assert snapshot(layer) == before
+
+
+def test_a_standardised_convolution_whose_own_filters_leave_too():
+    """Its statistics are taken row by row, over inputs that are not there: those that stay are compared with theirs."""
+
+    class Standardised(nn.Conv2d):
+        def forward(self, x):
+            w = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+            return F.conv2d(x, w / (w.std((1, 2, 3), keepdim=True) + 1e-5), self.bias, self.stride, self.padding)
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU(), Standardised(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 3, 1))
+    groups = granularity.filters(net, images())
+    assert [(g.name, g.exact) for g in groups] == [("0", False), ("2", True)]

@@ -152,7 +152,8 @@ class Trial:
     def _run(
         self, model: nn.Module, whole: Mapping[str, Tensor], lines: Lines, other: Replay | None, wide: bool
     ) -> Replay:
-        replay = Replay(_values(model, whole, lines, other is None, wide), other)
+        rows = {name: line.nonzero().squeeze(1) for (name, dim), line in lines.items() if dim == 0}
+        replay = Replay(_values(model, whole, lines, other is None, wide), other, rows)
         inputs = mapped(lambda t: t.float() if wide and t.is_floating_point() else t, self.example)
         self.place = ""  # the innermost module that runs, for a failure to name
         hooks = [m.register_forward_pre_hook(functools.partial(self._at, path)) for path, m in model.named_modules()]
@@ -206,8 +207,11 @@ def _behind(twin: nn.Module, groups: Sequence[Group], compared: set[str]) -> set
 class Replay(TorchDispatchMode):
     """A run with other values for the parameters, which notes what products make; or follows another such run."""
 
-    def __init__(self, values: Mapping[int, tuple[str, Callable[[], Tensor]]], other: Replay | None):
+    def __init__(
+        self, values: Mapping[int, tuple[str, Callable[[], Tensor]]], other: Replay | None, rows: Mapping[str, Tensor]
+    ):
         super().__init__()
+        self.rows = rows  # of parameters that lose some: those that stay
         self.values = values
         self.other = other
         self.products: dict[tuple[str, str, int], Tensor] = {}  # parameter, operator and call -> some of the result
@@ -233,10 +237,14 @@ class Replay(TorchDispatchMode):
                 self.products[key, name, self.calls[key]] = _moments(out, 1 if "conv" in name else -1)
         elif name in FOLLOWED:
             self.calls[name] += 1
-            out = self._followed(name, args, kwargs, out)
+            out = self._followed(name, args, kwargs, out, names[0] if names else "")
         if len(set(names)) == 1 and names[0] and isinstance(out, Tensor):
             self.names[out] = names[0]
         return out
+
+    def rows_of(self, name: str) -> int:
+        """How many rows a parameter has in this run."""
+        return next(len(value()) for own, value in self.values.values() if own == name)
 
     def _value(self, tensor: Tensor, names: list[str]) -> Tensor:
         if id(tensor) in self.values:
@@ -246,7 +254,7 @@ class Replay(TorchDispatchMode):
         names.append(self.names.get(tensor, ""))
         return tensor
 
-    def _followed(self, name: str, args: Any, kwargs: Any, out: Any) -> Any:
+    def _followed(self, name: str, args: Any, kwargs: Any, out: Any, made_of: str) -> Any:
         """The result; or that of the other run where channels are missing from an average, or values decide."""
         x = args[0]
         if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -259,6 +267,9 @@ class Replay(TorchDispatchMode):
         if key not in self.other.told:
             return out
         size, told = self.other.told[key]
+        if made_of in self.rows and size != x.shape:  # statistics of a weight that is standardised, row by row
+            rows, count = self.rows[made_of], self.other.rows_of(made_of)
+            told = pytree.tree_map_only(Tensor, lambda t: t[rows.to(t.device)] if t.shape[:1] == (count,) else t, told)
         if name in NORMS or name in SOFTMAX:
             return out if size == x.shape else _renormed(name, args, out, told)
         first, theirs = (o[0] if isinstance(o, (tuple, list)) else o for o in (out, told))
@@ -274,7 +285,11 @@ def _renormed(name: str, args: Any, out: Any, told: Any) -> Any:
     if name in SOFTMAX:
         return (x - told).exp() if told.shape == out.sum(args[1], True).shape else out
     if name == "native_batch_norm":  # of a weight that is standardised over its inputs
-        return out
+        if not args[5] or told[0].shape != x.shape[1:2]:
+            return out
+        view = [1, -1, *[1] * (x.dim() - 2)]
+        mean, rstd, w, b = (None if t is None else t.view(view) for t in (*told, args[1], args[2]))
+        return ((x - mean) * rstd * (1 if w is None else w) + (0 if b is None else b), *told)
     if name == "native_group_norm":
         w, b, groups = args[1], args[2], args[6]
         if told[0].shape[1] != groups:  # whole groups went: the statistics of the others are their own
