@@ -110,6 +110,7 @@ class World:
         calib = pl.Calibration([(inputs, targets)])
         scores = pl.criteria.magnitude(model)
         self.good: dict[str, Any] = {
+            "instead": {},
             "model": model, "fresh_model": model, "models": {"a": model, "b": model}, "data": data, "calib": calib,
             "example": inputs[:2], "example_or_data": inputs[:2], "inputs": inputs[:2], "groups": groups,
             "masks": masks, "keep": self.keep, "keep_a": self.keep, "keep_b": self.keep, "scores": scores,
