@@ -567,7 +567,7 @@ def two_readers():
 
 OUTPUT = {"c": "is the model's output"}
 MADE_ANEW = "is made anew in every forward by the parametrization WeightNorm: call torch.nn.utils.parametrize."
-READ = {"b": "is read by r, a GRU in r", "r": "is a GRU, whose gates stay whole", "p": "is the model's output"}
+READ = {"b": "is read by a GRU in r", "r": "is a GRU, whose gates stay whole", "p": "is the model's output"}
 CASES = [  # a network, the units of its groups, and why the other layers stay; what is not exact ends with ~
     (input_first, {"a": 8, "b": 8}, OUTPUT),
     (later_half_first, {"a": 8, "b": 8}, OUTPUT),

@@ -336,7 +336,7 @@ def _watch(shadow: Shadow, model: nn.Module) -> None:
             if isinstance(module, RECURRENT):
                 for tensor in (t for t in tensors((args, kwargs)) for _ in shadow.of(t)):
                     for ids in shadow.of(tensor):
-                        shadow.freeze(ids, f"is read by {path}, a {type(module).__name__}")
+                        shadow.freeze(ids, f"is read by a {type(module).__name__}")
                 shadow.seen.update(map(id, module.parameters()))
                 shadow.paused = True
 
