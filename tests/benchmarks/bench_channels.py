@@ -3,7 +3,10 @@
     python tests/benchmarks/bench_channels.py --out now.jsonl tv:resnet50 timm:dla34 yolo:yolov8n smp:Unet/resnet18
     python tests/benchmarks/bench_channels.py --out now.jsonl --set torchvision timm yolo smp quantized
     python tests/benchmarks/bench_channels.py --table now.jsonl
-    python tests/benchmarks/bench_channels.py --compare before.jsonl now.jsonl
+    python tests/benchmarks/bench_channels.py --compare tests/benchmarks/channels_before.jsonl now.jsonl
+
+`channels_before.jsonl` holds what the first edition found, through Torch-Pruning's graph, on 71 of these: the floors.
+With PRUNELAB_NO_PEER set, ours alone is measured.
 
 Random weights, every vector disturbed, so that a tensor that was forgotten shows; the smallest example that the
 model takes; half of each group by magnitude. A line of JSON a model:
