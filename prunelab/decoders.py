@@ -85,8 +85,14 @@ def is_decoder(model: nn.Module) -> bool:
 
 def config_of(model: nn.Module) -> Any:
     """The Hugging Face configuration of the decoder, or None."""
-    config: Any = getattr(model, "config", None)
+    config = config_at(model)
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+
+
+def config_at(module: Any) -> Any:
+    """A module's own configuration, or None; a dict under that name, as other libraries have, is none."""
+    config = getattr(module, "config", None)
+    return config if hasattr(config, "__dict__") else None
 
 
 def configs(model: nn.Module, path: Path) -> list[Any]:
@@ -95,7 +101,7 @@ def configs(model: nn.Module, path: Path) -> list[Any]:
     for name in path.split("."):
         if name in around[-1]._modules:
             around.append(around[-1].get_submodule(name))
-    return list({id(c): c for m in reversed(around) if (c := getattr(m, "config", None)) is not None}.values())
+    return list({id(c): c for m in reversed(around) if (c := config_at(m)) is not None}.values())
 
 
 def is_attention(module: nn.Module) -> bool:

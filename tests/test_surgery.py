@@ -505,3 +505,20 @@ def test_no_reference_leads_back_to_the_old_model():
     assert all(a is b for a, b in zip(small.decayed, (small.first.weight, small.last.weight), strict=True))
     old = {p.untyped_storage().data_ptr() for p in model.parameters()}
     assert not old & {p.untyped_storage().data_ptr() for p in (*small.parameters(), *small.decayed)}
+
+
+def test_a_config_that_is_a_dict_is_none_of_ours():
+    """segmentation_models_pytorch's models have one, and a save_pretrained of their own."""
+
+    class Own(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+            self.config, self.num_heads = {"classes": 3}, 2
+
+        def save_pretrained(self, folder):
+            return "saved"
+
+    model = Own()
+    groups = granularity.neurons(model, torch.randn(2, 6))
+    small = shrink(model, groups, {g.name: torch.arange(g.units) < 5 for g in groups})
+    assert (small[0].out_features, small.save_pretrained("x"), small.config) == (5, "saved", {"classes": 3})

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..attention import layers
 from ..core import Group, Keep, PruneError
+from ..decoders import config_at
 from .multihead import PrunedMultiheadAttention
 
 COUNT = re.compile(r"heads?$")
@@ -91,7 +92,7 @@ def _declared(holder: Any) -> dict[str, int]:
     """How many heads an attention says that it has, by itself or, if it counts nothing else, by its configuration."""
     if not any("head" in name for name in vars(holder)) or isinstance(holder, nn.MultiheadAttention):
         return {}
-    both = (getattr(holder, "config", None), holder)
+    both = (config_at(holder), holder)
     return {n: v for h in both if h is not None for n, v in vars(h).items() if type(v) is int and COUNT.search(n)}
 
 
@@ -115,7 +116,7 @@ def _repeats(counts: Mapping[str, int]) -> int:
 
 
 def _configure(model: nn.Module, cut: Mapping[int, tuple[Any, dict[str, int]]]) -> None:
-    configs = {id(c): c for holder, _ in cut.values() if (c := getattr(holder, "config", None)) is not None}
+    configs = {id(c): c for holder, _ in cut.values() if (c := config_at(holder)) is not None}
     for config in configs.values():
         holders = [m for m in model.modules() if getattr(m, "config", None) is config and _declared(m)]
         each = [

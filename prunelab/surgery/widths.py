@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import PruneError
-from ..decoders import configs
+from ..decoders import config_at, configs
 
 WIDTH = re.compile(r"((^|_)(intermediate_size|ffn_dim|d_ff|n_inner|inner_dim|ffn_hidden_size)|^hidden_dim)$")
 IGNORED = ("training", "drop", "path_or_name", "nested")  # attributes that change nothing in eval mode
@@ -25,7 +25,7 @@ def settle(model: nn.Module, lines: Lines) -> None:
     against it. With uneven widths it keeps what it said, and `save_pretrained` refuses and names `save_plan`:
     `from_pretrained` would start what it finds no weights for at random.
     """
-    if not callable(getattr(type(model), "save_pretrained", None)) or getattr(model, "config", None) is None:
+    if not callable(getattr(type(model), "save_pretrained", None)) or not hasattr(config_at(model), "to_dict"):
         return
     vars(model).pop("save_pretrained", None)
     if _differs(model) is None:
