@@ -96,14 +96,12 @@ TODAY: dict[str, dict[str, str]] = {
     },
     "reload heads": {
         "refused: the config does not say how wide a head is": (
-            "qwen2 olmo cohere smollm3 starcoder2 mixtral qwen2-moe phimoe granite phi3 olmo2 olmo3 phi nemotron "
-            "bitnet olmoe"
+            "qwen2 olmo cohere smollm3 starcoder2 mixtral qwen2-moe phimoe granite phi3 olmo2 olmo3 phi bitnet olmoe"
         ),
+        "refused: its attention's hidden_size is taken for the rows of its heads": "nemotron",
     },
-    "reload neurons": {"its noise on fixed positions, which are not saved, is lost": "marian"},
     "reload layers": {
         "refused: its config also lists the outputs of each layer": "beit dinov2",
-        "its noise on fixed positions, which are not saved, is lost": "marian",
     },
 }
 

@@ -378,8 +378,10 @@ def build(name: str) -> nn.Module:
         torch.manual_seed(0)
         model = FAMILIES[name].build()
         with torch.no_grad():
-            for p in model.parameters():
-                p.add_(torch.randn_like(p) / 10)
+            fixed = getattr(model, "_keys_to_ignore_on_save", None) or ()  # positions by formula, made anew on loading
+            for parameter, p in model.named_parameters():
+                if parameter not in fixed:
+                    p.add_(torch.randn_like(p) / 10)
     return model.eval()
 
 
