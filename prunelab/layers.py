@@ -5,6 +5,7 @@ The one table that knows torch's layer types, and the one file that names torch'
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .core import Place, PruneError, join, mask_of, masks_on, places, shape
+from .core import Place, PruneError, join, mask_of, masks_on, paths, places, shape
 
 CONVOLUTION = nn.modules.conv._ConvNd  # all of them, transposed ones too
 TRANSPOSED = nn.modules.conv._ConvTransposeNd
@@ -296,8 +297,8 @@ def _refuse_empty(model: nn.Module) -> None:
 
 def check_kind(model: nn.Module) -> None:
     """PruneError for a model whose weights cannot be changed as they are: it says what the model is, and what to do."""
-    for path, module in model.named_modules():
-        reason = _foreign(module)
+    for module, path in paths(model).items():
+        reason = _foreign(type(module))
         if reason:
             where = f"{path or 'the model itself'}, a {type(module).__name__}, is" if path else "it is"
             raise PruneError(f"{type(model).__name__} cannot be pruned: {where} {reason}")
@@ -311,18 +312,19 @@ def check_kind(model: nn.Module) -> None:
             )
 
 
-def _foreign(module: nn.Module) -> str:
-    """What a module is that holds no weights of its own to change; empty for all others."""
-    if isinstance(module, torch.jit.ScriptModule):
+@functools.cache
+def _foreign(kind: type[nn.Module]) -> str:
+    """What a kind of module is that holds no weights of its own to change; empty for all others."""
+    if issubclass(kind, torch.jit.ScriptModule):
         return "TorchScript, a compiled program: prune the nn.Module that it was made of, and script that again"
-    kinds = type(module).__mro__
-    if any(kind.__name__ == "FakeQuantizeBase" for kind in kinds):
+    if any(base.__name__ == "FakeQuantizeBase" for base in kind.__mro__):
         return (
             "what quantization-aware training adds, and it would move the zeros: prune the model before "
             "torch.ao.quantization.prepare_qat, and prepare it with its zeros in place"
         )
-    at_rest = type(module).__name__ in ("FloatFunctional", "FXFloatFunctional")  # of a model still in floating point
-    if not at_rest and any(k.__module__.startswith("torch.ao.nn") and ".quantized" in k.__module__ for k in kinds):
+    at_rest = kind.__name__ in ("FloatFunctional", "FXFloatFunctional")  # of a model still in floating point
+    quantized = (b for b in kind.__mro__ if b.__module__.startswith("torch.ao.nn") and ".quantized" in b.__module__)
+    if not at_rest and any(quantized):
         return "quantized, its weights packed as whole numbers: prune the model in floating point, and quantize it then"
     return ""
 

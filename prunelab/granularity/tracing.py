@@ -28,7 +28,6 @@ from torch.nn.utils import prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils import _pytree as pytree
-from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -96,7 +95,7 @@ class Shadow(TorchDispatchMode):
 
     def __post_init__(self) -> None:
         super().__init__()
-        self.carried: Any = WeakIdKeyDictionary()
+        self.carried: Any = {} if self.meta else WeakIdKeyDictionary()  # what has no values may as well be kept
         self.bare: dict[str, Tensor] = {}
         self.opaque: dict[str, str] = {}
         self.seen: set[int] = set()
@@ -146,18 +145,17 @@ class Shadow(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, then do to the ids what it did to the entries."""
         kwargs = kwargs or {}
-        given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        given = _leaves(args, kwargs)
         meta = [t.is_meta for t in given]
         if self.meta and any(meta) and (not all(meta) or kwargs.get("device") is not None):
             args, kwargs = self._on_meta(func, args, kwargs)
-            given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+            given = _leaves(args, kwargs)
         out = _shaped(func, args, given) if self.meta else None
         out = func(*args, **kwargs) if out is None else out
         if not self.paused:
             self.seen.update(map(id, given))
             if any(self.of(t) for t in given):
-                with no_dispatch():
-                    operators.follow(self, func, out, given, args, kwargs)
+                operators.follow(self, func, out, given, args, kwargs)
         return out
 
     def _on_meta(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -169,6 +167,14 @@ class Shadow(TorchDispatchMode):
                     self.freeze(ids, "is written into a constant")
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: t if t.is_meta else t.to("meta"), (args, kwargs))
         return args, kwargs | ({"device": torch.device("meta")} if kwargs.get("device") is not None else {})
+
+
+def _leaves(args: Any, kwargs: Any) -> list[Tensor]:
+    """The tensors among an operator's arguments, some of which are lists of tensors."""
+    found = []
+    for value in (*args, *kwargs.values()):
+        found += [t for t in (value if isinstance(value, (list, tuple)) else (value,)) if isinstance(t, Tensor)]
+    return found
 
 
 def _shaped(func: Any, args: Any, given: list[Tensor]) -> Any:
@@ -224,7 +230,7 @@ def plain_twin(model: nn.Module) -> nn.Module:
     try:
         if any(mask_of(p.module, p.attribute) is not None for p in places(model)):
             model = bake(copy.deepcopy(model))
-        twin = _around(model, {id(p): p for p in model.parameters()})
+        twin = _around(model, {id(p): p for p in model.parameters()} | {id(b): b.clone() for b in model.buffers()})
     except Exception as error:  # whatever a model's own __deepcopy__ raises
         raise PruneError(f"{type(model).__name__} cannot be copied, and is traced as a copy: {error}") from error
     for module in twin.modules():
