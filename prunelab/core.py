@@ -181,16 +181,16 @@ class Place:
 def paths(model: nn.Module) -> dict[nn.Module, str]:
     """Every module and its first path, in the order of `named_modules`, whose nested generators are slow."""
     found: dict[nn.Module, str] = {}
-
-    def walk(module: nn.Module, path: str) -> None:
-        if module not in found:
-            found[module] = path
-            for name, child in module._modules.items():
-                if child is not None:
-                    walk(child, join(path, name))
-
-    walk(model, "")
+    _walk(model, "", found)
     return found
+
+
+def _walk(module: nn.Module, path: str, found: dict[nn.Module, str]) -> None:
+    if module not in found:
+        found[module] = path
+        for name, child in module._modules.items():
+            if child is not None:
+                _walk(child, join(path, name), found)
 
 
 def places(model: nn.Module) -> list[Place]:

@@ -44,7 +44,7 @@ def heads(model: nn.Module, example: Any = None) -> Groups:
     with torch.inference_mode(False), torch.random.fork_rng(devices=gpus):
         twin, inputs = plain_twin(model), on(model, example)
         seen = trace(twin, inputs, HEADS)
-        groups, stays, assumed = _found(twin, seen, known)
+        groups, stays, assumed = _found(seen, known)
         proof = proven(twin, groups, assumed, inputs)
     found = _some(model, Groups(proof.groups, stays | proof.refuted), seen.heads)
     if proof.refuted:
@@ -74,13 +74,13 @@ def _some(model: nn.Module, groups: Groups, found: Any) -> Groups:
     raise PruneError(f"{name} has no attention heads that could be removed: {why}. {BY_HAND}")
 
 
-def _found(twin: nn.Module, seen: Trace, known: list[Group]) -> tuple[list[Group], dict[str, str], dict[str, str]]:
+def _found(seen: Trace, known: list[Group]) -> tuple[list[Group], dict[str, str], dict[str, str]]:
     """The groups of heads in the model's order; of each attention with others, why; what was assumed of the groups."""
     by_extent = {_extent(g): g for g in known}
     groups: list[Group] = []
     assumed: dict[str, str] = {}
     grouped: set[int] = set()
-    for candidate in sorted(candidates(twin, seen), key=lambda c: c.first):
+    for candidate in sorted(candidates(seen), key=lambda c: c.first):
         if seen.heads.keys().isdisjoint(candidate.sets):
             continue
         grouped |= candidate.sets

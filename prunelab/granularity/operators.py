@@ -735,11 +735,6 @@ def per_channel(shadow: Any, out: Any, x: Tensor, *_: Any) -> None:
     _unless(shadow, _first(out), x, range(2, x.dim()), "is resized")
 
 
-def is_convolution(place: Any) -> bool:
-    """Whether a tensor is a convolution's weight, of which only the first two dimensions count channels."""
-    return place.attribute == "weight" and isinstance(place.module, layers.CONVOLUTION)
-
-
 def bare_channels(module: nn.Module) -> int:
     """How many channels a norm without parameters declares; 0 for everything else."""
     if next((t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None), None) is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
@@ -60,6 +60,7 @@ class Port:
     layer: str
     learned: bool
     bare: bool = False  # a norm without parameters
+    makes: str = ""  # the kind of layer, if this is where it makes its channels
 
 
 @dataclass
@@ -82,7 +83,7 @@ class Shadow(TorchDispatchMode):
     meta: bool = False
     rules: dict[str, Any] = field(default_factory=lambda: operators.RULES)
     ports: list[Port] = field(default_factory=list)
-    edges: list[np.ndarray] = field(default_factory=list)
+    edges: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     frozen: list[tuple[np.ndarray, str]] = field(default_factory=list)
     averaged: list[np.ndarray] = field(default_factory=list)
     guesses: list[tuple[np.ndarray, str]] = field(default_factory=list)
@@ -100,9 +101,9 @@ class Shadow(TorchDispatchMode):
         self.opaque: dict[str, str] = {}
         self.seen: set[int] = set()
 
-    def number(self, name: str, dim: int, size: int, layer: str, learned: bool, bare: bool = False) -> Tensor:
+    def number(self, name: str, dim: int, size: int, layer: str, **more: Any) -> Tensor:
         """Numbers of its own for one dimension."""
-        self.ports.append(Port(name, dim, self.total, size, layer, learned, bare))
+        self.ports.append(Port(name, dim, self.total, size, layer, **more))
         self.total += size
         return torch.arange(self.total - size, self.total)
 
@@ -116,15 +117,15 @@ class Shadow(TorchDispatchMode):
 
     def tie(self, a: Tensor, b: Tensor) -> None:
         """The ids that meet leave together; what meets 0 stays."""
-        one, other = (x.reshape(-1).numpy() for x in torch.broadcast_tensors(a, b))
+        a, b = (a, b) if a.shape == b.shape else torch.broadcast_tensors(a, b)
+        one, other = a.reshape(-1).numpy(), b.reshape(-1).numpy()
         if len(one) > 4096:
-            one, other = np.unique(np.stack([one, other]), axis=1)
-        fixed = (one == 0) | (other == 0)
-        if fixed.any():
-            self.freeze(np.maximum(one, other)[fixed], "meets the model's input or a constant")
-        moving = ~fixed & (one != other)
-        if moving.any():
-            self.edges.append(np.stack([one[moving], other[moving]]))
+            one, other = np.divmod(np.unique(one << 32 | other), 1 << 32)
+        if not (one.all() and other.all()):
+            moving = (one > 0) & (other > 0)
+            self.freeze(np.maximum(one, other)[~moving], "meets the model's input or a constant")
+            one, other = one[moving], other[moving]
+        self.edges.append((one, other))
 
     def freeze(self, ids: Any, why: str) -> None:
         """These channels stay."""
@@ -180,14 +181,32 @@ def _leaves(args: Any, kwargs: Any) -> list[Tensor]:
 def _shaped(func: Any, args: Any, given: list[Tensor]) -> Any:
     """What the commonest operators give on the meta device, without torch's own, slower, way there; None of others."""
     name = func.overloadpacket.__name__
+    x = given[0] if given else None
+    if x is None or not x.is_meta or not x.is_contiguous():
+        return None
     if name == "native_batch_norm":
-        return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
-    if name.rstrip("_") not in KEEPS_TYPE or len({(t.dtype, t.device) for t in given}) > 1 or not args[0].is_meta:
+        return _empty(x.shape, x), _empty((0,), x), _empty((0,), x)
+    if name == "convolution":
+        return _convolved(x, *args[1:])
+    if name.rstrip("_") not in KEEPS_TYPE or any(t.dtype != x.dtype or t.device != x.device for t in given):
         return None
     if name.endswith("_"):
-        return args[0]
-    size = torch.broadcast_shapes(*(t.shape for t in given))
-    return torch.empty_like(given[0]) if given[0].shape == size else given[0].new_empty(size)
+        return x
+    same = all(t.shape == x.shape for t in given)
+    return _empty(x.shape if same else torch.broadcast_shapes(*(t.shape for t in given)), x)
+
+
+def _empty(size: Sequence[int], like: Tensor) -> Tensor:
+    return torch.empty(size, dtype=like.dtype, device="meta")
+
+
+def _convolved(x: Tensor, w: Tensor, _: Any, stride: Any, padding: Any, dilation: Any, turned: bool, *more: Any) -> Any:
+    if turned or len(stride) != x.dim() - 2 or x.shape[1] != w.shape[1] * more[-1] or x.dtype != w.dtype:
+        return None  # torch does it, or says what is wrong
+    sizes = []
+    for n, k, s, p, d in zip(x.shape[2:], w.shape[2:], stride, padding, dilation, strict=True):
+        sizes.append((n + 2 * p - d * (k - 1) - 1) // s + 1)
+    return _empty((len(x), len(w), *sizes), x)
 
 
 def trace(twin: nn.Module, example: Any, rules: dict[str, Any] = operators.RULES) -> Trace:
@@ -312,11 +331,13 @@ def _number(shadow: Shadow, model: nn.Module) -> list[tuple[str, Tensor]]:
         seen.add(id(tensor))
         kept.append((place.name, tensor))
         learned = isinstance(tensor, nn.Parameter)
+        kind, at = (operators.makes(place.module) if place.attribute == "weight" else None) or ("", None)
         ids = []
-        for dim in range(2 if operators.is_convolution(place) else tensor.dim()):
+        for dim in range(2 if kind == "convolution" else tensor.dim()):
             size = tensor.shape[dim]
             if size > 1:
-                own = shadow.number(place.name, dim, size, layer, learned)
+                makes = kind if dim == at else ""
+                own = shadow.number(place.name, dim, size, layer, learned=learned, makes=makes)
                 ids.append(own.reshape([-1 if d == dim else 1 for d in range(tensor.dim())]))
         shadow.put(tensor, ids)
         if layer in shadow.opaque:
@@ -419,8 +440,8 @@ def _sets(shadow: Shadow) -> Trace:
 
 
 def _components(shadow: Shadow) -> np.ndarray:
-    edges = np.concatenate([np.zeros((2, 1), np.int64), *shadow.edges], axis=1)
-    graph = coo_array((np.ones(edges.shape[1], np.int8), tuple(edges)), shape=(shadow.total, shadow.total))
+    ends = tuple(np.concatenate([[0], *each]) for each in zip(([], []), *shadow.edges, strict=True))
+    graph = coo_array((np.ones(len(ends[0]), np.int8), ends), shape=(shadow.total, shadow.total))
     found: np.ndarray = connected_components(graph, directed=False)[1]
     return found
 
@@ -431,7 +452,7 @@ def _laid(shadow: Shadow, label: np.ndarray, small: Tensor, large: Tensor) -> No
     pairs = np.unique(np.stack([one, label[other]]), axis=1)
     numbers, sets = np.unique(pairs[0], return_counts=True)
     alone = np.isin(one, numbers[sets == 1]) & (one > 0) & (other > 0)
-    shadow.edges.append(np.stack([one[alone], other[alone]]))
+    shadow.edges.append((one[alone], other[alone]))
 
 
 def on(model: nn.Module, example: Any) -> Any:
