@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -232,7 +233,7 @@ def lookup_all(model: nn.Module, names: Iterable[str]) -> dict[str, list[Place]]
 
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's first tensor lives (CPU for a model without any)."""
-    first = next(iter((*model.parameters(), *model.buffers())), None)
+    first = next(itertools.chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if first is None else first.device
 
 

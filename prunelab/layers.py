@@ -9,7 +9,7 @@ import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -346,7 +346,7 @@ def unreachable(model: nn.Module) -> dict[str, str]:
 def made_by(module: nn.Module) -> dict[str, str]:
     """The attributes of a module that something else than a mask makes: by what, and how to take it off."""
     made = {}
-    for attribute in getattr(module, "parametrizations", {}):
+    for attribute in cast(nn.ModuleDict, module._modules.get("parametrizations") or {}):
         if mask_of(module, attribute) is None:
             chain: Any = module.parametrizations
             kinds = ", ".join(type(step).__name__.strip("_") for step in chain[attribute])

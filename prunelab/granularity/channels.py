@@ -16,7 +16,7 @@ from ..core import Group, Groups, Member, PruneError
 from ..decoders import is_decoder
 from .depth import glu_neurons
 from .proof import proven
-from .tracing import BY_HAND, Port, Trace, on, plain_twin, trace
+from .tracing import BY_HAND, Port, Trace, on, trace
 
 
 def filters(model: nn.Module, example: Any = None) -> Groups:
@@ -81,11 +81,11 @@ def _found(model: nn.Module, example: Any) -> _Found:
     layers.check_kind(model)
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.inference_mode(False), torch.random.fork_rng(devices=gpus):
-        twin, inputs = plain_twin(model), on(model, example)
-        seen = trace(twin, inputs)
+        inputs = on(model, example)
+        seen = trace(model, inputs)
         found = sorted(candidates(seen), key=lambda c: c.first)
         assumed = {c.group.name: c.assumed for c in found if c.assumed}
-        proof = proven(twin, [c.group for c in found], assumed, inputs)
+        proof = proven(model, [c.group for c in found], assumed, inputs)
     kinds = {c.group.name: c.kinds for c in found}
     refuted = [(f"{name} {why}", kinds[name]) for name, why in proof.refuted.items()]
     return _Found([(g, kinds[g.name]) for g in proof.groups], _stays(seen, found, proof.refuted), refuted)
@@ -129,7 +129,7 @@ def candidates(seen: Trace) -> Iterator[Candidate]:
     order = moving[np.lexsort((moving, label[moving], signature[label[moving]]))]
     bounds = np.nonzero(np.diff(signature[label[order]]))[0] + 1
     for numbers in np.split(order, bounds) if len(order) else ():
-        count = len(np.unique(label[numbers]))
+        count = 1 + np.count_nonzero(np.diff(label[numbers]))
         table = numbers.reshape(count, -1)  # (units, entries each), the ports in the same order in every row
         made = _group(seen, [seen.ports[i] for i in of_number[table[0]]], table + 1)
         if made is not None:

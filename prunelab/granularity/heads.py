@@ -16,7 +16,7 @@ from ..core import Group, Groups, PruneError
 from .channels import Candidate, candidates
 from .headwise import HEADS
 from .proof import proven
-from .tracing import BY_HAND, Trace, on, plain_twin, trace
+from .tracing import BY_HAND, Trace, on, trace
 
 
 def heads(model: nn.Module, example: Any = None) -> Groups:
@@ -42,10 +42,10 @@ def heads(model: nn.Module, example: Any = None) -> Groups:
     example = attention.example(model) if example is None else example
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.inference_mode(False), torch.random.fork_rng(devices=gpus):
-        twin, inputs = plain_twin(model), on(model, example)
-        seen = trace(twin, inputs, HEADS)
+        inputs = on(model, example)
+        seen = trace(model, inputs, HEADS)
         groups, stays, assumed = _found(seen, known)
-        proof = proven(twin, groups, assumed, inputs)
+        proof = proven(model, groups, assumed, inputs)
     found = _some(model, Groups(proof.groups, stays | proof.refuted), seen.heads)
     if proof.refuted:
         told = "; ".join(f"{name} {why}" for name, why in proof.refuted.items())

@@ -26,7 +26,7 @@ from ..core import Group, Keep, PruneError, places
 from ..surgery.difference import floating
 from ..surgery.shrinking import Lines, cuts, shrink
 from .operators import made_at
-from .tracing import passes, plainly
+from .tracing import passes, plain_twin, plainly
 
 TOLERANCE = 1e-4  # float32 rounding stays below 1e-5, what is not exact is above 1e-3
 ROUGH = 0.05  # of a model that runs in half precision only
@@ -66,11 +66,11 @@ class Proof:
     refuted: dict[str, str]
 
 
-def proven(twin: nn.Module, groups: Sequence[Group], assumed: Mapping[str, str], example: Any) -> Proof:
+def proven(model: nn.Module, groups: Sequence[Group], assumed: Mapping[str, str], example: Any) -> Proof:
     """Try all groups at once, two forwards; if that fails, find those that it fails for."""
     if not groups:
         return Proof([], {})
-    trial = Trial(twin, example)
+    trial = Trial(plain_twin(model), example)
     kept = list(groups)
     unsure: list[Group] = []
     while kept and trial.failure(kept) is not None:

@@ -33,7 +33,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import layers
 from ..batches import mapped, tensors, to
-from ..core import PruneError, copied, device_of, mask_of, places, shape
+from ..core import PruneError, copied, device_of, mask_of, paths, places, shape
 from ..masking import bake
 from ..surgery.difference import run
 from . import operators
@@ -45,6 +45,7 @@ BY_HAND = (
     "the model on its own, e.g. filters(model.backbone, example)"
 )
 COMPUTES_A_WEIGHT = (WeightNorm, SpectralNorm, prune.BasePruningMethod)
+COLLECTS = "transformers."
 KEEPS_TYPE = set("relu silu sigmoid hardswish hardsigmoid hardtanh gelu tanh add mul clamp leaky_relu".split())  # noqa: SIM905
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
@@ -209,8 +210,8 @@ def _convolved(x: Tensor, w: Tensor, _: Any, stride: Any, padding: Any, dilation
     return _empty((len(x), len(w), *sizes), x)
 
 
-def trace(twin: nn.Module, example: Any, rules: dict[str, Any] = operators.RULES) -> Trace:
-    """What leaves together in a plain twin, from one run on the example; by the rules of `operators` or `headwise`.
+def trace(model: nn.Module, example: Any, rules: dict[str, Any] = operators.RULES) -> Trace:
+    """What leaves together in a model, from one run of a twin on the example; by the rules of `operators` or `headwise`.
 
     On meta tensors, which have shapes and no values: nothing is computed. A model whose forward asks for values runs
     for real.
@@ -221,14 +222,15 @@ def trace(twin: nn.Module, example: Any, rules: dict[str, Any] = operators.RULES
             "(a tensor, a tuple for forward(*inputs), a dict for forward(**inputs))"
         )
     try:
-        return _traced(twin, example, True, rules)
+        return _traced(plain_twin(model, meta=True), mapped(_emptied, example), rules)
     except Exception:  # whatever a forward raises that meets a tensor without values
+        twin = plain_twin(model)
         _try_out(twin, example)
     try:
-        return _traced(twin, example, False, rules)
+        return _traced(twin, example, rules)
     except Exception as error:
         raise PruneError(
-            f"{type(twin).__name__} cannot be traced: {type(error).__name__}: {error}. {BY_HAND}"
+            f"{type(model).__name__} cannot be traced: {type(error).__name__}: {error}. {BY_HAND}"
         ) from error
 
 
@@ -244,49 +246,40 @@ def _try_out(twin: nn.Module, example: Any) -> None:
         ) from error
 
 
-def plain_twin(model: nn.Module) -> nn.Module:
-    """The same modules around the same parameters, in eval mode, without hooks, masks baked in; buffers are copies."""
+def plain_twin(model: nn.Module, meta: bool = False) -> nn.Module:
+    """The same modules around the same parameters and copies of the buffers, or around meta tensors in their place.
+
+    In eval mode, masks baked in, and without hooks, but those that are part of what the model computes: an old
+    weight_norm's, or one by which transformers collects.
+    """
     try:
         if any(mask_of(p.module, p.attribute) is not None for p in places(model)):
             model = bake(copy.deepcopy(model))
-        twin = _around(model, {id(p): p for p in model.parameters()} | {id(b): b.clone() for b in model.buffers()})
+        memo: dict[int, Any] = {id(p): _emptied(p) if meta else p for p in model.parameters()}
+        memo |= {id(b): _emptied(b) if meta else b.clone() for b in model.buffers()}
+        for module in paths(model):  # what an old weight_norm left, or a forward kept, is no leaf and can't be copied
+            for value in vars(module).values():
+                if isinstance(value, Tensor):
+                    memo.setdefault(id(value), value.detach().clone())
+        twin = copied(model, memo)
     except Exception as error:  # whatever a model's own __deepcopy__ raises
         raise PruneError(f"{type(model).__name__} cannot be copied, and is traced as a copy: {error}") from error
-    for module in twin.modules():
+    for module in paths(twin):
         for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
-            for key in [k for k, hook in hooks.items() if not _is_of_the_model(hook)]:
-                del hooks[key]
+            for key, hook in list(hooks.items()):
+                if not (isinstance(hook, COMPUTES_A_WEIGHT) or getattr(hook, "__module__", "").startswith(COLLECTS)):
+                    del hooks[key]
     return twin.eval()
 
 
-def _is_of_the_model(hook: Any) -> bool:
-    """Whether a hook is part of what a model computes: an old weight_norm's, or one by which transformers collects."""
-    return isinstance(hook, COMPUTES_A_WEIGHT) or str(getattr(hook, "__module__", "")).startswith("transformers.")
-
-
-def _around(model: nn.Module, parameters: dict[int, Any]) -> nn.Module:
-    """A copy of the modules, with these tensors in place of the parameters."""
-    memo = dict(parameters)
-    for module in model.modules():  # what an old weight_norm left, or a forward kept, is no leaf and can't be copied
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and id(value) not in memo:
-                memo[id(value)] = value.detach().clone()
-    return copied(model, memo)
-
-
-def _traced(twin: nn.Module, example: Any, meta: bool, rules: dict[str, Any]) -> Trace:
-    own = {id(t): t for t in (*twin.parameters(), *(twin.buffers() if meta else ()))}
-    if meta:
-        own = {key: _emptied(t) for key, t in own.items()}
-        example = mapped(_emptied, example)
-    model = _around(twin, own)
-    shadow = Shadow(meta, rules)
+def _traced(model: nn.Module, example: Any, rules: dict[str, Any]) -> Trace:
+    shadow = Shadow(all(t.is_meta for t in (*model.parameters(), *tensors(example))), rules)
     kept = _number(shadow, model)
     _watch(shadow, model)
     with plainly(), shadow:
         for out in passes(model, example):
             _freeze_outputs(shadow, out)
-    for _, tensor in kept:
+    for tensor in kept:
         if id(tensor) not in shadow.seen:
             for ids in shadow.of(tensor):
                 shadow.freeze(ids, "did not run on the example")
@@ -319,17 +312,15 @@ def plainly() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _number(shadow: Shadow, model: nn.Module) -> list[tuple[str, Tensor]]:
+def _number(shadow: Shadow, model: nn.Module) -> list[Tensor]:
     """Number every dimension of every parameter and buffer; what is computed from others stays."""
-    kept: list[tuple[str, Tensor]] = []
-    seen: set[int] = set()
-    shadow.opaque = {path: why for path, module in model.named_modules() if (why := _opaque(module))}
+    kept: dict[int, Tensor] = {}
+    shadow.opaque = {path: why for module, path in paths(model).items() if (why := _opaque(module))}
     for place in places(model):
         tensor, layer = place.tensor, place.name.rpartition(".")[0]
-        if id(tensor) in seen or not tensor.is_floating_point():
+        if id(tensor) in kept or not tensor.is_floating_point():
             continue
-        seen.add(id(tensor))
-        kept.append((place.name, tensor))
+        kept[id(tensor)] = tensor
         learned = isinstance(tensor, nn.Parameter)
         kind, at = (operators.makes(place.module) if place.attribute == "weight" else None) or ("", None)
         ids = []
@@ -338,12 +329,12 @@ def _number(shadow: Shadow, model: nn.Module) -> list[tuple[str, Tensor]]:
             if size > 1:
                 makes = kind if dim == at else ""
                 own = shadow.number(place.name, dim, size, layer, learned=learned, makes=makes)
-                ids.append(own.reshape([-1 if d == dim else 1 for d in range(tensor.dim())]))
+                ids.append(own.view([-1 if d == dim else 1 for d in range(tensor.dim())]))
         shadow.put(tensor, ids)
         if layer in shadow.opaque:
             for own in ids:
                 shadow.freeze(own, shadow.opaque[layer])
-    return kept
+    return list(kept.values())
 
 
 def _opaque(module: nn.Module) -> str | None:
@@ -373,7 +364,7 @@ def _watch(shadow: Shadow, model: nn.Module) -> None:
         shadow.where.pop()
         shadow.paused = shadow.paused and not isinstance(module, RECURRENT)
 
-    for path, module in model.named_modules():
+    for module, path in paths(model).items():
         module.register_forward_pre_hook(enter(path), with_kwargs=True, prepend=True)
         module.register_forward_hook(leave, always_call=True)
         size = operators.bare_channels(module)
