@@ -55,16 +55,14 @@ def check_told(name: str, size: torch.Size, turned: int, what: str) -> None:
 # Each type: which of its tensors are weights, how these lie, and its declared sizes
 
 
-def _linear(m: Any, name: str) -> None:
-    m.out_features, m.in_features = m.weight.shape
+def _sizes(*attributes: str) -> Callable[[Any, str], None]:
+    """Declares the sizes of a weight, one attribute for each of its dimensions."""
 
+    def declare(m: Any, name: str) -> None:
+        for attribute, size in zip(attributes, m.weight.shape, strict=True):
+            setattr(m, attribute, size)
 
-def _bilinear(m: Any, name: str) -> None:
-    m.out_features, m.in1_features, m.in2_features = m.weight.shape
-
-
-def _conv1d(m: Any, name: str) -> None:
-    m.nx, m.nf = m.weight.shape
+    return declare
 
 
 def _convolution(m: Any, name: str) -> None:
@@ -96,14 +94,6 @@ def _group_norm(m: Any, name: str) -> None:
 
 def _layer_norm(m: Any, name: str) -> None:
     m.normalized_shape = tuple(m.weight.shape)
-
-
-def _prelu(m: Any, name: str) -> None:
-    m.num_parameters = len(m.weight)
-
-
-def _embedding(m: Any, name: str) -> None:
-    m.num_embeddings, m.embedding_dim = m.weight.shape
 
 
 def declare_bare(norm: Any, left: int, name: str) -> None:
@@ -201,23 +191,23 @@ class Layer:
 STATES = "a recurrent layer multiplies its weights with states that it keeps to itself"
 ROUTED = "a module of experts multiplies its weights with what is routed to each, within its own forward"
 LAYERS: dict[type[nn.Module], Layer] = {
-    nn.Linear: Layer(_is_weight, declare=_linear),
+    nn.Linear: Layer(_is_weight, declare=_sizes("out_features", "in_features")),
     CONVOLUTION: Layer(_is_weight, _groups, _convolution),
     nn.MultiheadAttention: Layer(_is_projection),  # its sizes are set by surgery.heads
-    nn.Bilinear: Layer(_is_weight, declare=_bilinear),
+    nn.Bilinear: Layer(_is_weight, declare=_sizes("out_features", "in1_features", "in2_features")),
     nn.RNNBase: Layer(_is_gate, declare=_recurrent, unseen=STATES),
     nn.RNNCellBase: Layer(_is_gate, declare=_cell, unseen=STATES),
     NORM: Layer(declare=_norm),
     nn.GroupNorm: Layer(declare=_group_norm),
     nn.LayerNorm: Layer(declare=_layer_norm),
     nn.RMSNorm: Layer(declare=_layer_norm),
-    nn.PReLU: Layer(declare=_prelu),
-    nn.Embedding: Layer(declare=_embedding),
+    nn.PReLU: Layer(declare=_sizes("num_parameters")),
+    nn.Embedding: Layer(declare=_sizes("num_embeddings", "embedding_dim")),
 }
 # Users may add to it.
 DECLARED: dict[type[nn.Module], Callable[[Any, str], None]]
 DECLARED = {kind: layer.declare for kind, layer in LAYERS.items() if layer.declare is not None}
-CONV1D = Layer(_is_weight, lambda place: 1, _conv1d)  # transformers', a Linear with its weight (in, out)
+CONV1D = Layer(_is_weight, lambda place: 1, _sizes("nx", "nf"))  # transformers', a Linear with its weight (in, out)
 EXPERTS = Layer(_is_expert, _of_experts, unseen=ROUTED)
 
 

@@ -210,8 +210,7 @@ def over(shadow: Any, ids: Tensor, dims: Any, exact: bool = False) -> Tensor | N
 @rule("reduce")
 def reduce(shadow: Any, out: Any, x: Tensor, dims: Any, keepdim: bool, exact: bool) -> None:
     """As `operators.reduce`; a sum over a head's channels is the head's."""
-    given = range(x.dim()) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
-    along = sorted({d % x.dim() for d in given}) if x.dim() else []
+    along = operators._over(x, dims)
     left = [over(shadow, i, along, exact) for i in shadow.of(x)]
     for tensor in out if isinstance(out, (tuple, list)) else [out]:
         shadow.put(tensor, [i if keepdim else i.squeeze(tuple(along)) for i in left if i is not None])

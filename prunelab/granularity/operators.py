@@ -18,21 +18,26 @@ from torch.nn import functional as F
 from .. import layers
 
 RULES: dict[str, Callable[..., None]] = {}
-ELSEWHERE = [
-    "new_",
-    "zeros",
-    "ones",
-    "empty",
-    "full",
-    "rand",
-    "arange",
-    "scalar_tensor",
-    "sym_",
-    "_local_scalar_dense",
-    "is_",
-    "equal",
-    "item",
-]
+ELSEWHERE = (  # what they make has nothing to do with the entries that go in
+    "new_", "zeros", "ones", "empty", "full", "rand", "arange", "scalar_tensor", "sym_", "_local_scalar_dense", "is_",
+    "equal", "item",
+)  # fmt: skip
+PER_CHANNEL = (  # they work on each channel's picture, and keep the ids along the first two dimensions
+    "max_pool", "avg_pool", "adaptive_", "_adaptive_", "fractional_max", "upsample_", "_upsample", "reflection_pad",
+    "replication_pad", "_pad_", "grid_sampler", "roi_align", "roi_pool", "max_unpool",
+)  # fmt: skip
+SUMS = {"sum", "nansum", "linalg_vector_norm", "norm"}  # zeros add nothing; in all the others they count
+REDUCED = SUMS | {
+    "mean", "amax", "amin", "max", "min", "argmax", "argmin", "logsumexp", "any", "all", "prod", "median", "nanmean",
+    "count_nonzero", "aminmax", "var", "std", "var_mean", "std_mean",
+}  # fmt: skip
+ALONG = {  # why the ids stay that vary along the dimension that these work on; the others are as before
+    **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp"), "is summed one after the other"),
+    **dict.fromkeys(("topk", "sort"), "is sorted"),
+    **dict.fromkeys(("gather", "take_along_dim"), "is gathered by number"),
+    "roll": "is rolled by a fixed number",
+    "unfold": "is read in windows",
+}
 AHEAD = "meets a tensor of a fixed size"
 
 
@@ -53,15 +58,22 @@ def follow(shadow: Any, func: Any, out: Any, given: list[Tensor], args: Any, kwa
     rules = shadow.rules
     if plain in rules:
         rules[plain](shadow, out, *args, **kwargs)
+    elif plain in REDUCED or plain in ALONG:
+        _by_dimension(shadow, plain, out, said(func, args, kwargs))
     elif plain.endswith("_like"):
         shadow.put(out, shadow.of(args[0]))
     elif _pointwise(func):
         rules["copy"](shadow, out, *given)
     elif plain.startswith(PER_CHANNEL):
-        per_channel(shadow, out, *args)
-    elif not name.startswith(tuple(ELSEWHERE)):
+        _unless(shadow, _first(out), args[0], range(2, args[0].dim()), "is resized")
+    elif not name.startswith(ELSEWHERE):
         for ids in (i for t in given for i in shadow.of(t)):
             shadow.freeze(ids, f"meets {func.namespace}::{name}, unknown to the tracer,")
+
+
+def said(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """An operator's arguments, as far as they were given, by the names that its schema has for them."""
+    return dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
 
 
 @functools.cache
@@ -350,12 +362,6 @@ def _alike(shadow: Any, carried: list[list[Tensor]], given: Sequence[Tensor]) ->
     return found
 
 
-@rule("roll")
-def _roll(shadow: Any, out: Tensor, x: Tensor, shifts: Any, dims: Any = ()) -> None:
-    dims = [dims] if isinstance(dims, int) else dims or range(x.dim())
-    _unless(shadow, out, x, [d % x.dim() for d in dims], "is rolled by a fixed number")
-
-
 def _unless(shadow: Any, out: Any, x: Tensor, dims: Sequence[int], why: str) -> None:
     """The output's ids are the input's, but for those along the dimensions, which stay."""
     kept = []
@@ -368,31 +374,9 @@ def _unless(shadow: Any, out: Any, x: Tensor, dims: Sequence[int], why: str) -> 
         shadow.put(tensor, kept)
 
 
-@rule("cumsum", "cumprod", "logcumsumexp")
-def _cumulated(shadow: Any, out: Tensor, x: Tensor, dim: int, **_: Any) -> None:
-    _unless(shadow, out, x, [dim % x.dim()], "is summed one after the other")
-
-
-@rule("topk")
-def _topk(shadow: Any, out: Any, x: Tensor, k: int, dim: int = -1, *_: Any, **__: Any) -> None:
-    _unless(shadow, out, x, [dim % x.dim()], "is sorted")
-
-
-@rule("sort")
-def _sort(shadow: Any, out: Any, x: Tensor, *args: Any, dim: int = -1, **__: Any) -> None:
-    place = next((a for a in args if type(a) is int), dim)
-    _unless(shadow, out, x, [place % x.dim()], "is sorted")
-
-
 @rule("flip")
 def _flip(shadow: Any, out: Tensor, x: Tensor, dims: Sequence[int]) -> None:
     shadow.put(out, [i.flip([d for d in (d % x.dim() for d in dims) if d in varying(i)]) for i in shadow.of(x)])
-
-
-@rule("unfold")
-def _windows(shadow: Any, out: Tensor, x: Tensor, dim: int, *_: Any) -> None:
-    _unless(shadow, out, x, [dim % x.dim()], "is read in windows")
-    shadow.put(out, [i.unsqueeze(-1) for i in shadow.of(out)])
 
 
 @rule("repeat", "tile")
@@ -471,13 +455,6 @@ def _index(shadow: Any, out: Tensor, x: Tensor, *args: Any) -> None:
     shadow.put(out, kept)
 
 
-@rule("gather", "take_along_dim")
-def _gather(shadow: Any, out: Tensor, x: Tensor, dim: int, *_: Any, **__: Any) -> None:
-    _unless(shadow, out, x, [dim % x.dim()], "is gathered by number")
-    for ids in shadow.of(out):
-        shadow.guess(ids, "an index as wide as its channels")
-
-
 @rule("embedding")
 def _embedding(shadow: Any, out: Tensor, weight: Tensor, *_: Any, **__: Any) -> None:
     for ids in (i for i in shadow.of(weight) if varying(i) == (0,)):
@@ -499,11 +476,33 @@ def _real(shadow: Any, out: Tensor, x: Tensor) -> None:
 # ---- sums, means and norms
 
 
+def _by_dimension(shadow: Any, name: str, out: Any, told: dict[str, Any]) -> None:
+    """What works along one dimension, or some: sums and the like, and what sorts or moves entries along it."""
+    x = told["self"]
+    dims = told.get("dim", told.get("dimension", told.get("dims", [-1] if name in ("topk", "sort") else None)))
+    if isinstance(told.get("other"), Tensor):  # the larger of two
+        shadow.rules["copy"](shadow, out, x, told["other"])
+    elif name in REDUCED:
+        exact = name in SUMS and told.get("ord", told.get("p")) != float("-inf")
+        shadow.rules["reduce"](shadow, out, x, dims, told.get("keepdim", False), exact)
+    else:
+        _unless(shadow, out, x, _over(x, dims), ALONG[name])
+        for ids in shadow.of(out) if name in ("gather", "take_along_dim") else ():
+            shadow.guess(ids, "an index as wide as its channels")
+        if name == "unfold":
+            shadow.put(out, [i.unsqueeze(-1) for i in shadow.of(out)])
+
+
+def _over(x: Tensor, dims: Any) -> list[int]:
+    """The dimensions that an operator names; all of them if none."""
+    given = range(x.dim()) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
+    return sorted({d % x.dim() for d in given}) if x.dim() else []
+
+
 @rule("reduce")
 def reduce(shadow: Any, out: Any, x: Tensor, dims: Any, keepdim: bool, exact: bool) -> None:
     """Ids along what is summed over end here; a mean counts zeros, so that what it averages over is inexact."""
-    given = range(x.dim()) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
-    over = sorted({d % x.dim() for d in given}) if x.dim() else []
+    over = _over(x, dims)
     kept = []
     for ids in shadow.of(x):
         if not set(varying(ids)) & set(over):
@@ -515,33 +514,6 @@ def reduce(shadow: Any, out: Any, x: Tensor, dims: Any, keepdim: bool, exact: bo
             shadow.freeze(ids, "is summed over in part")
     for tensor in out if isinstance(out, (tuple, list)) else [out]:
         shadow.put(tensor, kept)
-
-
-@rule("sum", "nansum")
-def _sum(shadow: Any, out: Tensor, x: Tensor, dims: Any = None, keepdim: bool = False, **_: Any) -> None:
-    shadow.rules["reduce"](shadow, out, x, dims, keepdim, exact=True)
-
-
-@rule("mean", "amax", "amin", "max", "min", "argmax", "argmin", "logsumexp", "any", "all", "prod", "median",
-      "count_nonzero", "nanmean", "aminmax")  # fmt: skip
-def _mean(shadow: Any, out: Any, x: Tensor, dims: Any = None, keepdim: bool = False, **more: Any) -> None:
-    if isinstance(dims, Tensor):  # the larger of two
-        shadow.rules["copy"](shadow, out, x, dims)
-    else:
-        shadow.rules["reduce"](shadow, out, x, more.get("dim", dims), keepdim, exact=False)
-
-
-@rule("var", "std", "var_mean", "std_mean")
-def _var(shadow: Any, out: Any, x: Tensor, dims: Any = None, *args: Any, keepdim: bool = False, **more: Any) -> None:
-    asked = more.get("dim", None if isinstance(dims, bool) else dims)
-    shadow.rules["reduce"](shadow, out, x, asked, bool(args[1]) if len(args) > 1 else keepdim, exact=False)
-
-
-@rule("linalg_vector_norm", "norm")
-def _vector_norm(
-    shadow: Any, out: Tensor, x: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, **_: Any
-) -> None:
-    shadow.rules["reduce"](shadow, out, x, dim, keepdim, exact=p != float("-inf"))
 
 
 @rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax")
@@ -720,19 +692,6 @@ def _grouped(
         return table[:, :1].expand(groups, width // groups).reshape(-1)
     shadow.tie(rows.view(groups, -1), table[:, :1])
     return rows
-
-
-# ---- channel by channel
-
-PER_CHANNEL = (
-    "max_pool", "avg_pool", "adaptive_", "_adaptive_", "fractional_max", "upsample_", "_upsample", "reflection_pad",
-    "replication_pad", "_pad_", "grid_sampler", "roi_align", "roi_pool", "max_unpool",
-)  # fmt: skip
-
-
-def per_channel(shadow: Any, out: Any, x: Tensor, *_: Any) -> None:
-    """What works on each channel's picture keeps the ids along the first two dimensions."""
-    _unless(shadow, _first(out), x, range(2, x.dim()), "is resized")
 
 
 def bare_channels(module: nn.Module) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
@@ -211,7 +211,7 @@ def _convolved(x: Tensor, w: Tensor, _: Any, stride: Any, padding: Any, dilation
 
 
 def trace(model: nn.Module, example: Any, rules: dict[str, Any] = operators.RULES) -> Trace:
-    """What leaves together in a model, from one run of a twin on the example; by the rules of `operators` or `headwise`.
+    """What leaves together in a model, from one run of a twin; by the rules of `operators` or of `headwise`.
 
     On meta tensors, which have shapes and no values: nothing is computed. A model whose forward asks for values runs
     for real.
@@ -372,24 +372,34 @@ def _watch(shadow: Shadow, model: nn.Module) -> None:
             shadow.bare[path] = shadow.number(path, 0, size, path, learned=False, bare=True)
 
 
-def passes(model: nn.Module, inputs: Any) -> Iterator[Any]:
-    """What the model returns in eval mode; and in training mode if that runs more layers (GoogLeNet's other heads)."""
+def passes(model: nn.Module, inputs: Any, at: Callable[[str], Any] = len) -> Iterator[Any]:
+    """What the model returns in eval mode; and in training mode if that runs more layers (GoogLeNet's other heads).
+
+    `at` is told of each module that starts to run.
+    """
     reached: set[nn.Module] = set()
-    hooks = [m.register_forward_pre_hook(lambda m, _: reached.add(m)) for m in model.modules()]
-    yield run(model, inputs)
-    for hook in hooks:
-        hook.remove()
-    if all(m in reached for m in model.modules() if m._parameters and not isinstance(m, RECURRENT)):
-        return
-    for module in model.modules():
-        module.training = next(module.children(), None) is not None  # norms and dropouts stay as in evaluation
+    where = paths(model)
+
+    def enter(module: nn.Module, _: Any) -> None:
+        reached.add(module)
+        at(where[module])
+
+    hooks = [module.register_forward_pre_hook(enter) for module in where]
     try:
-        out = run(model, inputs)
-    except Exception:  # in training it wants something else, such as targets
-        return
+        yield run(model, inputs)
+        if all(m in reached for m in where if m._parameters and not isinstance(m, RECURRENT)):
+            return
+        for module in where:
+            module.training = next(module.children(), None) is not None  # norms and dropouts stay as in evaluation
+        try:
+            out = run(model, inputs)
+        except Exception:  # in training it wants something else, such as targets
+            return
+        yield out
     finally:
         model.eval()
-    yield out
+        for hook in hooks:
+            hook.remove()
 
 
 def _freeze_outputs(shadow: Shadow, out: Any) -> None:
