@@ -51,6 +51,20 @@ def rule(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return register
 
 
+def each(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """As `rule`, for a function that says of each of the input's ids what the output carries of them, or None."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        def all_of_them(shadow: Any, out: Any, x: Tensor, *args: Any, **kwargs: Any) -> None:
+            found = [function(shadow, ids, x, _first(out), *args, **kwargs) for ids in shadow.of(x)]
+            shadow.put(_first(out), [ids for ids in found if ids is not None])
+
+        rule(*names)(all_of_them)
+        return function
+
+    return register
+
+
 def follow(shadow: Any, func: Any, out: Any, given: list[Tensor], args: Any, kwargs: Any) -> None:
     """Do to the ids what the operator did to the entries."""
     name = func.overloadpacket.__name__
@@ -158,36 +172,31 @@ def _join(shadow: Any, kept: list[Tensor], ids: Tensor) -> None:
 # ---- moving entries
 
 
-@rule("clone", "contiguous", "lift_fresh", "lift", "_to_copy", "to", "positive", "dropout", "native_dropout", "fill",
+@each("clone", "contiguous", "lift_fresh", "lift", "_to_copy", "to", "positive", "dropout", "native_dropout", "fill",
       "zero", "conj", "_conj", "resolve_conj", "detach", "alias", "bernoulli")  # fmt: skip
-def _same(shadow: Any, out: Any, x: Tensor, *_: Any, **__: Any) -> None:
-    shadow.put(_first(out), shadow.of(x))
+def _same(shadow: Any, ids: Tensor, *_: Any, **__: Any) -> Tensor:
+    return ids
 
 
 def _strided(name: str) -> None:
     operator = getattr(torch.ops.aten, name)
 
-    def moved(shadow: Any, out: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> None:
-        found = []
-        for ids in shadow.of(x):
-            got = operator(ids.expand(x.shape), *args, **kwargs)
-            for d in range(got.dim()):
-                got = got.narrow(d, 0, 1) if got.stride(d) == 0 and got.shape[d] > 1 else got
-            found.append(got)
-        shadow.put(out, found)
+    def moved(shadow: Any, ids: Tensor, x: Tensor, _: Any, *args: Any, **kwargs: Any) -> Tensor:
+        got: Tensor = operator(ids.expand(x.shape), *args, **kwargs)
+        for d in range(got.dim()):
+            got = got.narrow(d, 0, 1) if got.stride(d) == 0 and got.shape[d] > 1 else got
+        return got
 
-    rule(name)(moved)
+    each(name)(moved)
 
 
 for _name in ["permute", "transpose", "t", "expand", "unsqueeze", "squeeze"]:
     _strided(_name)
 
 
-@rule("as_strided")
-def _as_strided(shadow: Any, out: Tensor, x: Tensor, size: Sequence[int], *_: Any) -> None:
-    for ids in shadow.of(x) if tuple(size) != tuple(x.shape) else ():
-        shadow.freeze(ids, "is laid out anew")
-    shadow.put(out, shadow.of(x) if tuple(size) == tuple(x.shape) else [])
+@each("as_strided")
+def _as_strided(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, *_: Any) -> Any:
+    return ids if out.shape == x.shape else shadow.freeze(ids, "is laid out anew")
 
 
 @rule("view", "_unsafe_view", "_reshape_alias", "reshape", "view_copy", "reshape_copy")
@@ -222,18 +231,16 @@ def _blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[
     found: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(before) or j < len(after):
-        old, new, a, b = [], [], 1, 1
-        while True:
+        old: list[int] = []
+        new: list[int] = []
+        a = b = 1
+        while not (old and new and a == b) and (i < len(before) or j < len(after)):
             if i < len(before) and (a <= b or j >= len(after)):
+                old.append(i)
                 a, i = a * before[i], i + 1
-                old.append(i - 1)
-            elif j < len(after):
-                b, j = b * after[j], j + 1
-                new.append(j - 1)
             else:
-                break
-            if a == b and old and new:
-                break
+                new.append(j)
+                b, j = b * after[j], j + 1
         found.append((old, new))
     return found
 
@@ -256,22 +263,17 @@ def _rows(shadow: Any, ids: Tensor, x: Tensor, hint: list[int]) -> Tensor:
     return same
 
 
-@rule("slice")
-def _slice(
-    shadow: Any, out: Tensor, x: Tensor, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
-) -> None:
+@each("slice")
+def _slice(shadow: Any, ids: Tensor, x: Tensor, _: Any, dim: int = 0, start: Any = None, end: Any = None,
+           step: int = 1) -> Any:  # fmt: skip
     dim %= x.dim()
     size = x.shape[dim]
     first, last = slice(start, end).indices(size)[:2]
-    found = []
-    for ids in shadow.of(x):
-        if dim not in varying(ids) or (last - first == size and step == 1):
-            found.append(ids)
-        elif _proportional(shadow, ids, dim, first, last, step):
-            found.append(ids.narrow(dim, first, last - first)[(slice(None),) * dim + (slice(None, None, step),)])
-        else:
-            shadow.freeze(ids, "is cut at fixed places")
-    shadow.put(out, found)
+    if dim not in varying(ids) or (last - first == size and step == 1):
+        return ids
+    if _proportional(shadow, ids, dim, first, last, step):
+        return ids.narrow(dim, first, last - first)[(slice(None),) * dim + (slice(None, None, step),)]
+    return shadow.freeze(ids, "is cut at fixed places")
 
 
 def _proportional(shadow: Any, ids: Tensor, dim: int, first: int, last: int, step: int) -> bool:
@@ -309,16 +311,9 @@ def _split(shadow: Any, out: Sequence[Tensor], x: Tensor, *args: Any, dim: int =
         shadow.put(tensor, own)
 
 
-@rule("select")
-def _select(shadow: Any, out: Tensor, x: Tensor, dim: int, index: int) -> None:
-    dim %= x.dim()
-    found = []
-    for ids in shadow.of(x):
-        if dim in varying(ids):
-            shadow.freeze(ids, "is selected by number")
-        else:
-            found.append(ids.squeeze(dim))
-    shadow.put(out, found)
+@each("select")
+def _select(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, dim: int, index: int) -> Any:
+    return ids.squeeze(dim) if ids.shape[dim] == 1 else shadow.freeze(ids, "is selected by number")
 
 
 @rule("cat", "concat", "concatenate")
@@ -374,67 +369,54 @@ def _unless(shadow: Any, out: Any, x: Tensor, dims: Sequence[int], why: str) -> 
         shadow.put(tensor, kept)
 
 
-@rule("flip")
-def _flip(shadow: Any, out: Tensor, x: Tensor, dims: Sequence[int]) -> None:
-    shadow.put(out, [i.flip([d for d in (d % x.dim() for d in dims) if d in varying(i)]) for i in shadow.of(x)])
+@each("flip")
+def _flip(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, dims: Sequence[int]) -> Tensor:
+    return ids.flip([d % x.dim() for d in dims])
 
 
-@rule("repeat", "tile")
-def _repeat(shadow: Any, out: Tensor, x: Tensor, times: Sequence[int]) -> None:
-    found = []
-    for ids in (padded(i, out.dim()) for i in shadow.of(x)):
-        found.append(ids.repeat([n if d in varying(ids) else 1 for d, n in enumerate(times)]))
-    shadow.put(out, found)
+@each("repeat", "tile")
+def _repeat(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, times: Sequence[int]) -> Tensor:
+    ids = padded(ids, out.dim())
+    return ids.repeat([n if d in varying(ids) else 1 for d, n in enumerate(times)])
 
 
-@rule("constant_pad_nd")
-def _pad(shadow: Any, out: Tensor, x: Tensor, pad: Sequence[int], *_: Any) -> None:
-    found = []
-    for ids in shadow.of(x):
-        width = [n if x.dim() - 1 - at // 2 in varying(ids) else 0 for at, n in enumerate(pad)]
-        found.append(F.pad(ids, width, value=0))
-    shadow.put(out, found)
+@each("constant_pad_nd")
+def _pad(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, pad: Sequence[int], *_: Any) -> Tensor:
+    width = [n if x.dim() - 1 - at // 2 in varying(ids) else 0 for at, n in enumerate(pad)]
+    return F.pad(ids, width, value=0)
 
 
-@rule("pixel_shuffle", "pixel_unshuffle")
-def _pixels(shadow: Any, out: Tensor, x: Tensor, factor: int) -> None:
-    up = out.shape[-1] >= x.shape[-1]
-    found = []
-    for ids in shadow.of(x):
-        if varying(ids) != (x.dim() - 3,):
-            shadow.freeze(ids, "is shuffled between pixels")
-        elif up:
-            fine = F.pixel_shuffle(ids, factor)
-            shadow.tie(fine, fine[..., :1, :1])
-            found.append(fine[..., :1, :1])
-        else:
-            found.append(ids.repeat_interleave(factor**2, x.dim() - 3))
-    shadow.put(out, found)
+@each("pixel_shuffle", "pixel_unshuffle")
+def _pixels(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, factor: int) -> Any:
+    if varying(ids) != (x.dim() - 3,):
+        return shadow.freeze(ids, "is shuffled between pixels")
+    if out.shape[-1] < x.shape[-1]:
+        return ids.repeat_interleave(factor**2, x.dim() - 3)
+    fine = F.pixel_shuffle(ids, factor)
+    shadow.tie(fine, fine[..., :1, :1])
+    return fine[..., :1, :1]
 
 
-@rule("channel_shuffle", "native_channel_shuffle")
-def _shuffle(shadow: Any, out: Tensor, x: Tensor, groups: int) -> None:
-    for ids in shadow.of(x):
-        table = ids.unflatten(1, (groups, -1))
-        shadow.tie(table, table.narrow(1, 0, 1))
-    shadow.put(out, [i.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2) for i in shadow.of(x)])
+@each("channel_shuffle", "native_channel_shuffle")
+def _shuffle(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, groups: int) -> Tensor:
+    if ids.shape[1] == 1:
+        return ids
+    table = ids.unflatten(1, (groups, -1))
+    shadow.tie(table, table.narrow(1, 0, 1))
+    return table.transpose(1, 2).flatten(1, 2)
 
 
-@rule("glu")
-def _glu(shadow: Any, out: Tensor, x: Tensor, dim: int = -1) -> None:
-    dim %= x.dim()
-    found = []
-    for ids in shadow.of(x):
-        if dim in varying(ids):
-            one, other = ids.chunk(2, dim)
-            shadow.tie(one, other)
-            ids = one
-        found.append(ids)
-    shadow.put(out, found)
+@each("glu")
+def _glu(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, dim: int = -1) -> Tensor:
+    if ids.shape[dim] == 1:
+        return ids
+    one, other = ids.chunk(2, dim)
+    shadow.tie(one, other)
+    return one
 
 
-@rule("index", "index_select", "_unsafe_index")
-def _index(shadow: Any, out: Tensor, x: Tensor, *args: Any) -> None:
+@each("index", "index_select", "_unsafe_index")
+def _index(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, *args: Any) -> Any:
     indices = args[0] if isinstance(args[0], (tuple, list)) else [*[None] * (args[0] % x.dim()), args[1]]
     at: list[int] = []  # the dimensions that the indices look up
     d = 0
@@ -442,35 +424,28 @@ def _index(shadow: Any, out: Tensor, x: Tensor, *args: Any) -> None:
         width = 1 if index is None or index.dtype not in (torch.bool, torch.uint8) else index.dim()
         at += [] if index is None else range(d, d + width)
         d += width
-    rest = [d for d in range(x.dim()) if d not in at]
-    new = out.dim() - len(rest)
+    if set(varying(ids)) & set(at):
+        return shadow.freeze(ids, "is looked up by number")
+    rest = [ids.shape[d] for d in range(x.dim()) if d not in at]
     front = at[0] if at and at == list(range(at[0], at[-1] + 1)) else 0
-    kept = []
-    for ids in shadow.of(x):
-        if set(varying(ids)) & set(at):
-            shadow.freeze(ids, "is looked up by number")
-        else:
-            kept.append(ids.squeeze(tuple(at)).reshape([ids.shape[d] for d in rest[:front]] + [1] * new
-                                                       + [ids.shape[d] for d in rest[front:]]))  # fmt: skip
-    shadow.put(out, kept)
+    return ids.squeeze(tuple(at)).reshape(rest[:front] + [1] * (out.dim() - len(rest)) + rest[front:])
 
 
-@rule("embedding")
-def _embedding(shadow: Any, out: Tensor, weight: Tensor, *_: Any, **__: Any) -> None:
-    for ids in (i for i in shadow.of(weight) if varying(i) == (0,)):
-        shadow.freeze(ids, "is looked up by number")
-    shadow.put(out, [_along(i, out.dim() - 1, out.dim()) for i in shadow.of(weight) if varying(i) == (1,)])
+@each("embedding")
+def _embedding(shadow: Any, ids: Tensor, weight: Tensor, out: Tensor, *_: Any, **__: Any) -> Any:
+    if ids.shape[0] > 1:
+        return shadow.freeze(ids, "is looked up by number")
+    return _along(ids, out.dim() - 1, out.dim())
 
 
-@rule("view_as_complex")
-def _complex(shadow: Any, out: Tensor, x: Tensor) -> None:
-    _unless(shadow, out, x, [x.dim() - 1], "is read as complex numbers")
-    shadow.put(out, [i.squeeze(-1) for i in shadow.of(out)])
+@each("view_as_complex")
+def _complex(shadow: Any, ids: Tensor, *_: Any) -> Any:
+    return ids.squeeze(-1) if ids.shape[-1] == 1 else shadow.freeze(ids, "is read as complex numbers")
 
 
-@rule("view_as_real")
-def _real(shadow: Any, out: Tensor, x: Tensor) -> None:
-    shadow.put(out, [i.unsqueeze(-1) for i in shadow.of(x)])
+@each("view_as_real")
+def _real(shadow: Any, ids: Tensor, *_: Any) -> Tensor:
+    return ids.unsqueeze(-1)
 
 
 # ---- sums, means and norms
@@ -516,12 +491,11 @@ def reduce(shadow: Any, out: Any, x: Tensor, dims: Any, keepdim: bool, exact: bo
         shadow.put(tensor, kept)
 
 
-@rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax")
-def _softmax(shadow: Any, out: Tensor, x: Tensor, dim: int, *_: Any, **__: Any) -> None:
-    for ids in shadow.of(x):
-        if dim % x.dim() in varying(ids):
-            shadow.average(ids)
-    shadow.put(out, shadow.of(x))
+@each("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax")
+def _softmax(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, dim: int, *_: Any, **__: Any) -> Tensor:
+    if ids.shape[dim] > 1:
+        shadow.average(ids)
+    return ids
 
 
 def _normed(shadow: Any, out: Any, x: Tensor, own: Sequence[Any], over: Sequence[int], dim: int) -> None:

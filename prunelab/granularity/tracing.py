@@ -427,17 +427,20 @@ def _sets(shadow: Shadow) -> Trace:
         _laid(shadow, label, small, large)
     if shadow.laid:
         label = _components(shadow)
-    stays: dict[int, str] = {int(label[0]): "is constant"}
-    for ids, why in shadow.frozen:
-        for which in np.unique(label[ids]):
-            stays.setdefault(int(which), why)
-    assumed: dict[int, str] = {}
-    for ids, what in shadow.guesses:
-        for which in np.unique(label[ids]):
-            assumed.setdefault(int(which), what)
+    stays = _first_said(label, [(np.zeros(1, int), "is constant"), *shadow.frozen])
+    assumed = _first_said(label, shadow.guesses)
     inexact = {int(w) for ids in shadow.averaged for w in np.unique(label[ids])}
     heads = {int(label[number]): where for number, where in reversed(shadow.heads.items())}
     return Trace(shadow.ports, label, stays, inexact, assumed, shadow.opaque, heads)
+
+
+def _first_said(label: np.ndarray, notes: list[tuple[np.ndarray, str]]) -> dict[int, str]:
+    """The first note on numbers of each set."""
+    found: dict[int, str] = {}
+    for ids, note in notes:
+        for which in np.unique(label[ids]):
+            found.setdefault(int(which), note)
+    return found
 
 
 def _components(shadow: Shadow) -> np.ndarray:

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from .. import layers, units
-from ..core import Group, Keep, Place, PruneError, copied, lookup_all, paths, places, shape
+from ..core import Group, Keep, PruneError, copied, lookup_all, masks_on, paths, places, shape
 from ..masking import bake
 from . import experts, heads, widths
 from .removal import gone, remove
@@ -35,15 +34,12 @@ def shrink(model: nn.Module, groups: Sequence[Group], keep: Keep) -> nn.Module:
     which nothing is kept.
     """
     lines, bare = cuts(model, groups, keep), _norm_cuts(model, groups, keep)
-    pieces = _pieces(model, lines)
-    small = bake(_copied(model, pieces))
+    if any(map(masks_on, paths(model))):
+        model = bake(_copied(model, {}))
+    small = _copied(model, _pieces(model, lines))
     touched = {}
-    shared = lookup_all(small, {name for name, _ in lines})
-    made = {id(piece) for piece in pieces.values()}
-    for (name, dim), line in lines.items():
-        if id(shared[name][0].tensor) not in made:
-            _cut(shared[name], dim, line)
-        touched.update({place.module: place.name for place in shared[name]})
+    for name, shared in lookup_all(small, {name for name, _ in lines}).items():
+        touched.update({place.module: name for place in shared})
     for module, name in touched.items():
         layers.declare(module, name)
     done = heads.settle(small, groups, keep, lines)
@@ -109,13 +105,12 @@ def _channels(norm: Any, path: str, group: str) -> int:
 
 
 def _pieces(model: nn.Module, lines: Lines) -> dict[int, Tensor]:
-    """What is left of each tensor, by the id of the whole; those under a mask are cut when it is baked."""
+    """What is left of each tensor, by the id of the whole."""
     shared = lookup_all(model, {name for name, _ in lines})
     pieces: dict[int, Tensor] = {}
     for (name, dim), line in lines.items():
-        if not any(parametrize.is_parametrized(p.module, p.attribute) for p in shared[name]):
-            whole = shared[name][0].tensor
-            pieces[id(whole)] = _cut_off(pieces.get(id(whole), whole), dim, line)
+        whole = shared[name][0].tensor
+        pieces[id(whole)] = _cut_off(pieces.get(id(whole), whole), dim, line)
     return pieces
 
 
@@ -128,17 +123,6 @@ def _copied(model: nn.Module, pieces: dict[int, Tensor]) -> nn.Module:
             f"{type(model).__name__} cannot be copied: {error} A tensor kept as an attribute, or the hooks of "
             "torch.nn.utils.prune or weight_norm, are the usual cause: remove them first"
         ) from error
-
-
-def _cut(shared: list[Place], dim: int, line: Tensor) -> None:
-    """Take away what goes along one dimension, wherever the tensor is shared."""
-    name, old = shared[0].name, shared[0].tensor
-    foreign = [p for p in shared if parametrize.is_parametrized(p.module, p.attribute)]
-    if foreign or any(hasattr(p.module, f"{p.attribute}_orig") for p in shared):
-        raise PruneError(f"{name} {shape(old)} is parametrized by something that is not a mask: remove that first")
-    new = _cut_off(old, dim, line)
-    for place in shared:
-        setattr(place.module, place.attribute, new)
 
 
 def _cut_off(old: Tensor, dim: int, line: Tensor) -> Tensor:
