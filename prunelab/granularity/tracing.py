@@ -372,7 +372,7 @@ def _watch(shadow: Shadow, model: nn.Module) -> None:
             shadow.bare[path] = shadow.number(path, 0, size, path, learned=False, bare=True)
 
 
-def passes(model: nn.Module, inputs: Any, at: Callable[[str], Any] = len) -> Iterator[Any]:
+def passes(model: nn.Module, inputs: Any, at: Callable[[str], Any] = lambda path: None) -> Iterator[Any]:
     """What the model returns in eval mode; and in training mode if that runs more layers (GoogLeNet's other heads).
 
     `at` is told of each module that starts to run.
