@@ -174,6 +174,9 @@ class Place:
     @property
     def tensor(self) -> Tensor:
         """The underlying tensor itself: the one an optimizer updates, not its masked view."""
+        own = self.module._parameters.get(self.attribute)
+        if own is not None:  # the usual case, without a search that finds nothing
+            return own
         if mask_of(self.module, self.attribute) is not None:
             return cast(nn.ModuleDict, self.module.parametrizations)[self.attribute].get_parameter("original")
         return getattr(self.module, self.attribute)
