@@ -19,7 +19,7 @@ from . import (
     recovery,
     schedules,
     sensitivity,
-    shares,
+    layerwise,
     surgery,
 )
 from .allocation import NM, Report, allocate, expand, report
@@ -32,9 +32,11 @@ from .masking import apply, bake, masked
 from .measurement import measure
 from .pipeline import Pruned, Recipe, prune
 from .recipes import load_recipe, save_recipe
+from .registry import renamed
 from .surgery import load_plan, save_plan, shrink
 
 __version__ = "0.1.0"
+__getattr__ = renamed(__name__, {"shares": "prunelab.shares"})
 
 __all__ = [
     "NM",
@@ -84,7 +86,7 @@ __all__ = [
     "save_recipe",
     "schedules",
     "sensitivity",
-    "shares",
+    "layerwise",
     "shrink",
     "surgery",
 ]

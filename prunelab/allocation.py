@@ -1,7 +1,7 @@
 """Who goes, compared with whom: scores and groups -> exactly as many units as were asked for.
 
-A share for every layer (uniform, ERK, by sensitivity) is made in `shares`, two floors up: it may ask a scan, and a scan
-asks `allocate`.
+Layer-wise sparsities (uniform, ERK, by sensitivity) are made in `layerwise`, two floors up: it may ask a scan, and a
+scan asks `allocate`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .units import contract, expand, kept_of
 
 __all__ = [
     "NM",
-    "Fared",
+    "GroupSparsity",
     "Report",
     "Scope",
     "allocate",
@@ -91,7 +91,7 @@ def allocate(
     scope: what a unit is compared with. "global": all units of the model; "layer": those of its own group;
     "row": single weights, those that feed the same output (the first dimension, or as `layers.turn` has it);
     NM(n, m): single weights, n of m stay (the sparsity is then implied: give None, or the same).
-    sparsity: or the share of each group by its name, from `shares` or by hand; each is then compared within itself,
+    sparsity: or the share of each group by its name, from `layerwise` or by hand; each is then compared within itself,
     and loses exactly round(share * its units).
     within: an earlier result; what it removed stays removed and counts, so that masks stay nested.
     reduce: what becomes of the scores of all a unit's entries that have one (a filter's own weights and the next
@@ -110,26 +110,26 @@ def allocate(
     Raises PruneError for a sparsity outside [0, 1), an unknown scope, NaN or missing scores.
     """
     if isinstance(sparsity, Mapping):
-        share: Share = _check_shares(sparsity, groups, scope)
+        share: Share = _of_groups(check_shares(sparsity, scope), groups)
         scope = "layer"
     else:
         share = check_target(sparsity, scope)
+    by_output = isinstance(scope, NM) or scope == "row"
     check_counts(floor, round_to)
-    if (isinstance(scope, NM) or scope == "row") and (floor is not None or round_to > 1):
+    if by_output and (floor is not None or round_to > 1):
         raise PruneError(f"scope {scope} takes the same from every row: floor and round_to are for global and layer")
     values = unit_scores(scores, groups, reduce)
     kept = None if within is None else {g.name: _fitting(within, g, values[g.name]) for g in groups}
-    streams = not isinstance(scope, NM) and scope != "row" and not floor and not any(map(is_structure, groups))
-    if kept is not None and not streams:
+    if kept is not None and (by_output or floor or any(map(is_structure, groups))):  # or else `lowest` needs no copy
         values, kept = {name: lowest_where_gone(v, kept[name]) for name, v in values.items()}, None
-    if isinstance(scope, NM):
-        removed = _lowest_of_each_m(scores, groups, values, scope)
-    elif scope == "row":
-        removed = {g.name: _lowest_by_output(scores, g, values[g.name], _share_of(share, g.name)) for g in groups}
+    if by_output:
+        assert not isinstance(share, Mapping)  # shares are for layers
+        _check_by_output(scores, groups, scope)
+        removed = {g.name: _lowest_by_output(scores, g, values[g.name], scope, share) for g in groups}
     else:
-        removed = _select(values, share, scope, _least(groups, floor), kept)
-        if round_to > 1:
-            removed = {g.name: _rounded(removed[g.name], values[g.name], g, round_to) for g in groups}
+        removed = _select(values, share, str(scope), _least(groups, floor), kept)
+    if round_to > 1:
+        removed = {g.name: _rounded(removed[g.name], values[g.name], g, round_to) for g in groups}
     if within is not None:
         _check_nested(removed, within, share)
     return {name: gone.logical_not_() for name, gone in removed.items()}  # in place: no second copy of a mask
@@ -225,25 +225,29 @@ def check_sparsity(sparsity: Any) -> float:
     return sparsity
 
 
-def _check_shares(shares: Mapping[str, float], groups: Sequence[Group], scope: Scope) -> dict[str, float]:
-    """A share for every group, each a fraction; here 1 is allowed, since it empties one group and not the model."""
-    if isinstance(scope, NM) or scope not in ("global", "layer"):
-        check_scope(scope)
+def check_shares(shares: Mapping[str, float], scope: Scope) -> dict[str, float]:
+    """A copy of the shares by group, each a fraction; here 1 is allowed, since it empties one group and not the model.
+
+    >>> check_shares({"conv1": 0.25}, "layer")
+    {'conv1': 0.25}
+    """
+    check_scope(scope)
+    if scope not in ("global", "layer"):
         raise PruneError(
             f"scope {scope} with a share for each group: give the scope 'layer', in which each is compared"
         )
+    return {n: 1.0 if s == 1 and not isinstance(s, bool) else check_sparsity(s) for n, s in shares.items()}
+
+
+def _of_groups(shares: dict[str, float], groups: Sequence[Group]) -> dict[str, float]:
+    """The shares, if there is one for every group; PruneError says which is lacking, or of no group."""
     names = [g.name for g in groups]
     astray = [n for n in shares if n not in names]
     lacking = [n for n in names if n not in shares]
     if astray or lacking:
         what = f"there is no group {astray[0]!r}" if astray else f"no share is given for {', '.join(lacking)}"
         raise PruneError(f"{what}: the groups are {', '.join(names)}")
-    return {n: check_share(s) for n, s in shares.items()}
-
-
-def check_share(share: Any) -> float:
-    """One group's share: a fraction as `check_sparsity` has it, or 1, which empties a group and not the model."""
-    return 1.0 if share == 1 and not isinstance(share, bool) else check_sparsity(share)
+    return shares
 
 
 def _share_of(share: Share, name: str) -> float:
@@ -303,27 +307,18 @@ def _rounded(gone: Tensor, values: Tensor, group: Group, round_to: int) -> Tenso
     return lowest([values], len(gone) - goal)[0]  # what went was the lowest of its group, so the best of it returns
 
 
-def _lowest_of_each_m(scores: Scores, groups: Sequence[Group], values: dict[str, Tensor], scope: NM) -> Keep:
-    _check_windows(scores, groups, scope)
-    removed = {}
-    for g in groups:
-        size, lies = scores[g.members[0].tensor].shape, g.members[0].turned
-        table = turn(values[g.name].view(size), lies).movedim(1, -1)  # (out, ..., in)
-        gone = _lowest_in_rows(table.reshape(-1), scope.m, scope.sparsity)
-        removed[g.name] = turn_back(gone.view(table.shape).movedim(-1, 1), lies, size).reshape(-1)
-    return removed
-
-
-def _check_windows(scores: Scores, groups: Sequence[Group], scope: NM) -> None:
+def _check_by_output(scores: Scores, groups: Sequence[Group], scope: Scope) -> None:
+    """PruneError unless the groups are of single weights of which one knows the outputs, in multiples of an NM's m."""
     unfit = []
     for g in groups:
-        if not _single(g):
+        if is_structure(g) or g.members[0].tile != (1, 1):
             raise PruneError(f'scope {scope} compares single weights, but {g.name} holds structures: use "layer"')
         member, score = g.members[0], scores[g.members[0].tensor]
-        check_told(member.tensor, score.shape, member.turned, str(scope))
-        if score.dim() < 2 or turn(score, member.turned).shape[1] % scope.m:
+        check_told(member.tensor, score.shape, member.turned, f"scope {scope}")
+        if isinstance(scope, NM) and (score.dim() < 2 or turn(score, member.turned).shape[1] % scope.m):
             unfit.append(f"{member.tensor} {shape(score)}")
     if unfit:
+        assert isinstance(scope, NM)
         names = [u.split()[0] for u in unfit]
         raise PruneError(
             f"{scope} needs inputs (dimension 1 of most weights) in multiples of {scope.m}; not so: "
@@ -331,68 +326,38 @@ def _check_windows(scores: Scores, groups: Sequence[Group], scope: NM) -> None:
         )
 
 
-def _lowest_in_rows(values: Tensor, length: int, share: float) -> Tensor:
-    """Row-wise selection: every row of `length` entries loses the same number."""
-    if not length:
-        return torch.zeros_like(values, dtype=torch.bool)
-    table = values.view(-1, length)
-    order = table.sort(dim=1, stable=True).indices
-    gone = torch.zeros_like(table, dtype=torch.bool)
-    return gone.scatter_(1, order[:, : round(share * length)], True).view(-1)
-
-
-def _single(group: Group) -> bool:
-    """Whether the group's units are single weights: no slices, no modules, no blocks."""
-    return not is_structure(group) and group.members[0].tile == (1, 1)
-
-
-def _lowest_by_output(scores: Scores, group: Group, values: Tensor, share: float) -> Tensor:
-    if not _single(group):
-        raise PruneError(f'scope "row" compares single weights, but {group.name} holds structures: use "layer"')
-    member = group.members[0]
-    size = scores[member.tensor].shape
-    check_told(member.tensor, size, member.turned, 'scope "row"')
-    table = turn(values.view(size), member.turned)  # (out, ...)
-    gone = _lowest_in_rows(table.reshape(-1), table.numel() // max(len(table), 1), share)
-    return turn_back(gone.view(table.shape), member.turned, size).reshape(-1)
+def _lowest_by_output(scores: Scores, group: Group, values: Tensor, scope: Scope, share: float) -> Tensor:
+    """True at the same share of what feeds each output, or of each m consecutive inputs of it."""
+    size, lies = scores[group.members[0].tensor].shape, group.members[0].turned
+    table = turn(values.view(size), lies)  # (out, in, ...)
+    if isinstance(scope, NM):
+        table = table.movedim(1, -1)
+    length = scope.m if isinstance(scope, NM) else math.prod(table.shape[1:])
+    rows = table.reshape(-1, length) if table.numel() else table.reshape(0, 1)
+    order = rows.sort(dim=1, stable=True).indices
+    gone = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, order[:, : round(share * length)], True)
+    gone = gone.view(table.shape)
+    return turn_back(gone.movedim(-1, 1) if isinstance(scope, NM) else gone, lies, size).reshape(-1)
 
 
 def _unit_scores(scores: Scores, group: Group, reduce: str | None) -> Tensor:
-    """(units,): one score for each unit, of all its entries over all its members that have scores."""
+    """(units,): one score for each unit, of all its entries over all its members or modules that have scores."""
     if group.parts:
-        return _part_scores(scores, group, reduce)
-    scored = [(m, scores[m.tensor]) for m in group.members if m.tensor in scores]
-    parts = [_member_scores(m, s, group) for m, s in scored]
-    total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
-    if isinstance(scores, AbsoluteOfSum):
-        total = total.abs()
-    return _reduced(total, sum(units.size(m, s) for m, s in scored), reduce or _reduction(group))
-
-
-def _part_scores(scores: Scores, group: Group, reduce: str | None) -> Tensor:
-    """(units,): of whole modules, the sum of all their scores, or what `reduce` makes of it."""
-    total, counts = units.totals(group, scores)
-    if not counts.all():
-        lacking = next(p.path for p in group.parts if not counts[p.unit])
-        raise PruneError(f"no scores for anything in {lacking}, which {group.name} needs: take another criterion")
+        total, each = units.totals(group, scores)
+        if not each.all():
+            lacking = next(p.path for p in group.parts if not each[p.unit])
+            raise PruneError(f"no scores for anything in {lacking}, which {group.name} needs: take another criterion")
+    else:
+        scored = [(m, scores[m.tensor]) for m in group.members if m.tensor in scores]
+        owned = [_member_scores(m, s, group) for m, s in scored]
+        total = owned[0] if len(owned) == 1 else torch.stack(owned).sum(0)
+        each = torch.tensor(sum(units.size(m, s) for m, s in scored))
     total = total.abs() if isinstance(scores, AbsoluteOfSum) else total
-    if torch.isnan(total).any():
-        raise PruneError(f"{int(torch.isnan(total).sum())} of the {group.units} scores of {group.name} are NaN")
-    return total / counts if reduce == "mean" else _reduced(total, 1, reduce or _reduction(group))
-
-
-def _reduction(group: Group) -> str:
-    return "relative" if is_structure(group) else "mean"
-
-
-def _reduced(total: Tensor, each: int, reduce: str) -> Tensor:
-    """Sums over `each` entries a unit, as they are or scaled; a scale of 1 makes no copy."""
-    if reduce == "mean" and each > 1:
-        return total / each
-    if reduce == "relative":
-        usual = float(total[torch.isfinite(total)].abs().mean())
-        return total / usual if usual > 0 else total
-    return total
+    how = reduce or ("relative" if is_structure(group) else "mean")
+    if how == "mean":
+        return total / each if bool((each > 1).any()) else total  # by 1 would be a copy
+    usual = float(total[torch.isfinite(total)].abs().mean()) if how == "relative" else 0.0
+    return total / usual if usual > 0 else total
 
 
 def _member_scores(member: Member, score: Tensor, group: Group) -> Tensor:
@@ -417,14 +382,18 @@ def _check_nested(removed: dict[str, Tensor], within: Keep, share: Share) -> Non
             raise PruneError(
                 f"sparsity {_share_of(share, name):g} would bring {back} units of {name} back: `within` has removed "
                 f"{had:.4g} of it already. Ask for more than was removed from any one of the groups that the scope "
-                "compares within, or leave `within` out. `prune` takes the masks worn for it: masking.restore(model, "
-                "{}) takes them off"
+                "compares within, or leave `within` out. `prune` takes the masks on the model for it: masking.restore("
+                "model, {}) takes them off"
             )
 
 
 @dataclass(frozen=True)
-class Fared:
-    """How one group fared."""
+class GroupSparsity:
+    """How many of a group's units are kept.
+
+    >>> GroupSparsity("conv1", units=8, kept=6).sparsity
+    0.25
+    """
 
     name: str
     units: int
@@ -440,18 +409,18 @@ class Fared:
 
 @dataclass(frozen=True)
 class Report:
-    """How each group fared, and all of them together. `print` it, or let a notebook show it."""
+    """How much of each group is kept, and of all of them together. `print` it, or let a notebook show it."""
 
-    layers: tuple[Fared, ...]
+    layers: tuple[GroupSparsity, ...]
     parameters: int | None = None  # of the whole model, where it was given ...
     zeros: int = 0  # ... and how many of them are zero: by the masks worn, by these, and by themselves
     uncovered: Mapping[str, int] = field(default_factory=dict, hash=False)  # in no group: parameters by their kind
     stays: Mapping[str, str] = field(default_factory=dict, hash=False)  # what could not be pruned, and why
 
     @property
-    def total(self) -> Fared:
+    def total(self) -> GroupSparsity:
         """All groups as one."""
-        return Fared("total", sum(r.units for r in self.layers), sum(r.kept for r in self.layers))
+        return GroupSparsity("total", sum(r.units for r in self.layers), sum(r.kept for r in self.layers))
 
     @property
     def sparsity(self) -> float:
@@ -506,8 +475,10 @@ def report(groups: Sequence[Group], keep: Keep, model: nn.Module | None = None) 
     (embeddings, norms, biases) are counted by kind; what could not be pruned is named, with the reason.
     """
     counts = at_once([torch.count_nonzero(kept_of(g, keep)) for g in groups])
-    fared = tuple(_fared(g, int(count)) for g, count in zip(groups, counts, strict=True))
-    counted = Report(fared, stays=getattr(groups, "stays", {}))
+    layers = []
+    for g, kept in zip(groups, map(int, counts), strict=True):
+        layers.append(GroupSparsity(g.name, g.units, kept, is_structure(g) and kept == 1 < g.units, g.exact))
+    counted = Report(tuple(layers), stays=getattr(groups, "stays", {}))
     return counted if model is None else of_model(counted, groups, model, expand(model, groups, keep))
 
 
@@ -550,7 +521,3 @@ def _uncovered(model: nn.Module, groups: Sequence[Group]) -> dict[str, int]:
             kind = "biases" if "bias" in place.attribute else type(place.module).__name__.removeprefix("Parametrized")
             counts[kind] = counts.get(kind, 0) + place.tensor.numel()
     return counts
-
-
-def _fared(group: Group, kept: int) -> Fared:
-    return Fared(group.name, group.units, kept, is_structure(group) and kept == 1 < group.units, group.exact)

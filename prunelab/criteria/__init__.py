@@ -8,17 +8,14 @@ and whatever is multiplied by one is 0 there.
 A criterion scores single weights. What a structure is worth, `allocate` makes of the scores of its weights.
 """
 
-from .activations import wanda
 from .depth import AngularDistance, BlockInfluence, angular_distance, block_influence, glu_peak_to_peak
 from .experts import expert_frequency, expert_norm, reap
 from .gradients import Grasp, fisher, gradient, grasp, synflow, taylor, taylor_sum
 from .heads import head_importance
-from .movements import Mama
-from .registry import ALIASES, CRITERIA, Criterion, by_name, register
-from .weights import Random, bn_slimming, fpgm, magnitude, magnitude_l2, random
+from .registry import CRITERIA, Criterion, by_name, register
+from .weights import Mama, Random, bn_slimming, fpgm, lamp, magnitude, magnitude_l2, random, wanda
 
 __all__ = [
-    "ALIASES",
     "CRITERIA",
     "AngularDistance",
     "BlockInfluence",
@@ -38,6 +35,7 @@ __all__ = [
     "gradient",
     "grasp",
     "head_importance",
+    "lamp",
     "magnitude",
     "magnitude_l2",
     "random",

@@ -72,6 +72,7 @@ def fisher(model: nn.Module, calib: Calibration | None = None) -> Scores:
     return {name: h[name] * w.to(h[name].dtype).square() / 2 for name, w in weights.items()}
 
 
+@register("grasp")
 @dataclass(frozen=True)
 class Grasp:
     """theta * Hg: what the gradient's norm loses with a weight. For networks before training. Needs data.
@@ -92,7 +93,6 @@ class Grasp:
 
 
 grasp = Grasp()
-register("grasp")(grasp)
 
 
 @register("synflow")

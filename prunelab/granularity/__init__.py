@@ -4,7 +4,7 @@ from .channels import coupled, filters, neurons, width
 from .depth import attentions, glu_neurons, layers, mlps
 from .experts import experts
 from .heads import heads
-from .registry import GRANULARITIES, Granularity, by_name
+from .registry import GRANULARITIES, Granularity, by_name, register
 from .single import Blocks, blocks, weights
 from .together import Together
 
@@ -24,6 +24,7 @@ __all__ = [
     "layers",
     "mlps",
     "neurons",
+    "register",
     "weights",
     "width",
 ]

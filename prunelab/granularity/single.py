@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from .. import units
 from ..core import Group, Member, PruneError, lookup_all, shape
 from ..layers import prunable, turned, unreachable
+from .registry import register
 
 
+@register("weights")
 def weights(model: nn.Module, example: Any = None, *, exclude: Collection[str] = ()) -> list[Group]:
     """Every weight on its own: one group a prunable tensor, one unit an entry. `exclude` leaves tensors alone."""
     chosen = _chosen(model, exclude)
@@ -21,6 +23,7 @@ def weights(model: nn.Module, example: Any = None, *, exclude: Collection[str] =
     return [Group(n, p.numel(), (Member(n, turned=turned(at[n][0])),)) for n, p in chosen.items()]
 
 
+@register("blocks")
 @dataclass(frozen=True)
 class Blocks:
     """Blocks of r rows by c columns of every weight matrix: the pattern that block-sparse (BSR) kernels can skip.

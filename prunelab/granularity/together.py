@@ -9,9 +9,10 @@ from torch import nn
 
 from .. import units
 from ..core import Group, PruneError
-from .registry import by_name
+from .registry import by_name, register
 
 
+@register("together")
 @dataclass(frozen=True)
 class Together:
     """A granularity made of registered ones, the first named taking precedence where two claim the same entries.

@@ -29,7 +29,7 @@ from ..masking import apply
 from ..measurement import evaluate
 from ..recovery import finetune
 from ..sensitivity import scan
-from ..shares import by_sensitivity
+from ..layerwise import BySensitivity
 from . import contests, grids_budget, grids_heads, grids_llama, grids_movement, grids_recovery
 
 Run = dict[str, Any]
@@ -64,7 +64,7 @@ def budgets() -> Iterator[Run]:
         for sparsity in (0.5, 0.6, 0.7, 0.8, 0.9):
             choices = {
                 "equal shares": contests.kept(dense, "local", sparsity),
-                "by sensitivity": contests.spread(dense, by_sensitivity(scanned, groups, sparsity)),
+                "by sensitivity": contests.spread(dense, BySensitivity(scanned)(dense, groups, sparsity)),
                 "one contest": contests.kept(dense, "global", sparsity),
             }
             for rule, keep in choices.items():
