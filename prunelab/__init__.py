@@ -10,6 +10,7 @@ from . import (
     exports,
     granularity,
     language,
+    layerwise,
     masking,
     measurement,
     movement,
@@ -19,7 +20,6 @@ from . import (
     recovery,
     schedules,
     sensitivity,
-    layerwise,
     surgery,
 )
 from .allocation import NM, Report, allocate, expand, report
@@ -68,6 +68,7 @@ __all__ = [
     "fit_budget",
     "granularity",
     "language",
+    "layerwise",
     "load_plan",
     "load_recipe",
     "masked",
@@ -86,7 +87,6 @@ __all__ = [
     "save_recipe",
     "schedules",
     "sensitivity",
-    "layerwise",
     "shrink",
     "surgery",
 ]

@@ -48,6 +48,9 @@ class NM:
     kernel position on its own, because sparse tensor cores skip along the dimension they sum over, and their
     kernels lay it out channels-last (so does NVIDIA's ASP). Mishra et al. 2021, arXiv 2104.08378. Where a weight lies
     otherwise (transposed convolutions, experts, Conv1D), along the dimension that counts an output's inputs.
+
+    >>> NM(2, 4).sparsity, str(NM(1, 4)), NM(2, 4).after(0.5)
+    (0.5, '1:4', NM(n=3, m=4))
     """
 
     n: int
@@ -108,6 +111,11 @@ def allocate(
     back is a matter of scores, and because masks and the shrunk model must agree.
 
     Raises PruneError for a sparsity outside [0, 1), an unknown scope, NaN or missing scores.
+
+    >>> groups = [Group("a", 4, (Member("w"),))]
+    >>> scores = {"w": torch.tensor([3.0, 0.5, 2.0, 1.0])}
+    >>> allocate(scores, groups, 0.5)
+    {'a': tensor([ True, False,  True, False])}
     """
     if isinstance(sparsity, Mapping):
         share: Share = _of_groups(check_shares(sparsity, scope), groups)
@@ -136,7 +144,12 @@ def allocate(
 
 
 def unit_scores(scores: Scores, groups: Sequence[Group], reduce: str | None = None) -> dict[str, Tensor]:
-    """What `allocate` compares: (units,) scores by group, made of the scores of each unit's entries; see there."""
+    """What `allocate` compares: (units,) scores by group, made of the scores of each unit's entries; see there.
+
+    >>> filters = [Group("conv", 2, (Member("w", dim=0),))]
+    >>> unit_scores({"w": torch.tensor([[1.0, 2.0], [3.0, 4.0]])}, filters, "sum")
+    {'conv': tensor([3., 7.])}
+    """
     if reduce is not None and reduce not in REDUCTIONS:
         raise PruneError(f"reduce is {reduce!r}: give one of {', '.join(REDUCTIONS)}")
     _check_scored(scores, groups)
@@ -164,13 +177,21 @@ def _check_scored(scores: Scores, groups: Sequence[Group]) -> None:
 
 
 def choose(values: Mapping[str, Tensor], groups: Sequence[Group], sparsity: float, scope: str = "global") -> Keep:
-    """`allocate` for scores that are the units' own, (units,) by group, as movement learns them."""
+    """`allocate` for scores that are the units' own, (units,) by group, as movement learns them.
+
+    >>> choose({"a": torch.tensor([0.3, -1.0])}, [Group("a", 2, (Member("w"),))], 0.5)
+    {'a': tensor([ True, False])}
+    """
     removed = _select(dict(values), check_sparsity(sparsity), scope, _least(groups, None), None)
     return {name: gone.logical_not_() for name, gone in removed.items()}
 
 
 def is_structure(group: Group) -> bool:
-    """Whether the group's units are slices of tensors or whole modules, which `shrink` can remove."""
+    """Whether the group's units are slices of tensors or whole modules, which `shrink` can remove.
+
+    >>> is_structure(Group("a", 4, (Member("w"),))), is_structure(Group("conv", 4, (Member("w", dim=0),)))
+    (False, True)
+    """
     return bool(group.parts) or any(m.dim is not None for m in group.members)
 
 
@@ -179,25 +200,45 @@ def _least(groups: Sequence[Group], floor: int | None) -> dict[str, int]:
 
 
 def least_of(group: Group) -> int:
-    """How many units of a group stay unless another floor is asked for: none of single weights."""
+    """How many units of a group stay unless another floor is asked for: none of single weights.
+
+    >>> least_of(Group("a", 4, (Member("w"),))), least_of(Group("conv", 4, (Member("w", dim=0),)))
+    (0, 1)
+    """
     return group.floor if is_structure(group) else 0
 
 
 def check_counts(floor: int | None, round_to: int) -> None:
-    """PruneError unless both are counts."""
+    """PruneError unless both are counts.
+
+    >>> check_counts(floor=None, round_to=0)
+    Traceback (most recent call last):
+        ...
+    prunelab.core.PruneError: round_to=0: give a whole number of at least 1
+    """
     for what, value, least in (("floor", floor, 0), ("round_to", round_to, 1)):
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
             raise PruneError(f"{what}={value!r}: give a whole number of at least {least}")
 
 
 def check_scope(scope: Any) -> None:
-    """PruneError for anything but a known scope."""
+    """PruneError for anything but a known scope.
+
+    >>> check_scope("local")
+    Traceback (most recent call last):
+        ...
+    prunelab.core.PruneError: no scope is called 'local'; there is global, layer, row, and NM(n, m)
+    """
     if not isinstance(scope, NM) and scope not in SCOPES:
         raise PruneError(f"no scope is called {scope!r}; there is {', '.join(SCOPES)}, and NM(n, m)")
 
 
 def check_target(sparsity: Any, scope: Any) -> float:
-    """The sparsity as a checked float: the given one, or the one that an N:M scope implies."""
+    """The sparsity as a checked float: the given one, or the one that an N:M scope implies.
+
+    >>> check_target(0.3, "global"), check_target(None, NM(2, 4))
+    (0.3, 0.5)
+    """
     check_scope(scope)
     if not isinstance(scope, NM):
         return check_sparsity(sparsity)
@@ -210,7 +251,13 @@ def check_target(sparsity: Any, scope: Any) -> float:
 
 
 def check_sparsity(sparsity: Any) -> float:
-    """A fraction in [0, 1) as a float, or PruneError that asks what was meant."""
+    """A fraction in [0, 1) as a float, or PruneError that asks what was meant.
+
+    >>> check_sparsity(50)
+    Traceback (most recent call last):
+        ...
+    prunelab.core.PruneError: sparsity is 50, but it is a fraction: did you mean 0.5?
+    """
     if isinstance(sparsity, bool) or not isinstance(sparsity, Real):
         raise PruneError(f"sparsity is {sparsity!r}, a {type(sparsity).__name__}: give a fraction such as 0.5")
     sparsity = float(sparsity)
@@ -409,7 +456,11 @@ class GroupSparsity:
 
 @dataclass(frozen=True)
 class Report:
-    """How much of each group is kept, and of all of them together. `print` it, or let a notebook show it."""
+    """How much of each group is kept, and of all of them together. `print` it, or let a notebook show it.
+
+    >>> Report((GroupSparsity("a", 4, kept=3), GroupSparsity("b", 4, kept=0))).emptied
+    ('b',)
+    """
 
     layers: tuple[GroupSparsity, ...]
     parameters: int | None = None  # of the whole model, where it was given ...
@@ -473,6 +524,11 @@ def report(groups: Sequence[Group], keep: Keep, model: nn.Module | None = None) 
 
     Zeros are counted as if these masks were put on, over those worn. With single weights the parameters in no group
     (embeddings, norms, biases) are counted by kind; what could not be pruned is named, with the reason.
+
+    >>> groups = [Group("a", 4, (Member("w"),))]
+    >>> print(report(groups, {"a": torch.tensor([True, False, True, True])}))
+    a               3 of          4 kept   25.00% removed
+    total           3 of          4 kept   25.00% removed
     """
     counts = at_once([torch.count_nonzero(kept_of(g, keep)) for g in groups])
     layers = []
@@ -483,7 +539,15 @@ def report(groups: Sequence[Group], keep: Keep, model: nn.Module | None = None) 
 
 
 def of_model(counted: Report, groups: Sequence[Group], model: nn.Module, masks: Masks) -> Report:
-    """The report, with what the whole model says to it under these masks and those it wears."""
+    """The report, with what the whole model says to it under these masks and those it wears.
+
+    >>> layer = nn.Linear(2, 1)
+    >>> layer.weight.data = torch.tensor([[0.0, 1.0]])
+    >>> layer.bias.data = torch.tensor([1.0])
+    >>> counted = of_model(Report(()), [Group("weight", 2, (Member("weight"),))], layer, {})
+    >>> counted.zeros, counted.parameters, counted.uncovered
+    (1, 3, {'biases': 1})
+    """
     parameters, zeros = _zeros(model, masks)
     uncovered = {} if any(map(is_structure, groups)) else _uncovered(model, groups)
     stays = {**unreachable(model), **counted.stays}

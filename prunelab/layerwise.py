@@ -80,6 +80,15 @@ class BySensitivity:
     sum of each alone is an assumption, and at high sparsities too rosy: measure the result.
 
     by: "loss", or "accuracy". Raises PruneError for a budget out of reach, and groups that were not scanned.
+
+    >>> from prunelab.core import Member
+    >>> from prunelab.measurement import Evaluation
+    >>> from prunelab.sensitivity import Curve
+    >>> groups = [Group(name, 10, (Member(name),)) for name in ("a", "b")]
+    >>> curves = (Curve("a", 10, (5,), (9,), (2.0,)), Curve("b", 10, (5,), (9,), (1.1,)))  # losses, half of them gone
+    >>> scan = Scan((0.5,), curves, Evaluation(loss=1.0, accuracy=0.9, n=10, correct=9))
+    >>> BySensitivity(scan)(nn.Module(), groups, 0.3)
+    {'a': 0.1, 'b': 0.5}
     """
 
     scan: Scan
@@ -180,7 +189,11 @@ def _filled(rate: Mapping[str, float], room: Mapping[str, tuple[int, int]], tota
 
 @dataclass(frozen=True)
 class Pieces:
-    """A cost at some counts of units removed, ascending from 0, and straight lines between."""
+    """A cost at some counts of units removed, ascending from 0, and straight lines between.
+
+    >>> Pieces((0, 10), (0.0, 5.0)).at(4)
+    2.0
+    """
 
     counts: tuple[int, ...]
     costs: tuple[float, ...]
@@ -230,6 +243,9 @@ def cheapest(curves: Sequence[Pieces], total: int) -> list[int]:
     On the convex hulls of the curves, taking the cheapest slope next is the optimum, and leaves at most one curve
     between two corners of its hull. If the curve bulges above its hull just there, try both: left and right of the
     point in between (branch and bound, the most promising first). Exact, unless it stops after NODES tries.
+
+    >>> cheapest([Pieces((0, 10), (0.0, 5.0)), Pieces((0, 4), (0.0, 1.0))], 6)
+    [2, 4]
     """
     order = count()
     start = _relaxed(curves, tuple((0, len(c.counts) - 1) for c in curves), total, next(order))

@@ -145,6 +145,15 @@ def gradually(
     the rest of the run is for recovery. With schedule="cubic": Zhu and Gupta 2017, arXiv 1710.01878. Each round scores
     the weights as they then are, and what is gone stays gone. `example` and `calib` are as in `prune`.
     Raises PruneError, at the run's first step, if it is too short for so many rounds.
+
+    >>> model = nn.Linear(10, 1)
+    >>> on_step = gradually(model, Recipe(sparsity=0.8, schedule="linear", rounds=2))
+    >>> zeros = []
+    >>> for done in range(1, 9):  # as `train` would, after each step
+    ...     on_step(done, 8)
+    ...     zeros.append(int((model.weight == 0).sum()))
+    >>> zeros
+    [0, 0, 4, 4, 4, 8, 8, 8]
     """
     if not 0 < until <= 1:
         raise PruneError(f"until={until!r}: the last round comes at a share of the run, above 0 and at most 1")

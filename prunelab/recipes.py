@@ -27,6 +27,18 @@ def save_recipe(path: str | os.PathLike[str], recipe: Recipe) -> Path:
     """Write a recipe as JSON or TOML, by the suffix of the path; the file is replaced whole. Returns the path.
 
     Raises PruneError for another suffix, and for functions that no name or table can describe: register them first.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     print(save_recipe(Path(folder) / "mine.toml", Recipe("taylor", sparsity=0.8)).read_text())
+    format = "prunelab recipe 1"
+    criterion = "taylor"
+    granularity = "weights"
+    sparsity = 0.8
+    scope = "global"
+    schedule = "one_shot"
+    rounds = 1
+    <BLANKLINE>
     """
     file = Path(path)
     if not isinstance(recipe, Recipe):
@@ -39,6 +51,11 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
     """Read a recipe. Nothing in the file is executed: names are looked up among those registered here.
 
     Raises PruneError for a file that is missing or no recipe, naming the field that does not fit.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     load_recipe(save_recipe(Path(folder) / "mine.json", Recipe("taylor", sparsity=0.8))).criterion
+    'taylor'
     """
     file = Path(path)
     read = _by_suffix(file)[1]

@@ -82,7 +82,14 @@ class Registry(Mapping[str, T], Generic[T]):
         return put
 
     def forget(self, name: str) -> None:
-        """Take a name off again."""
+        """Take a name off again.
+
+        >>> from prunelab import schedules
+        >>> late = schedules.register("late")(lambda progress: progress**8)
+        >>> schedules.SCHEDULES.forget("late")
+        >>> "late" in schedules.SCHEDULES
+        False
+        """
         del self._known[name]
 
     def by_name(self, strategy: str | T) -> T:
@@ -211,12 +218,18 @@ def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
     """The `__getattr__` of a module some of whose names have moved: an old one works, with a DeprecationWarning.
 
     names: old name -> the dotted path of what it is now. They go with the next release.
+
+    >>> old = renamed("prunelab.schedules", {"cube": "prunelab.schedules.cubic"})
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore")
+    ...     old("cube")(0.5)
+    0.875
     """
 
     def find(name: str) -> Any:
         if name not in names:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        if names[name] != f"{module}.{name}":  # or else an old module, which warns itself
+        if names[name] != f"{module}.{name}":  # or else an old module, whose functions warn
             warnings.warn(f"{module}.{name} is now {names[name]}", DeprecationWarning, stacklevel=2)
         return pkgutil.resolve_name(names[name])
 

@@ -25,25 +25,41 @@ by_name, register = SCHEDULES.by_name, SCHEDULES.register
 
 @register("one_shot")
 def one_shot(progress: float) -> float:
-    """Everything at once, at the first step."""
+    """Everything at once, at the first step.
+
+    >>> one_shot(0.0), one_shot(0.01)
+    (0.0, 1.0)
+    """
     return 1.0 if progress > 0 else 0.0
 
 
 @register("linear")
 def linear(progress: float) -> float:
-    """The same share at every step."""
+    """The same share at every step.
+
+    >>> linear(0.25)
+    0.25
+    """
     return progress
 
 
 @register("cubic")
 def cubic(progress: float) -> float:
-    """1 - (1 - t)^3: much while much is redundant, little near the end. Zhu and Gupta 2017, arXiv 1710.01878."""
+    """1 - (1 - t)^3: much while much is redundant, little near the end. Zhu and Gupta 2017, arXiv 1710.01878.
+
+    >>> cubic(0.5)
+    0.875
+    """
     return 1 - (1 - progress) ** 3
 
 
 @register("cosine")
 def cosine(progress: float) -> float:
-    """(1 - cos(pi t)) / 2: slow at the start and at the end."""
+    """(1 - cos(pi t)) / 2: slow at the start and at the end.
+
+    >>> round(cosine(1 / 3), 6)
+    0.25
+    """
     return (1 - math.cos(math.pi * progress)) / 2
 
 
@@ -53,6 +69,9 @@ class Exponential:
     """The same share of *what is left* at every step: at time t (1 - s)^t is left, s the final sparsity.
 
     SynFlow's schedule, in a hundred steps: Tanaka et al. 2020, arXiv 2006.05467.
+
+    >>> round(Exponential(0.75)(0.5), 6)  # half of all is left: two thirds of what is to go have gone
+    0.666667
     """
 
     sparsity: float
@@ -71,6 +90,9 @@ class Between:
     """Nothing before `start`, everything from `end` on, and another schedule in between: a warm-up and a cool-down.
 
     Both in [0, 1] of all steps. Between(0.1, 0.7) with the cubic one is the usual shape of gradual pruning.
+
+    >>> [Between(0.5, 0.75, "linear")(t) for t in (0.5, 0.625, 1.0)]
+    [0.0, 0.5, 1.0]
     """
 
     start: float

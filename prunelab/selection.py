@@ -31,6 +31,9 @@ class Values:
     """Values to choose from: several tensors, and for each, perhaps, which entries are kept; the others go first.
 
     What is not kept counts as -inf, and a value of -inf as the lowest finite one: no copy is made to say so.
+
+    >>> Values([torch.zeros(2, 3), torch.zeros(4)]).size
+    10
     """
 
     tensors: Sequence[Tensor]
@@ -66,7 +69,11 @@ class Values:
 
 
 def lowest_where_gone(values: Tensor, kept: Tensor) -> Tensor:
-    """A copy in which -inf stands for what is not kept, and for that alone."""
+    """A copy in which -inf stands for what is not kept, and for that alone.
+
+    >>> lowest_where_gone(torch.tensor([3.0, 1.0]), torch.tensor([False, True]))
+    tensor([-inf, 1.])
+    """
     if values.is_floating_point():
         values = values.clamp(min=torch.finfo(values.dtype).min)
     return torch.where(kept.to(values.device), values, -math.inf)
@@ -76,6 +83,9 @@ def lowest(values: Sequence[Tensor], k: int, kept: Sequence[Tensor] | None = Non
     """Masks of the values' shapes, True at the k lowest of all; ties go in index order, first tensor first.
 
     kept: bools of the same shapes; what is not kept goes first, whatever its value.
+
+    >>> lowest([torch.tensor([3.0, 1.0]), torch.tensor([1.0, 2.0])], 1)  # of ties the first
+    [tensor([False,  True]), tensor([False, False])]
     """
     if k <= 0:
         return [torch.zeros_like(v, dtype=torch.bool) for v in values]
@@ -206,6 +216,9 @@ def lowest_by_bits(values: Sequence[Tensor], k: int) -> list[Tensor]:
 
     The k-th value is found by bisection over the type's own numbers, 32 passes for float32, in each of which the
     device counts what lies at or below the middle; every number stays on the device.
+
+    >>> lowest_by_bits([torch.tensor([3.0, 1.0, -2.0])], 2)
+    [tensor([False,  True,  True])]
     """
     between = torch.tensor([-math.inf, math.inf], dtype=values[0].dtype, device=values[0].device)
     threshold = _bisect(lambda value: _counted(values, torch.le, value), k, between, waits=False)

@@ -85,7 +85,7 @@ def test_what_is_no_strategy(registry):
     with pytest.raises(PruneError, match=r"Needy is a class: give an instance, such as Needy\(...\)"):
         registry.by_name(Needy)
     registry.register("my class")(Mine)
-    with pytest.raises(PruneError, match="strength of the .* 'my class' is a dict: only names"):
+    with pytest.raises(PruneError, match=r"strength of the .* 'my class' is a dict: only names"):
         registry.describe(Mine({}))
 
 
@@ -95,10 +95,10 @@ def test_a_schedule_must_lead_somewhere():
 
 
 def test_old_names_work_for_now():
-    with pytest.warns(DeprecationWarning, match="prunelab.shares is now prunelab.layerwise"):
-        from prunelab import shares
+    groups, model = pl.granularity.weights(nn.Linear(4, 2)), nn.Linear(4, 2)
+    with pytest.warns(DeprecationWarning, match="now layerwise"):
+        assert pl.shares.uniform(groups, 0.5) == {"weight": 0.5}
+    with pytest.warns(DeprecationWarning, match=r"prunelab\.shares\.erk is now prunelab\.layerwise\.erk"):
+        assert pl.shares.erk(model, groups, 0.5) == {"weight": 0.5}
     with pytest.raises(AttributeError, match="no attribute 'stocks'"):
         pl.stocks  # noqa: B018
-    groups = pl.granularity.weights(nn.Linear(4, 2))
-    assert shares.uniform(groups, 0.5) == {"weight": 0.5}
-    assert shares.erk is pl.layerwise.erk

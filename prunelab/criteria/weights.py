@@ -19,6 +19,11 @@ def magnitude(model: nn.Module, calib: Calibration | None = None) -> Scores:
     """|w|: what is small contributes little. Summed over a structure it is the structure's L1 norm.
 
     Han et al. 2015, arXiv 1506.02626; for filters Li et al. 2017, arXiv 1608.08710. Needs no data.
+
+    >>> layer = nn.Linear(2, 1)
+    >>> layer.weight.data = torch.tensor([[3.0, -0.5]])
+    >>> magnitude(layer)["weight"]
+    tensor([[3.0000, 0.5000]])
     """
     return {name: w.abs() for name, w in finite_weights(model).items()}
 
@@ -28,6 +33,11 @@ def magnitude_l2(model: nn.Module, calib: Calibration | None = None) -> Scores:
     """w^2: ranks single weights as |w| does; summed over a structure it ranks as the structure's L2 norm.
 
     Needs no data. Half-precision weights are squared in float32, where small squares don't vanish.
+
+    >>> layer = nn.Linear(2, 1)
+    >>> layer.weight.data = torch.tensor([[3.0, -0.5]])
+    >>> magnitude_l2(layer)["weight"]
+    tensor([[9.0000, 0.2500]])
     """
     return {name: w.float().square() if w.itemsize < 4 else w.square() for name, w in finite_weights(model).items()}
 
@@ -38,6 +48,11 @@ def lamp(model: nn.Module, calib: Calibration | None = None) -> Scores:
 
     Within a layer it ranks as |w| does; across layers it makes them comparable, so that a global scope finds each
     layer's share, and none loses its last weight before all others have. Lee et al. 2021, arXiv 2010.07611.
+
+    >>> layer = nn.Linear(3, 1)
+    >>> layer.weight.data = torch.tensor([[1.0, -2.0, 0.0]])  # 1/(1 + 4), 4/4, 0/(0 + 1 + 4)
+    >>> lamp(layer)["weight"]
+    tensor([[0.2000, 1.0000, 0.0000]])
     """
     return {name: _lamp(w) for name, w in magnitude(model, calib).items()}
 
@@ -60,6 +75,10 @@ class Random:
     """A uniform random score: the control that every criterion must beat. The same seed, the same scores.
 
     They are independent of the weights of a network that was initialised with the same seed.
+
+    >>> layer = nn.Linear(2, 1)
+    >>> torch.equal(Random(seed=3)(layer)["weight"], Random(seed=3)(layer)["weight"])
+    True
     """
 
     seed: int = 0
@@ -80,6 +99,11 @@ def bn_slimming(model: nn.Module, calib: Calibration | None = None) -> Scores:
     gamma to the digit, with nothing of the layers that read it mixed in, and single weights get no score. The paper
     trains with an L1 penalty on gamma, without which they differ little, and compares all layers by one threshold:
     allocate(..., reduce="mean"). Liu et al. 2017, arXiv 1708.06519.
+
+    >>> norm = nn.BatchNorm1d(2)
+    >>> norm.weight.data = torch.tensor([-2.0, 0.5])
+    >>> bn_slimming(norm)["weight"]
+    tensor([2.0000, 0.5000])
     """
     norms = [p for p in places(model) if isinstance(p.module, BATCH_NORM)]
     gammas = {p.name: p.tensor.detach() for p in norms if p.attribute == "weight"}
@@ -98,6 +122,11 @@ def fpgm(model: nn.Module, calib: Calibration | None = None) -> Scores:
     On signed weights. Each weight gets an equal part of its filter's distance, so that the filter's weights add up
     to it. The layers that read a filter add the same to each of its siblings, which ranks nobody: compare within
     a layer, as the paper does, where distances mean the same. He et al. 2019, arXiv 1811.00250. Needs no data.
+
+    >>> layer = nn.Linear(1, 3)
+    >>> layer.weight.data = torch.tensor([[0.0], [1.0], [5.0]])  # 1 + 5, 1 + 4, 5 + 4
+    >>> fpgm(layer)["weight"].flatten()
+    tensor([6., 5., 9.])
     """
     weights = finite_weights(model)
     lies = {name: turned(sharing[0]) for name, sharing in lookup_all(model, weights).items()}
@@ -129,6 +158,12 @@ def wanda(model: nn.Module, calib: Calibration | None = None) -> Scores:
     column j of the unfolded input, that is, input channel and kernel position. Padding that a dict's `attention_mask`
     marks does not count. A layer whose inputs are not seen (`input_norms` warns of it: experts, recurrent layers) gets
     no scores, and `prune` leaves it as it is. Sun et al. 2023, arXiv 2306.11695.
+
+    >>> layer = nn.Linear(2, 1)
+    >>> layer.weight.data = torch.tensor([[3.0, -0.5]])
+    >>> inputs = torch.tensor([[1.0, 3.0], [0.0, 4.0]])  # columns of norm 1 and 5
+    >>> wanda(layer, Calibration.of((inputs, torch.zeros(2))))["weight"]
+    tensor([[3.0000, 2.5000]])
     """
     weights = finite_weights(model)
     norms = input_norms(model, needed(calib, "wanda"))
@@ -143,6 +178,13 @@ class Mama:
 
     Make it with `Mama.of(pretrained)`. The idea, to weigh magnitude and movement together, is that of MAMA (Jiang,
     Fu and Zhang, arXiv 2505.14052). This formula is ours: the paper gives none that we could find.
+
+    >>> layer = nn.Linear(2, 1)
+    >>> layer.weight.data = torch.tensor([[3.0, -0.5]])
+    >>> before = Mama.of(layer)
+    >>> layer.weight.data = torch.tensor([[3.0, -1.0]])
+    >>> before(layer)["weight"]  # one has not moved
+    tensor([[0.0000, 0.5000]])
     """
 
     w0: Mapping[str, Tensor]

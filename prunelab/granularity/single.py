@@ -17,7 +17,11 @@ from .registry import register
 
 @register("weights")
 def weights(model: nn.Module, example: Any = None, *, exclude: Collection[str] = ()) -> list[Group]:
-    """Every weight on its own: one group a prunable tensor, one unit an entry. `exclude` leaves tensors alone."""
+    """Every weight on its own: one group a prunable tensor, one unit an entry. `exclude` leaves tensors alone.
+
+    >>> [(group.name, group.units) for group in weights(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)))]
+    [('0.weight', 6), ('1.weight', 3)]
+    """
     chosen = _chosen(model, exclude)
     at = lookup_all(model, chosen)
     return [Group(n, p.numel(), (Member(n, turned=turned(at[n][0])),)) for n, p in chosen.items()]
@@ -31,6 +35,9 @@ class Blocks:
     A row is all that feeds one output (in a transposed convolution or a Conv1D, all that one input feeds); a
     convolution's row is laid out (in, kh, kw), as in memory and in `weight.flatten(1)`, so that c = kh*kw takes whole
     kernels. `exclude` leaves tensors alone.
+
+    >>> Blocks(2, 2)(nn.Linear(8, 4))[0].units  # (4, 8) in blocks of (2, 2)
+    8
     """
 
     r: int
@@ -64,7 +71,11 @@ class Blocks:
 
 
 def blocks(r: int, c: int, *, exclude: Collection[str] = ()) -> Blocks:
-    """A granularity: r x c blocks of every weight matrix, as in `Recipe(granularity=blocks(4, 4))`."""
+    """A granularity: r x c blocks of every weight matrix, as in `Recipe(granularity=blocks(4, 4))`.
+
+    >>> blocks(4, 4)
+    Blocks(r=4, c=4, exclude=())
+    """
     return Blocks(r, c, tuple(exclude))
 
 

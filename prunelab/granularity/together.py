@@ -18,6 +18,11 @@ class Together:
     """A granularity made of registered ones, the first named taking precedence where two claim the same entries.
 
     Those that find nothing in a model are passed over; PruneError if none of them finds anything.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    >>> Together(("neurons", "weights")).found(model, torch.zeros(1, 2)).keys()
+    dict_keys(['neurons', 'weights'])
     """
 
     names: tuple[str, ...]

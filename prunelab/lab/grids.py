@@ -25,11 +25,11 @@ from ..core import PruneError
 from ..criteria import by_name as criterion_named
 from ..files import write_whole
 from ..granularity import filters, weights
+from ..layerwise import BySensitivity
 from ..masking import apply
 from ..measurement import evaluate
 from ..recovery import finetune
 from ..sensitivity import scan
-from ..layerwise import BySensitivity
 from . import contests, grids_budget, grids_heads, grids_llama, grids_movement, grids_recovery
 
 Run = dict[str, Any]
