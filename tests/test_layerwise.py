@@ -42,7 +42,7 @@ def gone(groups, found):
 
 class TestBudget:
     @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.333, 0.5, 0.8, 0.97])
-    @pytest.mark.parametrize("rule", ["uniform", "erk"])
+    @pytest.mark.parametrize("rule", layerwise.LAYER_RULES)
     def test_is_met_to_the_unit_and_by_allocate_too(self, rule, sparsity):
         model = net()
         groups = pl.granularity.weights(model)
