@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from . import units
 from .core import AbsoluteOfSum, Group, Keep, Mask, Masks, Member, PruneError, Scores, at_once, mask_of, places, shape
-from .layers import check_told, turn, turn_back, unreachable
+from .layers import check_layout, from_out_in, to_out_in, unreachable
 from .selection import lowest, lowest_where_gone
 from .units import contract, expand, kept_of
 
@@ -92,7 +92,7 @@ def allocate(
     """Remove exactly round(sparsity * n) units, the lowest-scored of each comparison group of n; ties by index.
 
     scope: what a unit is compared with. "global": all units of the model; "layer": those of its own group;
-    "row": single weights, those that feed the same output (the first dimension, or as `layers.turn` has it);
+    "row": single weights, those that feed the same output (the first dimension, or as `layers.to_out_in` has it);
     NM(n, m): single weights, n of m stay (the sparsity is then implied: give None, or the same).
     sparsity: or the share of each group by its name, from `layerwise` or by hand; each is then compared within itself,
     and loses exactly round(share * its units).
@@ -323,8 +323,8 @@ def _select(
 
 
 def _lowest(values: dict[str, Tensor], k: int, kept: Keep | None) -> dict[str, Tensor]:
-    wearing = None if kept is None else [kept[name] for name in values]
-    return dict(zip(values, lowest(list(values.values()), k, wearing), strict=True))
+    stays = None if kept is None else [kept[name] for name in values]
+    return dict(zip(values, lowest(list(values.values()), k, stays), strict=True))
 
 
 def _all_but_best(values: Tensor, best: int) -> Tensor:
@@ -361,8 +361,8 @@ def _check_by_output(scores: Scores, groups: Sequence[Group], scope: Scope) -> N
         if is_structure(g) or g.members[0].tile != (1, 1):
             raise PruneError(f'scope {scope} compares single weights, but {g.name} holds structures: use "layer"')
         member, score = g.members[0], scores[g.members[0].tensor]
-        check_told(member.tensor, score.shape, member.turned, f"scope {scope}")
-        if isinstance(scope, NM) and (score.dim() < 2 or turn(score, member.turned).shape[1] % scope.m):
+        check_layout(member.tensor, score.shape, member.layout, f"scope {scope}")
+        if isinstance(scope, NM) and (score.dim() < 2 or to_out_in(score, member.layout).shape[1] % scope.m):
             unfit.append(f"{member.tensor} {shape(score)}")
     if unfit:
         assert isinstance(scope, NM)
@@ -375,8 +375,8 @@ def _check_by_output(scores: Scores, groups: Sequence[Group], scope: Scope) -> N
 
 def _lowest_by_output(scores: Scores, group: Group, values: Tensor, scope: Scope, share: float) -> Tensor:
     """True at the same share of what feeds each output, or of each m consecutive inputs of it."""
-    size, lies = scores[group.members[0].tensor].shape, group.members[0].turned
-    table = turn(values.view(size), lies)  # (out, in, ...)
+    size, layout = scores[group.members[0].tensor].shape, group.members[0].layout
+    table = to_out_in(values.view(size), layout)  # (out, in, ...)
     if isinstance(scope, NM):
         table = table.movedim(1, -1)
     length = scope.m if isinstance(scope, NM) else math.prod(table.shape[1:])
@@ -384,7 +384,7 @@ def _lowest_by_output(scores: Scores, group: Group, values: Tensor, scope: Scope
     order = rows.sort(dim=1, stable=True).indices
     gone = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, order[:, : round(share * length)], True)
     gone = gone.view(table.shape)
-    return turn_back(gone.movedim(-1, 1) if isinstance(scope, NM) else gone, lies, size).reshape(-1)
+    return from_out_in(gone.movedim(-1, 1) if isinstance(scope, NM) else gone, layout, size).reshape(-1)
 
 
 def _unit_scores(scores: Scores, group: Group, reduce: str | None) -> Tensor:
@@ -464,7 +464,7 @@ class Report:
 
     layers: tuple[GroupSparsity, ...]
     parameters: int | None = None  # of the whole model, where it was given ...
-    zeros: int = 0  # ... and how many of them are zero: by the masks worn, by these, and by themselves
+    zeros: int = 0  # ... and how many of them are zero: by the masks on it, by these, and by themselves
     uncovered: Mapping[str, int] = field(default_factory=dict, hash=False)  # in no group: parameters by their kind
     stays: Mapping[str, str] = field(default_factory=dict, hash=False)  # what could not be pruned, and why
 
@@ -522,7 +522,7 @@ class Report:
 def report(groups: Sequence[Group], keep: Keep, model: nn.Module | None = None) -> Report:
     """Count what a result of `allocate` keeps, group by group; and with the model, what share of all of it is zero.
 
-    Zeros are counted as if these masks were put on, over those worn. With single weights the parameters in no group
+    Zeros are counted as if these masks were put on, over those that are. With single weights the parameters in no group
     (embeddings, norms, biases) are counted by kind; what could not be pruned is named, with the reason.
 
     >>> groups = [Group("a", 4, (Member("w"),))]
@@ -539,7 +539,7 @@ def report(groups: Sequence[Group], keep: Keep, model: nn.Module | None = None) 
 
 
 def of_model(counted: Report, groups: Sequence[Group], model: nn.Module, masks: Masks) -> Report:
-    """The report, with what the whole model says to it under these masks and those it wears.
+    """The report, with what the whole model says to it under these masks and those on it.
 
     >>> layer = nn.Linear(2, 1)
     >>> layer.weight.data = torch.tensor([[0.0, 1.0]])
@@ -555,7 +555,7 @@ def of_model(counted: Report, groups: Sequence[Group], model: nn.Module, masks: 
 
 
 def _zeros(model: nn.Module, masks: Mapping[str, Tensor]) -> tuple[int, int]:
-    """All parameters of the model, tied ones once, and how many are zero with these masks over those worn."""
+    """All parameters of the model, tied ones once, and how many are zero with these masks over those on it."""
     found = {id(p.tensor): p for p in reversed(places(model))}
     masked = {id(tensor): masks[name] for name, tensor in units.named(model).items() if name in masks}
     live = []
@@ -565,8 +565,8 @@ def _zeros(model: nn.Module, masks: Mapping[str, Tensor]) -> tuple[int, int]:
     for parameter in everything:
         there = parameter.detach() != 0
         place = found.get(id(parameter))
-        worn = None if place is None else mask_of(place.module, place.attribute)
-        for mask in (masked.get(id(parameter)), None if worn is None else worn.mask):
+        on = None if place is None else mask_of(place.module, place.attribute)
+        for mask in (masked.get(id(parameter)), None if on is None else on.mask):
             if mask is not None:
                 there &= mask.to(there.device)
         live.append(torch.count_nonzero(there))

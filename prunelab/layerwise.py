@@ -63,7 +63,7 @@ def erk(model: nn.Module, groups: Sequence[Group], sparsity: float, *, floor: fl
     """
     budget, most = _budget(groups, sparsity, floor)
     kept = sum(g.units for g in groups) - budget
-    rate = {g.name: _er(_weight(model, g), g.members[0].turned) * max(g.units, 1) for g in groups}
+    rate = {g.name: _er(_weight(model, g), g.members[0].layout) * max(g.units, 1) for g in groups}
     room = {g.name: (g.units - most[g.name], g.units) for g in groups}  # the least and the most that each keeps
     scale = _filled(rate, room, kept)
     gone = {g.name: g.units - min(max(scale * rate[g.name], room[g.name][0]), g.units) for g in groups}
@@ -163,8 +163,8 @@ def _weight(model: nn.Module, group: Group) -> Tensor:
     return tensors[weights[0]]
 
 
-def _er(weight: Tensor, turned: int) -> float:
-    sizes = weight.shape[1:] if turned < 0 else weight.shape  # of an expert's own matrix
+def _er(weight: Tensor, layout: int) -> float:
+    sizes = weight.shape[1:] if layout < 0 else weight.shape  # of an expert's own matrix
     return sum(sizes) / max(math.prod(sizes), 1)
 
 

@@ -49,7 +49,7 @@ def bake(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def masked(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[nn.Module]:
-    """Wear masks for the length of a `with` block, then put all back as it was.
+    """Mask a model for the length of a `with` block, then put all back as it was.
 
     >>> layer = nn.Linear(2, 1)
     >>> layer.weight.data = torch.tensor([[3.0, -0.5]])
@@ -67,7 +67,7 @@ def masked(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[nn.Module]
 
 
 def restore(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
-    """Wear exactly these masks and no others, the weights under any removed mask coming back bit for bit.
+    """Put on exactly these masks and no others, the weights under any removed mask coming back bit for bit.
 
     >>> layer = nn.Linear(2, 1)
     >>> layer.weight.data = torch.tensor([[3.0, -0.5]])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..calibration import Calibration, input_norms, needed
 from ..core import PruneError, Scores, lookup_all, places, shape
-from ..layers import BATCH_NORM, check_told, turn, turn_back, turned
+from ..layers import BATCH_NORM, check_layout, from_out_in, layout_of, to_out_in
 from .registry import PartialScores, finite, finite_weights, register
 
 
@@ -129,17 +129,17 @@ def fpgm(model: nn.Module, calib: Calibration | None = None) -> Scores:
     tensor([6., 5., 9.])
     """
     weights = finite_weights(model)
-    lies = {name: turned(sharing[0]) for name, sharing in lookup_all(model, weights).items()}
+    layouts = {name: layout_of(sharing[0]) for name, sharing in lookup_all(model, weights).items()}
     for name, w in weights.items():
-        check_told(name, w.shape, lies[name], "fpgm")
-    return {name: _among_siblings(w, lies[name]) for name, w in weights.items()}
+        check_layout(name, w.shape, layouts[name], "fpgm")
+    return {name: _among_siblings(w, layouts[name]) for name, w in weights.items()}
 
 
 def _among_siblings(weight: Tensor, lies: int) -> Tensor:
     """The scores of a layer's filters; a neuron's siblings are those of its own expert."""
-    filters = turn(weight, lies)
-    layers = [filters] if lies >= 0 else filters.chunk(len(weight))
-    return turn_back(torch.cat([_spread(layer) for layer in layers]), lies, weight.shape).contiguous()
+    filters = to_out_in(weight, layout)
+    layers = [filters] if layout >= 0 else filters.chunk(len(weight))
+    return from_out_in(torch.cat([_spread(layer) for layer in layers]), layout, weight.shape).contiguous()
 
 
 def _spread(filters: Tensor) -> Tensor:

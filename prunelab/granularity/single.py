@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import units
 from ..core import Group, Member, PruneError, lookup_all, shape
-from ..layers import prunable, turned, unreachable
+from ..layers import layout_of, prunable, unreachable
 from .registry import register
 
 
@@ -24,7 +24,7 @@ def weights(model: nn.Module, example: Any = None, *, exclude: Collection[str] =
     """
     chosen = _chosen(model, exclude)
     at = lookup_all(model, chosen)
-    return [Group(n, p.numel(), (Member(n, turned=turned(at[n][0])),)) for n, p in chosen.items()]
+    return [Group(n, p.numel(), (Member(n, layout=layout_of(at[n][0])),)) for n, p in chosen.items()]
 
 
 @register("blocks")
@@ -53,7 +53,7 @@ class Blocks:
         """One group a prunable tensor, one unit a block; PruneError names the tensors that are no multiple."""
         chosen = _chosen(model, self.exclude)
         sizes = {name: units.matrix(p) for name, p in chosen.items()}
-        stacked = [name for name, place in lookup_all(model, chosen).items() if turned(place[0]) < 0]
+        stacked = [name for name, place in lookup_all(model, chosen).items() if layout_of(place[0]) < 0]
         if stacked:
             raise PruneError(
                 f"{', '.join(stacked)} hold a matrix for each expert, and a block of {self.r} rows would reach across "

@@ -56,7 +56,7 @@ def attach(model: nn.Module, groups: Sequence[Group]) -> nn.Module:
 
     A structure is gated where it is *read* (see `gated`), until `settle` masks all of it.
 
-    Raises PruneError, before anything is changed, for masks already worn, frozen weights, foreign groups, or groups of
+    Raises PruneError, before anything is changed, for masks already on, frozen weights, foreign groups, or groups of
     whole modules.
 
     >>> from prunelab.granularity import weights
