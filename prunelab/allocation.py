@@ -20,21 +20,7 @@ from . import units
 from .core import AbsoluteOfSum, Group, Keep, Mask, Masks, Member, PruneError, Scores, at_once, mask_of, places, shape
 from .layers import check_layout, from_out_in, to_out_in, unreachable
 from .selection import lowest, lowest_where_gone
-from .units import contract, expand, kept_of
-
-__all__ = [
-    "NM",
-    "GroupSparsity",
-    "Report",
-    "Scope",
-    "allocate",
-    "check_scope",
-    "choose",
-    "contract",
-    "expand",
-    "report",
-    "unit_scores",
-]
+from .units import expand, kept_of
 
 SCOPES = ("global", "layer", "row")
 REDUCTIONS = ("relative", "mean", "sum")

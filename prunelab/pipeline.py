@@ -21,22 +21,18 @@ from .allocation import (
     allocate,
     check_shares,
     check_target,
-    contract,
-    expand,
     of_model,
     report,
 )
 from .calibration import Calibration
-from .core import Group, Keep, Masks, PruneError, Schedule, Scores, shape
-from .criteria import Criterion
+from .core import Criterion, Granularity, Group, Keep, Masks, PruneError, Schedule, Scores, shape
 from .criteria.registry import PartialScores
-from .granularity import Granularity
 from .layers import prunable
 from .layerwise import LayerRule
 from .masking import apply, current_masks, restore
 from .recovery.identity import Described
 from .registry import Registry
-from .units import tensors_of
+from .units import contract, expand, tensors_of
 
 STRATEGIES: dict[str, Registry[Any]] = {  # a recipe's fields that are names, or what is registered under them
     "criterion": criteria.CRITERIA,

@@ -12,14 +12,13 @@ from .depth import AngularDistance, BlockInfluence, angular_distance, block_infl
 from .experts import expert_frequency, expert_norm, reap
 from .gradients import Grasp, fisher, gradient, grasp, synflow, taylor, taylor_sum
 from .heads import head_importance
-from .registry import CRITERIA, Criterion, by_name, register
+from .registry import CRITERIA, by_name, register
 from .weights import Mama, Random, bn_slimming, fpgm, lamp, magnitude, magnitude_l2, random, wanda
 
 __all__ = [
     "CRITERIA",
     "AngularDistance",
     "BlockInfluence",
-    "Criterion",
     "Grasp",
     "Mama",
     "Random",

@@ -135,7 +135,7 @@ def fpgm(model: nn.Module, calib: Calibration | None = None) -> Scores:
     return {name: _among_siblings(w, layouts[name]) for name, w in weights.items()}
 
 
-def _among_siblings(weight: Tensor, lies: int) -> Tensor:
+def _among_siblings(weight: Tensor, layout: int) -> Tensor:
     """The scores of a layer's filters; a neuron's siblings are those of its own expert."""
     filters = to_out_in(weight, layout)
     layers = [filters] if layout >= 0 else filters.chunk(len(weight))

@@ -4,14 +4,13 @@ from .channels import coupled, filters, neurons, width
 from .depth import attentions, glu_neurons, layers, mlps
 from .experts import experts
 from .heads import heads
-from .registry import GRANULARITIES, Granularity, by_name, register
+from .registry import GRANULARITIES, by_name, register
 from .single import Blocks, blocks, weights
 from .together import Together
 
 __all__ = [
     "GRANULARITIES",
     "Blocks",
-    "Granularity",
     "Together",
     "attentions",
     "blocks",

@@ -15,8 +15,7 @@ from torch.optim import AdamW, Optimizer
 from .. import criteria, schedules
 from ..allocation import expand, of_model, report, unit_scores
 from ..calibration import Calibration, Loss
-from ..core import Group, Keep, PruneError, Schedule
-from ..criteria import Criterion
+from ..core import Criterion, Group, Keep, PruneError, Schedule
 from ..masking import apply, current_masks, restore
 from ..pipeline import Pruned
 from ..recovery import History, Objective, train
