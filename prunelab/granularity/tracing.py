@@ -20,8 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import prune
@@ -414,6 +412,8 @@ def _sets(shadow: Shadow) -> Trace:
 
 def _components(shadow: Shadow) -> np.ndarray:
     edges = np.concatenate([np.zeros((2, 1), np.int64), *shadow.edges], axis=1)
+    from scipy.sparse import coo_array  # not above: half a second to import
+    from scipy.sparse.csgraph import connected_components  # not above: half a second to import
     graph = coo_array((np.ones(edges.shape[1], np.int8), tuple(edges)), shape=(shadow.total, shadow.total))
     found: np.ndarray = connected_components(graph, directed=False)[1]
     return found
