@@ -175,7 +175,7 @@ class Registry(Mapping[str, T], Generic[T]):
             has, gives = (", ".join(names) or "none" for names in (options, given))
             raise PruneError(f"the {self.what} {name!r} has the options {has}; the file gives {gives}")
         try:
-            return known(**given) if isinstance(known, type) else functools.partial(known, **given)
+            return cast(T, known(**given) if isinstance(known, type) else functools.partial(known, **given))
         except TypeError as error:
             raise PruneError(f"the {self.what} {name!r} does not take {given}: {error}") from error
 

@@ -411,9 +411,10 @@ def _sets(shadow: Shadow) -> Trace:
 
 
 def _components(shadow: Shadow) -> np.ndarray:
+    from scipy.sparse import coo_array  # not above: together they take a tenth of the time to import torch
+    from scipy.sparse.csgraph import connected_components
+
     edges = np.concatenate([np.zeros((2, 1), np.int64), *shadow.edges], axis=1)
-    from scipy.sparse import coo_array  # not above: half a second to import
-    from scipy.sparse.csgraph import connected_components  # not above: half a second to import
     graph = coo_array((np.ones(edges.shape[1], np.int8), tuple(edges)), shape=(shadow.total, shadow.total))
     found: np.ndarray = connected_components(graph, directed=False)[1]
     return found
