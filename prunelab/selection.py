@@ -186,7 +186,7 @@ def _at_threshold(values: Values, k: int, at: float) -> list[Tensor]:
         below += _count(np.less(part, at, out=mask))
     ties = k - below
     for part, mask in zip(values.chunks(), _chunks(chosen), strict=True):
-        first = np.flatnonzero(part == at)[:ties] if ties else []
+        first = np.flatnonzero(part == at)[:ties] if ties else np.zeros(0, dtype=int)
         mask[first] = True
         ties -= len(first)
     return chosen
