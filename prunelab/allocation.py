@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from . import units
 from .core import AbsoluteOfSum, Group, Keep, Mask, Masks, Member, PruneError, Scores, at_once, mask_of, places, shape
 from .layers import check_layout, from_out_in, to_out_in, unreachable
+from .registry import renamed
 from .selection import lowest, lowest_where_gone
 from .units import expand, kept_of
 
+__getattr__ = renamed(__name__, {"Fared": "prunelab.allocation.GroupSparsity", "contract": "prunelab.units.contract"})
 SCOPES = ("global", "layer", "row")
 REDUCTIONS = ("relative", "mean", "sum")
 

@@ -8,6 +8,7 @@ and whatever is multiplied by one is 0 there.
 A criterion scores single weights. What a structure is worth, `allocate` makes of the scores of its weights.
 """
 
+from ..registry import renamed
 from .depth import AngularDistance, BlockInfluence, angular_distance, block_influence, glu_peak_to_peak
 from .experts import expert_frequency, expert_norm, reap
 from .gradients import Grasp, fisher, gradient, grasp, synflow, taylor, taylor_sum
@@ -15,6 +16,7 @@ from .heads import head_importance
 from .registry import CRITERIA, by_name, register
 from .weights import Mama, Random, bn_slimming, fpgm, lamp, magnitude, magnitude_l2, random, wanda
 
+__getattr__ = renamed(__name__, {"Criterion": "prunelab.core.Criterion"})
 __all__ = [
     "CRITERIA",
     "AngularDistance",
