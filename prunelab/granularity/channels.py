@@ -16,9 +16,11 @@ from ..core import Group, Groups, Member, PruneError
 from ..decoders import is_decoder
 from .depth import glu_neurons
 from .proof import proven
+from .registry import register
 from .tracing import BY_HAND, Port, Trace, on, trace
 
 
+@register("filters")
 def filters(model: nn.Module, example: Any = None) -> Groups:
     """Convolution filters, with all that must leave with them, of any network that runs on the example.
 
@@ -37,6 +39,7 @@ def filters(model: nn.Module, example: Any = None) -> Groups:
     return _some(_found(model, example), lambda kinds: "convolution" in kinds, "filter of a convolution", model)
 
 
+@register("neurons")
 def neurons(model: nn.Module, example: Any = None) -> Groups:
     """Neurons of hidden Linear layers: a unit is a row and its bias, and the columns of every layer that reads it.
 
@@ -52,6 +55,7 @@ def neurons(model: nn.Module, example: Any = None) -> Groups:
     )
 
 
+@register("width")
 def width(model: nn.Module, example: Any = None) -> Groups:
     """The channels of residual streams that a LayerNorm or RMSNorm scales: a Transformer's width.
 
@@ -62,6 +66,7 @@ def width(model: nn.Module, example: Any = None) -> Groups:
     return _some(_found(model, example), lambda kinds: "width" in kinds, "residual stream under a norm", model)
 
 
+@register("coupled")
 def coupled(model: nn.Module, example: Any = None) -> Groups:
     """All filters and neurons of a model, from a single trace: see `filters`."""
     found = _found(model, example)
