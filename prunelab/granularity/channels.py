@@ -35,14 +35,19 @@ def filters(model: nn.Module, example: Any = None) -> Groups:
 
     Raises PruneError without an example, for one that does not fit, and for a model without a filter that could go.
     """
-    return _some(_found(model, example), lambda kinds: "convolution" in kinds, "filter of a convolution", model)
+    return _some(
+        _found(model, example),
+        lambda kinds: bool(kinds & {"convolution", "depthwise"}),
+        "filter of a convolution",
+        model,
+    )
 
 
 def neurons(model: nn.Module, example: Any = None) -> Groups:
     """Neurons of hidden Linear layers: a unit is a row and its bias, and the columns of every layer that reads it.
 
-    Otherwise as `filters`; channels that a convolution makes too are filters, not neurons, and those of a residual
-    stream are its `width`. In a Llama-like decoder they are those of its gated MLPs, found without tracing and
+    Otherwise as `filters`; channels that a convolution makes too are filters, not neurons (a depthwise one hands them
+    on), and those of a residual stream are its `width`. In a Llama-like decoder they are those of its gated MLPs, found without tracing and
     without an example: `glu_neurons`.
     """
     if is_decoder(model):
@@ -155,8 +160,13 @@ def _group(twin: nn.Module, seen: Trace, each: list[Port], table: np.ndarray) ->
         (norms if port.bare else members).append(member)
     inexact = not seen.inexact.isdisjoint(sets)
     kinds = {k for p in made if (k := _makes(twin, p))}
-    if inexact and kinds & {"linear", "embedding"} and len(made) > 1:
-        kinds.add("width")
+    readers = [
+        p for p in ports if (k := makes(twin.get_submodule(p.layer))) and p.name.endswith("weight") and p not in made
+    ]
+    if inexact and kinds & {"linear", "embedding"} and len(made) > 1 and len(readers) > 1:
+        kinds.add("width")  # a norm within an MLP has one reader, the stream's all its blocks
+    if "linear" in kinds and all(_depthwise(twin, p) for p in made if _makes(twin, p) == "convolution"):
+        kinds = {"depthwise" if k == "convolution" else k for k in kinds}
     group = Group(_name(root, members[0], table), len(table), tuple(members), exact=not inexact, norms=tuple(norms))
     assumed = next((seen.assumed[s] for s in sets if s in seen.assumed), "")
     return Candidate(group, kinds, assumed, int(table[0, columns[root][0]]), set(sets))
@@ -177,6 +187,12 @@ def _makes(twin: nn.Module, port: Port) -> str | None:
     """What kind of layer makes its channels at this port, if any does."""
     made = makes(twin.get_submodule(port.layer)) if not port.bare and port.name.endswith("weight") else None
     return made[0] if made and made[1] == port.dim else None
+
+
+def _depthwise(twin: nn.Module, port: Port) -> bool:
+    """Whether a convolution hands on each channel by itself."""
+    module: Any = twin.get_submodule(port.layer)
+    return bool(module.groups == module.in_channels == module.out_channels)
 
 
 def _stays(twin: nn.Module, seen: Trace, found: list[Candidate], refuted: dict[str, str]) -> dict[str, str]:
