@@ -47,8 +47,8 @@ def neurons(model: nn.Module, example: Any = None) -> Groups:
     """Neurons of hidden Linear layers: a unit is a row and its bias, and the columns of every layer that reads it.
 
     Otherwise as `filters`; channels that a convolution makes too are filters, not neurons (a depthwise one hands them
-    on), and those of a residual stream are its `width`. In a Llama-like decoder they are those of its gated MLPs, found without tracing and
-    without an example: `glu_neurons`.
+    on), and those of a residual stream are its `width`. In a Llama-like decoder they are those of its gated MLPs, found
+    without tracing and without an example: `glu_neurons`.
     """
     if is_decoder(model):
         return Groups(glu_neurons(model))

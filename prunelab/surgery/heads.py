@@ -76,8 +76,8 @@ def settle(model: nn.Module, groups: Sequence[Group], keep: Keep, lines: Mapping
             if counts:
                 done |= own
                 cut[path] = counts
-                around = list(told_around(model, path, COUNT))
-                told += [(c, n, v * kept // group.units) for c, n, v in around if v and v % group.units == 0]
+                around = [(c, n, v) for c, n, v in told_around(model, path, COUNT) if type(v) is int]
+                told += [(c, n, v * kept // group.units) for c, n, v in around if v % group.units == 0]
                 told += [(c, "head_dim", width) for c, *_ in around for width in _width(holder)]
                 _declare(holder, declared, counts, [line for (name, _), line in lines.items() if name in inside])
     if cut:

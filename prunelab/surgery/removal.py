@@ -134,6 +134,12 @@ def _declare(config: Any, path: str, before: int, stay: list[int], outermost: bo
         setattr(config, name, len(stay))
     for name, value in new.items():
         setattr(config, name, value)
+    stages = list(getattr(config, "stage_names", None) or ()) if known else []
+    if len(stages) == before + 1:  # of a backbone: its stem, and the layers that it can give the outputs of
+        left = [stages[0], *(stages[i + 1] for i in stay)]
+        given = [left.index(name) for name in config.out_features if name in left]
+        config.stage_names = stages[: len(left)]
+        config.set_output_features_output_indices(None, given or [len(stay)])
     if kinds and list(config.layer_types or ()) != [kinds[i] for i in stay]:
         raise PruneError(
             f"{path} would keep layers of {', '.join(kinds[i] for i in stay)}, and its {type(config).__name__} derives "

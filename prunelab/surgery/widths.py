@@ -33,7 +33,7 @@ def settle(model: nn.Module, lines: Lines) -> None:
 
 
 def says(model: nn.Module, told: list[tuple[Any, str, int]], inside: Collection[str] = ("",)) -> bool:
-    """Set what is left, (configuration, name, number) each, if the configuration then builds the model; else nothing."""
+    """Set what is left, (configuration, name, number) each, if a model of the configuration is then as this one."""
     before = {id(config): (config, dict(vars(config))) for config, *_ in told}
     try:
         for config, name, left in told:
