@@ -77,33 +77,23 @@ def without(families: str, some: str) -> str:
 
 
 RELOADS = {
-    "heads": LLAMAS + "mixtral qwen3-moe qwen2-moe gpt-oss olmoe phimoe",
+    # BitNet's and OLMoE's norms of all heads are as wide as the stream, others' heads as wide as it by their number.
+    "heads": without(LLAMAS, "bitnet")
+    + "gemma3n diffllama-two-pairs qwen3-next mqa-llama mixtral qwen3-moe qwen2-moe gpt-oss deepseek-v3 phimoe jamba "
+    "bamba t5 t5-gated t5gemma vit deit beit dinov2 vit-mae",
     # The pooler's and the head's neurons go, too, and their configs give these the width of the stream.
     "neurons": without(LLAMAS + BERTS + OTHERS, "bert-classifier electra deberta-v2")
-    + "gpt-neo diffllama diffllama-two-pairs albert",
+    + "gpt-neo diffllama diffllama-two-pairs albert qwen3-next mqa-llama qwen3-moe qwen2-moe bamba dinov2 swin",
+    # ModernBERT's first block has no norm before its attention, and that block has gone.
     "layers": without(LLAMAS + BERTS + OTHERS, "modernbert")
-    + "mixtral gpt-oss olmoe phimoe qwen2-moe bloom mpt mamba dinov2",
+    + "gpt-neo qwen3-next mqa-llama mixtral qwen3-moe gpt-oss deepseek-v3 olmoe phimoe qwen2-moe bamba bloom mpt mamba "
+    "dinov2 segformer llava convnext",
     "experts": "mixtral qwen3-moe qwen2-moe gpt-oss deepseek-v3 olmoe phimoe jamba qwen3-next",
     "mlps": "",
     "attentions": "",
 }
 
-TODAY: dict[str, dict[str, str]] = {
-    "heads": {"keys are written into a tensor part by part, which is not followed": "deepseek-v3"},
-    "neurons": {
-        "the norm over its neurons is not followed": "bitnet",
-        "nothing is found, without a word": "segformer",
-    },
-    "reload heads": {
-        "refused: the config does not say how wide a head is": (
-            "qwen2 olmo cohere smollm3 starcoder2 mixtral qwen2-moe phimoe granite phi3 olmo2 olmo3 phi bitnet olmoe"
-        ),
-        "refused: its attention's hidden_size is taken for the rows of its heads": "nemotron",
-    },
-    "reload layers": {
-        "refused: its config also lists the outputs of each layer": "beit dinov2",
-    },
-}
+TODAY: dict[str, dict[str, str]] = {}
 
 
 @functools.cache
@@ -183,7 +173,8 @@ def check_everywhere(name: str, what: str, groups: list[pl.Group], keep: dict[st
         assert len({part.path for g in groups for part in g.parts}) >= units
         return
     changed = [p for p, m in modules(small, pattern).items() if shapes(m) != shapes(whole[p])]
-    assert len(changed) == count, f"only {changed} of {count} have lost units"
+    said = [p for p in whole if p in getattr(groups, "stays", ())]  # such as SegFormer's first, which has one head
+    assert len(changed) + len(said) == count, f"only {changed} of {count} have lost units"
 
 
 def shapes(module: nn.Module) -> list[torch.Size]:

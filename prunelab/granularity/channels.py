@@ -160,9 +160,7 @@ def _group(twin: nn.Module, seen: Trace, each: list[Port], table: np.ndarray) ->
         (norms if port.bare else members).append(member)
     inexact = not seen.inexact.isdisjoint(sets)
     kinds = {k for p in made if (k := _makes(twin, p))}
-    readers = [
-        p for p in ports if (k := makes(twin.get_submodule(p.layer))) and p.name.endswith("weight") and p not in made
-    ]
+    readers = [p for p in ports if makes(twin.get_submodule(p.layer)) and p.name.endswith("weight") and p not in made]
     if inexact and kinds & {"linear", "embedding"} and len(made) > 1 and len(readers) > 1:
         kinds.add("width")  # a norm within an MLP has one reader, the stream's all its blocks
     if "linear" in kinds and all(_depthwise(twin, p) for p in made if _makes(twin, p) == "convolution"):

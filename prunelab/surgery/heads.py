@@ -127,7 +127,7 @@ def _repeats(counts: Mapping[str, int]) -> int:
     return next((v // shared for n, v in counts.items() if shared and "kv" not in n and "key_value" not in n), 0)
 
 
-def _configure(model: nn.Module, cut: Mapping[str, dict[str, int]], told: list[tuple[Any, str, int]]) -> None:
+def _configure(model: nn.Module, cut: Mapping[str, dict[str, int]], told: list[tuple[Any, str, float]]) -> None:
     """Set the counts in the configurations, if they then build these attentions; else in a copy for each layer."""
     every = [path for path, m in model.named_modules() if _declared(m)]
     if any(says(model, some, every) for some in ([t for t in told if t[1] != "head_dim"], told)):

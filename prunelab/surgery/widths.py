@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from ..core import PruneError
 from ..decoders import config_at, configs
 
-WIDTH = re.compile(r"((^|_)(intermediate_size|ffn_dim|d_ff|n_inner|inner_dim|ffn_hidden_size)|^hidden_dim)$")
+WIDTH = re.compile(  # not that of the experts, which stay as wide
+    r"^(?!moe_)(.*_)?(intermediate_size|ffn_dim|d_ff|n_inner|inner_dim|ffn_hidden_size|(mlp|expansion)_ratio)$|^hidden_dim$"
+)
 IGNORED = ("training", "drop", "path_or_name", "nested")  # attributes that change nothing in eval mode
 Lines = Mapping[tuple[str, int], Tensor]
 
@@ -32,7 +34,7 @@ def settle(model: nn.Module, lines: Lines) -> None:
         vars(model)["save_pretrained"] = refuse
 
 
-def says(model: nn.Module, told: list[tuple[Any, str, int]], inside: Collection[str] = ("",)) -> bool:
+def says(model: nn.Module, told: list[tuple[Any, str, float]], inside: Collection[str] = ("",)) -> bool:
     """Set what is left, (configuration, name, number) each, if a model of the configuration is then as this one."""
     before = {id(config): (config, dict(vars(config))) for config, *_ in told}
     try:
@@ -56,19 +58,21 @@ def refuse(*args: Any, **kwargs: Any) -> None:
     )
 
 
-def _widths(model: nn.Module, lines: Lines) -> list[tuple[Any, str, int]]:
+def _widths(model: nn.Module, lines: Lines) -> list[tuple[Any, str, float]]:
     """Configurations, their widths of MLPs, and the one size that is left of these where all was cut alike."""
     left = []
     for (tensor, _), line in lines.items():
         for config, name, value in told_around(model, tensor.rpartition(".")[0], WIDTH):
-            if value in (len(line), None):
+            if name.endswith("ratio"):
+                left.append((config, name, type(value)(value * int(line.sum()) / len(line))))
+            elif value in (len(line), None):
                 left.append((config, name, int(line.sum())))
     return agreed(left)
 
 
-def agreed(told: Iterable[tuple[Any, str, int]]) -> list[tuple[Any, str, int]]:
+def agreed(told: Iterable[tuple[Any, str, float]]) -> list[tuple[Any, str, float]]:
     """Of (configuration, name, number) each, those whose number is always the same; each once."""
-    numbers: dict[tuple[int, str], set[int]] = {}
+    numbers: dict[tuple[int, str], set[float]] = {}
     owner = {}
     for config, name, number in told:
         owner[id(config)] = config
