@@ -318,7 +318,7 @@ def test_a_plan_of_a_list_whose_last_entry_stays(tmp_path):
     x = torch.randn(2, 2)
     again = pl.load_plan(pl.save_plan(tmp_path, [steps], keep, small), whole)
     assert torch.equal(again(x), small(x))
-    with pytest.raises(PruneError, match="0 has 3 entries, and these groups and keep leave 2 of 3"):
+    with pytest.raises(pl.PruneError, match="0 has 3 entries, and these groups and keep leave 2 of 3"):
         pl.save_plan(tmp_path, [steps], keep, whole)
 
 
