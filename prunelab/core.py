@@ -68,13 +68,15 @@ class Part:
 
     Removed, an entry of a list leaves the list; any other module is replaced by one that adds nothing: it returns 0,
     or, of an attention that returns `outputs` things, 0 and then None. A module that adds what it makes to one of its
-    own inputs returns this input: the positional one of number `passes`.
+    own inputs returns this input: the positional one of number `passes`. `of` is how long its list is, where the last
+    entry is of no unit, and so no path tells.
     """
 
     path: str
     unit: int
     outputs: int = 1
     passes: int = 0
+    of: int = 0
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,9 @@ from .registry import register
 from .tracing import BY_HAND, Port, Trace, on, trace
 
 
+CONVOLUTIONS = {"convolution", "depthwise"}  # the kinds of layers that `operators.makes` tells
+
+
 @register("filters")
 def filters(model: nn.Module, example: Any = None) -> Groups:
     """Convolution filters, with all that must leave with them, of any network that runs on the example.
@@ -36,16 +39,17 @@ def filters(model: nn.Module, example: Any = None) -> Groups:
 
     Raises PruneError without an example, for one that does not fit, and for a model without a filter that could go.
     """
-    return _some(_found(model, example), lambda kinds: "convolution" in kinds, "filter of a convolution", model)
+    found = _found(model, example)
+    return _some(found, lambda kinds: bool(kinds & CONVOLUTIONS), "filter of a convolution", model)
 
 
 @register("neurons")
 def neurons(model: nn.Module, example: Any = None) -> Groups:
     """Neurons of hidden Linear layers: a unit is a row and its bias, and the columns of every layer that reads it.
 
-    Otherwise as `filters`; channels that a convolution makes too are filters, not neurons, and those of a residual
-    stream are its `width`. In a Llama-like decoder they are those of its gated MLPs, found without tracing and
-    without an example: `glu_neurons`.
+    Otherwise as `filters`; channels that a convolution makes too are filters, not neurons (a depthwise one hands them
+    on), and those of a residual stream are its `width`. In a Llama-like decoder they are those of its gated MLPs, found
+    without tracing and without an example: `glu_neurons`.
     """
     if is_decoder(model):
         return Groups(glu_neurons(model))
@@ -70,7 +74,7 @@ def width(model: nn.Module, example: Any = None) -> Groups:
 def coupled(model: nn.Module, example: Any = None) -> Groups:
     """All filters and neurons of a model, from a single trace: see `filters`."""
     found = _found(model, example)
-    return _some(found, lambda kinds: "convolution" in kinds or "width" not in kinds, "filter or hidden neuron", model)
+    return _some(found, lambda kinds: bool(kinds & CONVOLUTIONS) or "width" not in kinds, "filter or hidden neuron", model)
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,7 @@ class Candidate:
 def candidates(seen: Trace) -> Iterator[Candidate]:
     """Sets that take as many entries of the same ports become the units of one group."""
     of_number = np.repeat(np.arange(len(seen.ports)), [p.size for p in seen.ports])  # number - 1 -> its port
+    makers = {p.layer for p in seen.ports if p.makes}
     label = seen.label[1:]
     stuck = np.zeros(int(label.max(initial=0)) + 1, bool)
     stuck[list(seen.stays)] = True
@@ -136,12 +141,12 @@ def candidates(seen: Trace) -> Iterator[Candidate]:
     for numbers in np.split(order, bounds) if len(order) else ():
         count = 1 + np.count_nonzero(np.diff(label[numbers]))
         table = numbers.reshape(count, -1)  # (units, entries each), the ports in the same order in every row
-        made = _group(seen, [seen.ports[i] for i in of_number[table[0]]], table + 1)
+        made = _group(seen, makers, [seen.ports[i] for i in of_number[table[0]]], table + 1)
         if made is not None:
             yield made
 
 
-def _group(seen: Trace, each: list[Port], table: np.ndarray) -> Candidate | None:
+def _group(seen: Trace, makers: set[str], each: list[Port], table: np.ndarray) -> Candidate | None:
     """One group, its root first: the layer that makes its channels. None for sets that no layer makes, or for one."""
     columns: dict[Port, list[int]] = {}
     for column, port in enumerate(each):
@@ -162,8 +167,9 @@ def _group(seen: Trace, each: list[Port], table: np.ndarray) -> Candidate | None
         (norms if port.bare else members).append(member)
     inexact = not seen.inexact.isdisjoint(sets)
     kinds = {p.makes for p in made}
-    if inexact and kinds & {"linear", "embedding"} and len(made) > 1:
-        kinds.add("width")
+    readers = [p for p in columns if not p.makes and p.name.endswith("weight") and p.layer in makers]
+    if inexact and kinds & {"linear", "embedding"} and len(made) > 1 and len(readers) > 1:
+        kinds.add("width")  # a norm within an MLP has one reader, the stream's all its blocks
     group = Group(_name(root, members[0], table), len(table), tuple(members), exact=not inexact, norms=tuple(norms))
     assumed = next((seen.assumed[s] for s in sets if s in seen.assumed), "")
     return Candidate(group, kinds, assumed, int(table[0, columns[root][0]]), set(sets))

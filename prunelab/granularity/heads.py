@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from .. import attention
-from ..core import Group, Groups, PruneError
+from ..core import Group, Groups, PruneError, join
+from ..decoders import is_attention
 from .channels import Candidate, candidates
 from .headwise import HEADS
 from .proof import proven
@@ -69,7 +70,7 @@ def _some(model: nn.Module, groups: Groups, found: Any) -> Groups:
         return groups
     name = type(model).__name__
     if not found:
-        raise PruneError(f"{name} has no attention: no product of two activations by head. {BY_HAND}")
+        raise PruneError(f"{name} has no attention layer: no product of two activations by head. {BY_HAND}")
     if not groups.stays:
         raise PruneError(f"{name} has one head a layer, and the last head of a layer never leaves")
     why = "; ".join(f"{layer} {reason}" for layer, reason in list(groups.stays.items())[:5])
@@ -96,6 +97,11 @@ def _found(seen: Trace, known: list[Group]) -> tuple[list[Group], dict[str, str]
     stays: dict[str, str] = {}
     for where, reason in _left(seen, grouped):
         stays.setdefault(where, reason)
+    owned = {m.tensor for group in groups for m in group.members}
+    for path, module in twin.named_modules():  # a product by one head is not seen to be by head
+        own = {join(path, name) for name, _ in module.named_parameters()}
+        if is_attention(module) and owned.isdisjoint(own) and not any(w.startswith(path) for w in stays):
+            stays[path] = "multiplies by no more than one head, which never leaves"
     return groups, stays, assumed
 
 

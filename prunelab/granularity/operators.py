@@ -206,11 +206,16 @@ def _view(shadow: Any, out: Tensor, x: Tensor, size: Any, *_: Any) -> None:
             shadow.freeze(ids, "is read as another type")
         return
     hint = [d for d, n in enumerate(size) if n == -1]
+    blocks = _blocks(tuple(x.shape), tuple(out.shape)) if hint else []
     kept: list[Tensor] = []
     for ids in shadow.of(x):
         got = reshaped(ids, tuple(x.shape), tuple(out.shape))
         if len(varying(got)) > max(1, len(varying(ids))):
             got = _rows(shadow, got, x, hint)
+        elif any(
+            hint[0] not in varying(got) and hint[0] in new and set(old) & set(varying(ids)) for old, new in blocks
+        ):
+            shadow.split.update(got.flatten().tolist())  # into the channels of one head
         _join(shadow, kept, got)
     shadow.put(out, kept)
 
@@ -678,7 +683,8 @@ def bare_channels(module: nn.Module) -> int:
 def makes(module: nn.Module) -> tuple[str, int] | None:
     """What kind of layer makes channels, and along which dimension of its weight."""
     if isinstance(module, layers.CONVOLUTION):
-        return "convolution", int(module.transposed and module.groups == 1)
+        alone = module.groups == module.in_channels == module.out_channels  # each channel is handed on by itself
+        return "depthwise" if alone else "convolution", int(module.transposed and module.groups == 1)
     if isinstance(module, nn.Linear):
         return "linear", 0
     if isinstance(module, nn.Embedding):

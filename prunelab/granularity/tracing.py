@@ -322,7 +322,7 @@ def _number(shadow: Shadow, model: nn.Module) -> list[Tensor]:
         learned = isinstance(tensor, nn.Parameter)
         kind, at = (operators.makes(place.module) if place.attribute == "weight" else None) or ("", None)
         ids = []
-        for dim in range(2 if kind == "convolution" else tensor.dim()):
+        for dim in range(2 if kind in ("convolution", "depthwise") else tensor.dim()):
             size = tensor.shape[dim]
             if size > 1:
                 makes = kind if dim == at else ""

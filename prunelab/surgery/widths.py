@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from ..core import PruneError
 from ..decoders import config_at, configs
 
-WIDTH = re.compile(r"((^|_)(intermediate_size|ffn_dim|d_ff|n_inner|inner_dim|ffn_hidden_size)|^hidden_dim)$")
+WIDTH = re.compile(  # not that of the experts, which stay as wide
+    r"^(?!moe_)(.*_)?(intermediate_size|ffn_dim|d_ff|n_inner|inner_dim|ffn_hidden_size|(mlp|expansion)_ratio)$|^hidden_dim$"
+)
 IGNORED = ("training", "drop", "path_or_name", "nested")  # attributes that change nothing in eval mode
 Lines = Mapping[tuple[str, int], Tensor]
 
@@ -28,15 +30,24 @@ def settle(model: nn.Module, lines: Lines) -> None:
     if not callable(getattr(type(model), "save_pretrained", None)) or not hasattr(config_at(model), "to_dict"):
         return
     vars(model).pop("save_pretrained", None)
-    if _differs(model) is None:
-        return
-    before = [(config, name, getattr(config, name)) for config, name, _ in _widths(model, lines)]
-    for config, name, left in _widths(model, lines):
-        setattr(config, name, left)
-    if _differs(model) is not None:
-        for config, name, value in before:
-            setattr(config, name, value)
+    if not builds(model) and not says(model, _widths(model, lines)):
         vars(model)["save_pretrained"] = refuse
+
+
+def says(model: nn.Module, told: list[tuple[Any, str, float]], inside: Collection[str] = ("",)) -> bool:
+    """Set what is left, (configuration, name, number) each, if a model of the configuration is then as this one."""
+    before = {id(config): (config, dict(vars(config))) for config, *_ in told}
+    try:
+        for config, name, left in told:
+            setattr(config, name, left)
+        if builds(model, inside):
+            return True
+    except AttributeError:  # what a configuration works out by itself, as Falcon's the width of a head
+        pass
+    for config, values in before.values():
+        vars(config).clear()
+        vars(config).update(values)
+    return False
 
 
 def refuse(*args: Any, **kwargs: Any) -> None:
@@ -47,36 +58,46 @@ def refuse(*args: Any, **kwargs: Any) -> None:
     )
 
 
-def _widths(model: nn.Module, lines: Lines) -> list[tuple[Any, str, int]]:
+def _widths(model: nn.Module, lines: Lines) -> list[tuple[Any, str, float]]:
     """Configurations, their widths of MLPs, and the one size that is left of these where all was cut alike."""
-    left: dict[tuple[int, str], set[int]] = {}
-    owner: dict[int, Any] = {}
+    left = []
     for (tensor, _), line in lines.items():
-        path = tensor.rpartition(".")[0]
-        for config in configs(model, path):
-            owner[id(config)] = config
-            for name in _named_widths(config, path):
-                if getattr(config, name) in (len(line), None):
-                    left.setdefault((id(config), name), set()).add(int(line.sum()))
-    return [(owner[number], name, sizes.pop()) for (number, name), sizes in left.items() if len(sizes) == 1]
+        for config, name, value in told_around(model, tensor.rpartition(".")[0], WIDTH):
+            if name.endswith("ratio"):
+                left.append((config, name, type(value)(value * int(line.sum()) / len(line))))
+            elif value in (len(line), None):
+                left.append((config, name, int(line.sum())))
+    return agreed(left)
 
 
-def _named_widths(config: Any, path: str) -> Iterator[str]:
+def agreed(told: Iterable[tuple[Any, str, float]]) -> list[tuple[Any, str, float]]:
+    """Of (configuration, name, number) each, those whose number is always the same; each once."""
+    numbers: dict[tuple[int, str], set[float]] = {}
+    owner = {}
+    for config, name, number in told:
+        owner[id(config)] = config
+        numbers.setdefault((id(config), name), set()).add(number)
+    return [(owner[at], name, left.pop()) for (at, name), left in numbers.items() if len(left) == 1]
+
+
+def told_around(model: nn.Module, path: str, pattern: re.Pattern[str]) -> Iterator[tuple[Any, str, Any]]:
+    """Configurations around a path, and what they say under names of a pattern, but of the other side of the model."""
     other = "encoder_" if "decoder" in path.split(".") else "decoder_"
-    names = (*vars(config), *getattr(config, "attribute_map", {}))
-    yield from (n for n in names if WIDTH.search(n) and not n.startswith(other))
+    for config in configs(model, path):
+        for name in (*vars(config), *getattr(config, "attribute_map", {})):
+            if pattern.search(name) and not name.startswith(other):
+                yield config, name, getattr(config, name)
 
 
-def _differs(model: nn.Module) -> str | None:
-    """Where a model of the configuration is another than this one: in a tensor's shape, or in a plain attribute."""
+def builds(model: nn.Module, inside: Collection[str] = ("",)) -> bool:
+    """Whether a model of the configuration has tensors of the same shapes and the same plain attributes, at paths."""
     try:
         with torch.device("meta"), torch.random.fork_rng([]):
             config: Any = model.config
             fresh = type(model)(type(config).from_dict(copy.deepcopy(config.to_dict())))
-    except Exception as error:  # whatever a model's own code raises of a configuration that does not fit
-        return f"it cannot be built: {error}"
-    ours, theirs = _described(model), _described(fresh)
-    return next((name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)), None)
+        return all(_described(model.get_submodule(p)) == _described(fresh.get_submodule(p)) for p in inside)
+    except Exception:  # whatever a model's own code raises of a configuration that does not fit
+        return False
 
 
 def _described(model: nn.Module) -> dict[str, Any]:
