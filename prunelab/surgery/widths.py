@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core import PruneError
+from ..core import PruneError, join
 from ..decoders import config_at, configs
 
 WIDTH = re.compile(r"((^|_)(intermediate_size|ffn_dim|d_ff|n_inner|inner_dim|ffn_hidden_size)|^hidden_dim)$")
@@ -18,23 +18,39 @@ IGNORED = ("training", "drop", "path_or_name", "nested")  # attributes that chan
 Lines = Mapping[tuple[str, int], Tensor]
 
 
-def settle(model: nn.Module, lines: Lines) -> None:
+def settle(model: nn.Module, lines: Lines, before: nn.Module) -> None:
     """Declare the neurons left in the configuration, if it can say them; and guard `save_pretrained` where it can't.
 
-    The configuration of a Hugging Face model must build what `shrink` made: a model of it, without values, is held
-    against it. With uneven widths it keeps what it said, and `save_pretrained` refuses and names `save_plan`:
-    `from_pretrained` would start what it finds no weights for at random.
+    The configuration of a Hugging Face model must build what `shrink` made of `before`: a model of it, without values,
+    is held against it, but for what `before` was made without (a BertModel's pooler). With uneven widths it keeps what
+    it said, and `save_pretrained` refuses and names `save_plan`: `from_pretrained` would start what it finds no weights
+    for at random. A model inside one of one's own is treated alike.
     """
-    if not callable(getattr(type(model), "save_pretrained", None)) or not hasattr(config_at(model), "to_dict"):
+    for path, own in _saved("", model):
+        inside = join(path, "")
+        cut = {(n.removeprefix(inside), dim): line for (n, dim), line in lines.items() if n.startswith(inside)}
+        _settle(own, cut, before.get_submodule(path))
+
+
+def _saved(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The outermost models that `save_pretrained` saves, with their paths."""
+    if callable(getattr(type(module), "save_pretrained", None)) and hasattr(config_at(module), "to_dict"):
+        yield path, module
         return
+    for name, child in module.named_children():
+        yield from _saved(join(path, name), child)
+
+
+def _settle(model: nn.Module, lines: Lines, before: nn.Module) -> None:
     vars(model).pop("save_pretrained", None)
     if _differs(model) is None:
         return
-    before = [(config, name, getattr(config, name)) for config, name, _ in _widths(model, lines)]
+    absent = _absent(before)
+    said = [(config, name, getattr(config, name)) for config, name, _ in _widths(model, lines)]
     for config, name, left in _widths(model, lines):
         setattr(config, name, left)
-    if _differs(model) is not None:
-        for config, name, value in before:
+    if _differs(model, absent) is not None:
+        for config, name, value in said:
             setattr(config, name, value)
         vars(model)["save_pretrained"] = refuse
 
@@ -67,16 +83,29 @@ def _named_widths(config: Any, path: str) -> Iterator[str]:
     yield from (n for n in names if WIDTH.search(n) and not n.startswith(other))
 
 
-def _differs(model: nn.Module) -> str | None:
+def _differs(model: nn.Module, absent: Collection[str] = ()) -> str | None:
     """Where a model of the configuration is another than this one: in a tensor's shape, or in a plain attribute."""
     try:
-        with torch.device("meta"), torch.random.fork_rng([]):
-            config: Any = model.config
-            fresh = type(model)(type(config).from_dict(copy.deepcopy(config.to_dict())))
+        fresh = _fresh(model)
     except Exception as error:  # whatever a model's own code raises of a configuration that does not fit
         return f"it cannot be built: {error}"
     ours, theirs = _described(model), _described(fresh)
-    return next((name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)), None)
+    names = (name for name in {**ours, **theirs} if name.partition(".")[0] not in absent)
+    return next((name for name in names if ours.get(name) != theirs.get(name)), None)
+
+
+def _fresh(model: Any) -> nn.Module:
+    """A model of the configuration, without values."""
+    with torch.device("meta"), torch.random.fork_rng([]):
+        return type(model)(type(model.config).from_dict(copy.deepcopy(model.config.to_dict())))
+
+
+def _absent(model: nn.Module) -> set[str]:
+    """The children that a model of the configuration has and this one has not."""
+    try:
+        return {name for name, _ in _fresh(model).named_children()} - {name for name, _ in model.named_children()}
+    except Exception:  # as above: then nothing is known
+        return set()
 
 
 def _described(model: nn.Module) -> dict[str, Any]:
