@@ -119,10 +119,10 @@ def neurons_and_wanda(short: nn.Module, shorter: nn.Module, text: llamas.Text, r
         cut = plain_methods.without_neurons(copy.deepcopy(shorter), kept)
         pairs = [(torch.zeros(g.units).index_fill(0, s, 1) > 0, keep[g.name]) for g, s in zip(groups, kept, strict=True)]
         line(f"{name}: 25 % of the neurons out", scope, small, cut, text, pairs)
-    masks = blockwise(small, text.calib, Wanda(), pl.NM(2, 4))
+    blockwise(small, text.calib, Wanda(), pl.NM(2, 4))
     plain_methods.layer_by_layer(cut, rows[:, :-1], plain_methods.wanda, (2, 4))
-    others = [layer.weight != 0 for layer in plain_methods.linear_layers(cut)]
-    line(f"{name}: then Wanda 2:4", "", small, cut, text, list(zip(masks.values(), others, strict=True)))
+    layers = zip(plain_methods.linear_layers(small), plain_methods.linear_layers(cut), strict=True)
+    line(f"{name}: then Wanda 2:4", "", small, cut, text, [(a.weight != 0, b.weight != 0) for a, b in layers])
 
 
 Pairs = list[tuple[torch.Tensor, torch.Tensor]]  # what is kept here, and there
