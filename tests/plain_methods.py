@@ -77,6 +77,20 @@ def layer_by_layer(model: nn.Module, rows: Iterable[Tensor], method, pattern) ->
 
 # --- a Llama without whole blocks and neurons: plain torch and transformers, every score as its paper writes it ---
 
+NEURONS = (
+    "magnitude",
+    "magnitude_l2",
+    "random",
+    "gradient",
+    "taylor",
+    "taylor_sum",
+    "fisher",
+    "grasp",
+    "wanda",
+    "fpgm",
+    "glu_peak_to_peak",
+)  # what scores neurons; block_influence, head_importance and reap are of other things, and synflow takes no tokens
+
 
 def loss_of(model: nn.Module, row: Tensor) -> Tensor:
     """The mean surprise of the next token over one window of tokens."""
@@ -85,7 +99,7 @@ def loss_of(model: nn.Module, row: Tensor) -> Tensor:
 
 
 def perplexity(model: nn.Module, rows: Tensor) -> float:
-    """exp of the mean loss over windows of the same length."""
+    """The exponential of the mean loss over windows of the same length."""
     with torch.no_grad():
         return float(torch.stack([loss_of(model, row) for row in rows]).double().mean().exp())
 
@@ -123,8 +137,7 @@ def linear_layers(model: nn.Module) -> list[nn.Linear]:
 
 def entry_scores(name: str, model: nn.Module, rows: Tensor) -> list[Tensor]:
     """A score for every weight of every linear layer in the blocks, by the formula of that name."""
-    layers = linear_layers(model)
-    weights = [layer.weight.detach() for layer in layers]
+    weights = [layer.weight.detach() for layer in linear_layers(model)]
     if name == "magnitude":
         return [w.abs() for w in weights]
     if name == "magnitude_l2":
@@ -135,13 +148,16 @@ def entry_scores(name: str, model: nn.Module, rows: Tensor) -> list[Tensor]:
     if name == "fpgm":  # the distance of a row from all others of its layer, a part of it on each entry
         rows_apart = [torch.cdist(w.double(), w.double()).sum(1) for w in weights]
         return [(d / w.shape[1])[:, None].expand_as(w) for d, w in zip(rows_apart, weights, strict=True)]
+    return _by_data(name, model, rows, weights)
+
+
+def _by_data(name: str, model: nn.Module, rows: Tensor, weights: list[Tensor]) -> list[Tensor]:
+    layers = linear_layers(model)
     if name == "wanda":
         return [w.abs() * norm for w, norm in zip(weights, _input_norms(model, layers, rows), strict=True)]
     if name == "fisher":  # 1/2 E[g^2] w^2, g of single windows
-        squares = [torch.zeros_like(w) for w in weights]
-        for row in rows:
-            for square, g in zip(squares, _gradient(model, layers, row[None]), strict=True):
-                square += g**2 / len(rows)
+        single = [_gradient(model, layers, row[None]) for row in rows]
+        squares = [torch.stack(g).square().mean(0) for g in zip(*single, strict=True)]
         return [s * w**2 / 2 for s, w in zip(squares, weights, strict=True)]
     g = _gradient(model, layers, rows)
     if name == "gradient":
@@ -195,7 +211,9 @@ def neuron_scores(name: str, model: nn.Module, rows: Tensor) -> list[Tensor]:
         ranges = [[m.weight.amax(1) + m.weight.amin(1).abs() for m in (mlp.gate_proj, mlp.up_proj)] for mlp in mlps]
         return [(gate + up).detach() for gate, up in ranges]
     of = dict(zip(linear_layers(model), entry_scores(name, model, rows), strict=True))
-    found = [of[m.gate_proj].double().sum(1) + of[m.up_proj].double().sum(1) + of[m.down_proj].double().sum(0) for m in mlps]
+    found = [
+        of[m.gate_proj].double().sum(1) + of[m.up_proj].double().sum(1) + of[m.down_proj].double().sum(0) for m in mlps
+    ]
     return [s.abs() for s in found] if name == "taylor_sum" else found
 
 

@@ -27,19 +27,6 @@ from prunelab.reconstruction import SparseGPT, Wanda, blockwise
 METHODS = {"Wanda": Wanda(), "SparseGPT": SparseGPT()}
 PATTERNS = {"50 %": 0.5, "2:4": (2, 4), "4:8": (4, 8)}
 OUT, SHARE = 4, 0.25  # of the chain: blocks out, neurons out
-NEURONS = (
-    "magnitude",
-    "magnitude_l2",
-    "random",
-    "gradient",
-    "taylor",
-    "taylor_sum",
-    "fisher",
-    "grasp",
-    "wanda",
-    "fpgm",
-    "glu_peak_to_peak",
-)  # the criteria that score neurons; block_influence, head_importance, reap are of other things, synflow of no tokens
 
 
 def memory(field: str) -> int:
@@ -117,7 +104,9 @@ def neurons_and_wanda(short: nn.Module, shorter: nn.Module, text: llamas.Text, r
         small = pl.shrink(short, groups, keep)
         kept = plain_methods.neurons_kept(plain_scores, SHARE, scope)
         cut = plain_methods.without_neurons(copy.deepcopy(shorter), kept)
-        pairs = [(torch.zeros(g.units).index_fill(0, s, 1) > 0, keep[g.name]) for g, s in zip(groups, kept, strict=True)]
+        pairs = [
+            (torch.zeros(g.units).index_fill(0, s, 1) > 0, keep[g.name]) for g, s in zip(groups, kept, strict=True)
+        ]
         line(f"{name}: 25 % of the neurons out", scope, small, cut, text, pairs)
     blockwise(small, text.calib, Wanda(), pl.NM(2, 4))
     plain_methods.layer_by_layer(cut, rows[:, :-1], plain_methods.wanda, (2, 4))
@@ -169,7 +158,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=["methods", "chain", "depth", "speed"])
     parser.add_argument("--patterns", nargs="+", default=["50 %", "2:4", "4:8"], choices=list(PATTERNS))
-    parser.add_argument("--criteria", nargs="+", default=list(NEURONS), choices=NEURONS, help="of the chain")
+    parser.add_argument(
+        "--criteria", nargs="+", default=list(plain_methods.NEURONS), choices=plain_methods.NEURONS, help="of the chain"
+    )
     parser.add_argument("--calib", type=int, default=llamas.CALIBRATED, help="windows of 256 tokens")
     parser.add_argument("--test", type=int, default=llamas.TESTED, help="windows of 256 tokens")
     parser.add_argument("--no-plain", action="store_true", help="leave the plain implementations out")
