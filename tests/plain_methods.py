@@ -156,8 +156,7 @@ def _by_data(name: str, model: nn.Module, rows: Tensor, weights: list[Tensor]) -
     if name == "wanda":
         return [w.abs() * norm for w, norm in zip(weights, _input_norms(model, layers, rows), strict=True)]
     if name == "fisher":  # 1/2 E[g^2] w^2, g of single windows
-        single = [_gradient(model, layers, row[None]) for row in rows]
-        squares = [torch.stack(g).square().mean(0) for g in zip(*single, strict=True)]
+        squares = _mean_square_gradients(model, layers, rows)
         return [s * w**2 / 2 for s, w in zip(squares, weights, strict=True)]
     g = _gradient(model, layers, rows)
     if name == "gradient":
@@ -175,6 +174,14 @@ def _gradient(model: nn.Module, layers: list[nn.Linear], rows: Tensor) -> list[T
     found = [layer.weight.grad.clone() for layer in layers]
     model.zero_grad()
     return found
+
+
+def _mean_square_gradients(model: nn.Module, layers: list[nn.Linear], rows: Tensor) -> list[Tensor]:
+    squares = [torch.zeros_like(layer.weight) for layer in layers]
+    for row in rows:
+        for square, g in zip(squares, _gradient(model, layers, row[None]), strict=True):
+            square += g**2 / len(rows)
+    return [s.detach() for s in squares]
 
 
 def _hessian_times(model: nn.Module, layers: list[nn.Linear], rows: Tensor, fixed: list[Tensor]) -> list[Tensor]:
