@@ -187,7 +187,7 @@ def run(model: Encoder, task: Task, seeds: int) -> None:
     dense = task.reciprocal_ranks(model, everything)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{len(everything)} topics, {task.length} tokens a document; dense: {parameters:,} parameters\n")
-    print("| structure | share | criterion | MRR [95 %] | less than random of 0 | parameters | time |")
+    print("| structure | share | criterion | MRR [95 %] | minus random [95 %] | parameters | time |")
     print("|---|---|---|---|---|---|---|")
     print(f"| dense | | | {interval(dense)} | | {parameters:,} | 1 |", flush=True)
     halves = [task.half(0), task.half(1)]
