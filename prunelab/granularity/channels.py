@@ -74,7 +74,9 @@ def width(model: nn.Module, example: Any = None) -> Groups:
 def coupled(model: nn.Module, example: Any = None) -> Groups:
     """All filters and neurons of a model, from a single trace: see `filters`."""
     found = _found(model, example)
-    return _some(found, lambda kinds: bool(kinds & CONVOLUTIONS) or "width" not in kinds, "filter or hidden neuron", model)
+    return _some(
+        found, lambda kinds: bool(kinds & CONVOLUTIONS) or "width" not in kinds, "filter or hidden neuron", model
+    )
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def shrink(model: nn.Module, groups: Sequence[Group], keep: Keep) -> nn.Module:
         layers.declare_bare(small.get_submodule(path), int(line.sum()), path)
     remove(small, gone(groups, keep))
     experts.settle(small, touched)
-    widths.settle(small, lines)
+    widths.settle(small, lines, model)
     return small
 
 

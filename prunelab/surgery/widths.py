@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import PruneError
+from ..core import PruneError, join
 from ..decoders import config_at, configs
 
 WIDTH = re.compile(  # not that of the experts, which stay as wide
@@ -20,27 +20,49 @@ IGNORED = ("training", "drop", "path_or_name", "nested")  # attributes that chan
 Lines = Mapping[tuple[str, int], Tensor]
 
 
-def settle(model: nn.Module, lines: Lines) -> None:
+def settle(model: nn.Module, lines: Lines, before: nn.Module) -> None:
     """Declare the neurons left in the configuration, if it can say them; and guard `save_pretrained` where it can't.
 
-    The configuration of a Hugging Face model must build what `shrink` made: a model of it, without values, is held
-    against it. With uneven widths it keeps what it said, and `save_pretrained` refuses and names `save_plan`:
-    `from_pretrained` would start what it finds no weights for at random.
+    The configuration of a Hugging Face model must build what `shrink` made of `before`: a model of it, without values,
+    is held against it, but for what `before` was made without (a BertModel's pooler). With uneven widths it keeps what
+    it said, and `save_pretrained` refuses and names `save_plan`: `from_pretrained` would start what it finds no weights
+    for at random. A model inside one of one's own is treated alike.
     """
-    if not callable(getattr(type(model), "save_pretrained", None)) or not hasattr(config_at(model), "to_dict"):
+    for path, own in _saved("", model):
+        inside = join(path, "")
+        cut = {(n.removeprefix(inside), dim): line for (n, dim), line in lines.items() if n.startswith(inside)}
+        _settle(own, cut, before.get_submodule(path))
+
+
+def _saved(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The outermost models that `save_pretrained` saves, with their paths."""
+    if callable(getattr(type(module), "save_pretrained", None)) and hasattr(config_at(module), "to_dict"):
+        yield path, module
         return
+    for name, child in module.named_children():
+        yield from _saved(join(path, name), child)
+
+
+def _settle(model: nn.Module, lines: Lines, before: nn.Module) -> None:
     vars(model).pop("save_pretrained", None)
-    if not builds(model) and not says(model, _widths(model, lines)):
+    if builds(model):
+        return
+    if not says(model, _widths(model, lines), absent=_absent(before)):
         vars(model)["save_pretrained"] = refuse
 
 
-def says(model: nn.Module, told: list[tuple[Any, str, float]], inside: Collection[str] = ("",)) -> bool:
+def says(
+    model: nn.Module,
+    told: list[tuple[Any, str, float]],
+    inside: Collection[str] = ("",),
+    absent: Collection[str] = (),
+) -> bool:
     """Set what is left, (configuration, name, number) each, if a model of the configuration is then as this one."""
     before = {id(config): (config, dict(vars(config))) for config, *_ in told}
     try:
         for config, name, left in told:
             setattr(config, name, left)
-        if builds(model, inside):
+        if builds(model, inside, absent):
             return True
     except AttributeError:  # what a configuration works out by itself, as Falcon's the width of a head
         pass
@@ -89,15 +111,35 @@ def told_around(model: nn.Module, path: str, pattern: re.Pattern[str]) -> Iterat
                 yield config, name, getattr(config, name)
 
 
-def builds(model: nn.Module, inside: Collection[str] = ("",)) -> bool:
-    """Whether a model of the configuration has tensors of the same shapes and the same plain attributes, at paths."""
+def builds(model: nn.Module, inside: Collection[str] = ("",), absent: Collection[str] = ()) -> bool:
+    """Whether a model of the configuration has tensors of the same shapes and the same plain attributes, at paths.
+
+    The children named `absent` are left out.
+    """
     try:
-        with torch.device("meta"), torch.random.fork_rng([]):
-            config: Any = model.config
-            fresh = type(model)(type(config).from_dict(copy.deepcopy(config.to_dict())))
-        return all(_described(model.get_submodule(p)) == _described(fresh.get_submodule(p)) for p in inside)
+        fresh = _fresh(model)
+        for path in inside:
+            ours, theirs = _described(model.get_submodule(path)), _described(fresh.get_submodule(path))
+            names = (name for name in {**ours, **theirs} if name.partition(".")[0] not in absent)
+            if any(ours.get(name) != theirs.get(name) for name in names):
+                return False
     except Exception:  # whatever a model's own code raises of a configuration that does not fit
         return False
+    return True
+
+
+def _fresh(model: Any) -> nn.Module:
+    """A model of the configuration, without values."""
+    with torch.device("meta"), torch.random.fork_rng([]):
+        return type(model)(type(model.config).from_dict(copy.deepcopy(model.config.to_dict())))
+
+
+def _absent(model: nn.Module) -> set[str]:
+    """The children that a model of the configuration has and this one has not."""
+    try:
+        return {name for name, _ in _fresh(model).named_children()} - {name for name, _ in model.named_children()}
+    except Exception:  # as above: then nothing is known
+        return set()
 
 
 def _described(model: nn.Module) -> dict[str, Any]:
