@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from . import units
-from .batches import batches, to
 from .calibration import Loss, call_with, scalar_loss
 from .core import Group, Keep, PruneError, device_of, shape
-from .measurement.conditions import attempt, pair, undisturbed
+from .data import batches, to
+from .running import attempt, pair, undisturbed
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
-from .batches import call, to
 from .core import PruneError, mode, shape
+from .data import to
 from .files import write_whole
-from .measurement.conditions import attempt, check_plain, rows
-from .measurement.text import size
+from .running import attempt, call, check_plain, rows
+from .text import size
 
 TOLERANCE = 1e-4  # of the largest output: float32 rounding in another order of sums stays far below
 _ONNX_MOST = 2**31 - 1  # bytes in one protobuf message

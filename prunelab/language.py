@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .batches import Batch
 from .core import PruneError, device_of, mode, shape
+from .data import Batch
 
 
 def tokens(tokenizer: Any, text: str, model: nn.Module | None = None) -> Tensor:

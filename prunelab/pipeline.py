@@ -33,7 +33,7 @@ from .criteria.registry import PartialScores
 from .granularity import Granularity
 from .layers import prunable
 from .masking import apply, current_masks, restore
-from .recovery.identity import Described
+from .recovery.run import Described
 from .units import tensors_of
 
 

@@ -4,15 +4,7 @@ import itertools
 
 import pytest
 
-from prunelab.budget.layouts import (
-    LEVELS,
-    any_keep,
-    at_least,
-    dense_layout,
-    ladder,
-    nearest,
-    telling_layouts,
-)
+from prunelab.budget.costs import LEVELS, any_keep, at_least, dense_layout, ladder, nearest, telling_layouts
 from prunelab.core import Group, Member
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prunelab import PruneError
-from prunelab.budget.layer_costs import Fit, LatencyTable
+from prunelab.budget.costs import Fit, LatencyTable
 from prunelab.budget.rules import RULES, Question, by_sensitivity, one_contest, smallest, uniform
 from prunelab.core import Group, Member
 from prunelab.measurement import Evaluation

@@ -20,8 +20,9 @@ from tqdm.auto import tqdm
 
 import prunelab as pl
 from prunelab import PruneError, fit_budget
-from prunelab.budget import GoalNotMet, How, frontier, settling
-from prunelab.budget import structures as structures_module
+from prunelab.budget import GoalNotMet, How, frontier
+from prunelab.budget import job as structures_module
+from prunelab.budget import search as settling
 from prunelab.measurement import Speedup, macs, stored_bytes
 
 MAC, LAUNCH = 1e-9, 1e-7  # seconds
@@ -46,7 +47,7 @@ def machine(monkeypatch):
         speed = {n: Speedup(*[first / t] * 3) for n, t in taken.items()}
         return SimpleNamespace(latency={n: SimpleNamespace(p50=t) for n, t in taken.items()}, speedup=speed)
 
-    monkeypatch.setattr("prunelab.budget.layer_costs.interleaved", counted)
+    monkeypatch.setattr("prunelab.budget.costs.interleaved", counted)
     monkeypatch.setattr(settling, "compare", compared)
     monkeypatch.setattr(structures_module, "liked_multiple", lambda *_: 4)
 
@@ -277,7 +278,7 @@ def test_bad_input(data, model, inputs, message):
 
 @pytest.mark.parametrize("granularity", ["layers", ("mlps", "neurons"), pl.granularity.attentions])
 def test_whole_modules_have_no_channels_to_time(monkeypatch, snapshot, granularity):
-    monkeypatch.setattr("prunelab.budget.layer_costs.interleaved", None)  # nothing is timed
+    monkeypatch.setattr("prunelab.budget.costs.interleaved", None)  # nothing is timed
     monkeypatch.setattr(settling, "compare", None)
     monkeypatch.setattr(structures_module, "liked_multiple", None)
     model, sequences = LastToken().eval(), (token_ids(24), torch.arange(24) % 3)

@@ -8,8 +8,7 @@ from torch import nn
 
 import prunelab as pl
 from prunelab.budget import latency_table
-from prunelab.budget.layer_costs import REST, Fit, _fit
-from prunelab.budget.layouts import any_keep, dense_layout, ladder
+from prunelab.budget.costs import REST, Fit, _fit, any_keep, dense_layout, ladder
 from prunelab.measurement import macs, stored_bytes
 
 

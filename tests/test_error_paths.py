@@ -170,7 +170,7 @@ ONLY_WRONG = {"n_jobs", "epochs", "rounds", "n", "batch"}  # a large number ther
 
 
 # What the model's own code raises reaches the caller of these: a trial run before would be the first call they time.
-OWN_ERRORS = {"pl.measurement.pitfalls.no_warm_up"}
+OWN_ERRORS = {"pl.measurement.physics.no_warm_up"}
 
 
 class Bomb(Exception):

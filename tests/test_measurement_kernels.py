@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from prunelab.core import PruneError
-from prunelab.measurement import crossover, kernels, products, two_of_four
-from prunelab.measurement.kernels import _beta_silenced, bracketed, weights_of
+from prunelab.measurement import crossover, products, two_of_four
+from prunelab.measurement import physics as kernels
+from prunelab.measurement.physics import _beta_silenced, bracketed, weights_of
 from prunelab.measurement.timing import Speedup
 
 CPU = ("dense", "csr", "bsr")

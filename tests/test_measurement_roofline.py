@@ -8,9 +8,9 @@ from torch import nn
 
 from prunelab.core import PruneError
 from prunelab.masking import apply
-from prunelab.measurement import Machine, floor, latency, machine, macs, pitfalls, roofline, verdict
+from prunelab.measurement import Machine, floor, latency, machine, macs, physics, roofline, verdict
+from prunelab.measurement.physics import outcome
 from prunelab.measurement.timing import Speedup
-from prunelab.measurement.verdicts import outcome
 
 MACHINE = Machine(
     peak=1e9,
@@ -181,7 +181,7 @@ def ok(found, names):
 
 def test_threads():
     before = torch.get_num_threads()
-    found = pitfalls.threads(cnn(), X, (1, 2), rounds=7)
+    found = physics.threads(cnn(), X, (1, 2), rounds=7)
     ok(found, ["1 thread", "2 threads"])
     assert [x.threads for x in found.latency.values()] == [1, 2]
     assert {x.clock for x in found.latency.values()} == {"wall"}  # processor time would add both threads up
@@ -189,20 +189,20 @@ def test_threads():
 
 
 def test_batch_sizes_are_compared_a_sample():
-    found = pitfalls.batch_size(cnn(), torch.randn(64, 1, 8, 8), (1, 64), rounds=7)
+    found = physics.batch_size(cnn(), torch.randn(64, 1, 8, 8), (1, 64), rounds=7)
     ok(found, ["batch 1", "batch 64"])
     assert found.latency["batch 64"].p50 < 10 * found.latency["batch 1"].p50  # a sample's time, not a batch's
 
 
 def test_odd_channels():
     state = torch.get_rng_state()
-    ok(pitfalls.odd_channels((4, 5), image=4, batch=2, rounds=7), ["4 channels", "5 channels"])
+    ok(physics.odd_channels((4, 5), image=4, batch=2, rounds=7), ["4 channels", "5 channels"])
     assert torch.equal(state, torch.get_rng_state())
 
 
 def test_no_warm_up():
     model = cnn().train()
-    ok(pitfalls.no_warm_up(model, X, calls=3, rounds=7), ["first forward", "later forwards"])
+    ok(physics.no_warm_up(model, X, calls=3, rounds=7), ["first forward", "later forwards"])
     assert model.training
 
 
@@ -210,9 +210,9 @@ def test_unbaked_masks_are_timed_where_measure_refuses():
     model = cnn()
     before = model[3].weight.clone()
     masks = {"3.weight": torch.zeros(5, 144, dtype=torch.bool)}
-    ok(pitfalls.unbaked(model, masks, X, rounds=7), ["dense", "masks on", "baked"])
+    ok(physics.unbaked(model, masks, X, rounds=7), ["dense", "masks on", "baked"])
     assert torch.equal(before, model[3].weight)
     with pytest.raises(PruneError, match="still wears masks"):
         latency(apply(cnn(), masks), X)
     with pytest.raises(PruneError, match="still wears masks"):
-        pitfalls.threads(apply(cnn(), masks), X)
+        physics.threads(apply(cnn(), masks), X)

@@ -10,9 +10,8 @@ from torch import nn
 
 from prunelab.core import PruneError
 from prunelab.masking import apply, bake
-from prunelab.measurement import compare, latency, pitfalls, roofline
-from prunelab.measurement.rounds import _affordable, _rotated, interleaved, resolved
-from prunelab.measurement.timing import median_interval
+from prunelab.measurement import compare, latency, physics, roofline
+from prunelab.measurement.timing import _affordable, _rotated, interleaved, median_interval, resolved
 
 X = torch.randn(16, 32)
 
@@ -129,9 +128,9 @@ class Remembering(nn.Module):
         latency,
         lambda m, x: compare({"a": m}, x),
         lambda m, x: roofline(m, x, rounds=7),
-        lambda m, x: pitfalls.threads(m, x, (1,), rounds=7),
-        lambda m, x: pitfalls.batch_size(m, x, (1,), rounds=7),
-        lambda m, x: pitfalls.unbaked(m, {}, x, rounds=7),
+        lambda m, x: physics.threads(m, x, (1,), rounds=7),
+        lambda m, x: physics.batch_size(m, x, (1,), rounds=7),
+        lambda m, x: physics.unbaked(m, {}, x, rounds=7),
     ],
 )
 def test_what_a_model_caches_can_be_trained_with(timed):

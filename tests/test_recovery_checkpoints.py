@@ -19,7 +19,7 @@ from torch import nn
 import prunelab as pl
 from prunelab import PruneError
 from prunelab.recovery import Checkpoint, checkpoints, train
-from prunelab.recovery.identity import VARYING, examples, told
+from prunelab.recovery.run import VARYING, examples, told
 
 
 class Stop(Exception):

@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import prunelab as pl
 from prunelab import PruneError, sensitivity
 from prunelab.core import Group, Member
-from prunelab.measurement.accuracy import evaluate, wilson
-from prunelab.sensitivity import Scan, ScanStopped, scan, scanning, task
+from prunelab.measurement.evaluation import evaluate, wilson
+from prunelab.sensitivity import Scan, ScanStopped, scan, scanning
+from prunelab.sensitivity import scanning as task
 from prunelab.sensitivity.replay import Replay
 
 SPARSITIES = (0.0, 0.3, 0.5, 0.9)
@@ -427,7 +428,7 @@ if __name__ == "__main__":
     with distributed.LocalCluster(**where) as cluster, distributed.Client(cluster) as client:
         with joblib.parallel_config(backend="dask"):
             carried = scan(model, data, (0.3, 0.9), progress=False)
-        ran = client.run(lambda: "prunelab.sensitivity.task" in __import__("sys").modules)
+        ran = client.run(lambda: "prunelab.sensitivity.scanning" in __import__("sys").modules)
     assert any(ran.values()), "the tasks did not run on the workers"
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items()), "the model was changed"
     assert carried.names == alone.names and (carried.correct == alone.correct).all(), "other figures"

@@ -1,12 +1,10 @@
 """One call with a goal: the best pruned model within a budget of time, bytes, MACs or accuracy."""
 
-from .front import draw_front, frontier
+from .costs import LatencyTable, latency_table
 from .goals import Goal, Goals
 from .job import How
-from .layer_costs import LatencyTable, latency_table
-from .report import GoalNotMet, Result
+from .result import Candidate, GoalNotMet, Result, Trial, draw_front, frontier
 from .search import fit_budget
-from .trials import Candidate, Trial
 
 __all__ = [
     "Candidate",

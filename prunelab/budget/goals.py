@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core import PruneError
-from ..measurement.text import percent, seconds, size
+from ..text import percent, seconds, size
 
 COSTS = ("latency", "bytes", "macs")
 UNITS: dict[str, dict[str, float]] = {

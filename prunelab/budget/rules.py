@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ..core import Group, PruneError
 from ..sensitivity import Scan
-from .layer_costs import LatencyTable
-from .layouts import Layout, at_least, dense_layout
+from .costs import LatencyTable, Layout, at_least, dense_layout
 
 STEPS = 128  # shares tried between all and nothing
 TINY = 1e-6  # a rise of the loss below this counts as none: the saving alone decides

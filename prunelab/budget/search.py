@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
+import tempfile
+import time
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -14,22 +19,286 @@ from tqdm.auto import tqdm
 
 from .. import criteria
 from ..allocation import allocate, unit_scores
-from ..core import Group, Keep, PruneError, Scores
-from ..measurement import Evaluation, Speedup, evaluate
+from ..core import Group, Keep, PruneError, Scores, device_of
+from ..files import write_whole
+from ..measurement import Evaluation, Speedup, compare, evaluate
 from ..pipeline import Recipe
+from ..recipes import described, save_recipe
+from ..running import rows
 from ..sensitivity import Scan, scan
-from ..surgery import shrink
+from ..surgery import save_plan, shrink
+from ..surgery.plans import PLAN, named_weights
+from ..text import plural
+from .costs import Costs, LatencyTable, Layout, any_keep, dense_layout, latency_table
 from .goals import Goals, goals
-from .job import How, Job, Recovery, job
-from .layer_costs import latency_table
-from .layouts import Layout, dense_layout
-from .log import Found, Log, OnTrial
-from .report import GoalNotMet, Result
-from .rules import Limits, Question, smallest
-from .settling import ROUNDS, Bench, Measured, measured, settle
-from .structures import ALL, structures
-from .trials import NOTHING, Candidate, Trial, best, shortfall
-from .words import WORTH, listed, missed, remains, too_much
+from .job import ALL, How, Job, Recovery, Structures, counted, job, structures
+from .result import (
+    NOTHING,
+    WORTH,
+    Candidate,
+    GoalNotMet,
+    Result,
+    Trial,
+    best,
+    better,
+    listed,
+    missed,
+    remains,
+    save_front,
+    shortfall,
+    too_much,
+)
+from .rules import RULES, Limits, Question, smallest
+
+MARGIN = 0.06  # of the limit: what is aimed below it, so that another process, timing afresh, finds it met
+SLACK = 0.12  # of the limit: a layout further below is tried again with a little more left
+TURNS = 4  # corrections of a layout
+ROUNDS = 7
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A layout's costs and their ratios to the dense model's; the speed-up with its interval."""
+
+    costs: Costs
+    ratios: Costs
+    speedup: Speedup
+
+    def within(self, limits: Limits, margin: float = 0.0) -> bool:
+        """Whether every cost is within its limit, and a measured time below it by a margin."""
+        return all(self.ratios[c] <= limit * (1 - (margin if c == "latency" else 0)) for c, limit in limits.items())
+
+
+@dataclass
+class Bench:
+    """Where layouts are measured; what was measured once is remembered."""
+
+    job: Job
+    _table: LatencyTable | None = None
+    known: dict[tuple[int, ...], Measured] = field(default_factory=dict)
+
+    @property
+    def table(self) -> LatencyTable:
+        """What every layer costs, once it was timed."""
+        assert self._table is not None
+        return self._table
+
+    @table.setter
+    def table(self, found: LatencyTable) -> None:
+        self._table = found
+
+    def measure(self, layouts: Sequence[Layout]) -> None:
+        """Build what is not known yet, and time all of it in turns with the dense model."""
+        fresh = {tuple(x.values()): x for x in layouts if tuple(x.values()) not in self.known}
+        if not fresh:
+            return
+        groups = self.table.groups
+        models = {str(key): shrink(self.job.model, groups, any_keep(groups, x)) for key, x in fresh.items()}
+        found = measured(self.job, models, ROUNDS)
+        self.known.update({key: found[str(key)] for key in fresh})
+
+    def of(self, layout: Layout) -> Measured:
+        """What a layout costs."""
+        self.measure([layout])
+        return self.known[tuple(layout.values())]
+
+
+def measured(job: Job, models: Mapping[str, nn.Module], rounds: int) -> dict[str, Measured]:
+    """The costs of models, timed in turns with the dense one."""
+    how = job.how
+    batch = rows(job.example)
+    as_data = [(job.example, torch.zeros(batch))]  # inputs of any kind, tuples included
+    timed = compare(
+        {"dense": job.model, **models}, as_data, batch_size=batch, threads=how.threads, rounds=rounds, clock="steady"
+    )
+    found = {}
+    for name, model in models.items():
+        counts = counted(model, job.example)
+        ratios = {cost: n / max(job.counts[cost], 1e-12) for cost, n in counts.items()}
+        speed = timed.speedup[name]
+        found[name] = Measured(
+            {"latency": timed.latency[name].p50, **counts}, {"latency": 1 / speed.ratio, **ratios}, speed
+        )
+    return found
+
+
+def settle(
+    bench: Bench, questions: Mapping[Candidate, Question], limits: Limits
+) -> tuple[dict[Candidate, Layout], dict[Candidate, str]]:
+    """For each candidate the layout whose *measured* costs come nearest below the limits; and why some have none.
+
+    The rule is asked for a predicted cost; what is then measured says by how much the prediction was off, and the next
+    question is put accordingly.
+    """
+    aims = {c: {cost: limit * (1 - MARGIN) for cost, limit in limits.items()} for c in questions}
+    found: dict[Candidate, Layout] = {}
+    refused: dict[Candidate, str] = {}
+    open_ = list(questions)
+    for _ in range(TURNS):
+        asked = {}
+        for c in open_:
+            try:
+                asked[c] = RULES[c.rule](questions[c], aims[c])
+            except PruneError as error:
+                refused[c] = str(error)
+        bench.measure(list(asked.values()))
+        open_ = [c for c, layout in asked.items() if _again(bench, layout, limits, aims[c], found, c)]
+        if not open_:
+            break
+    missing = {c: refused.get(c, "no layout measured within the limits") for c in questions if c not in found}
+    return found, missing
+
+
+def _again(
+    bench: Bench, layout: Layout, limits: Limits, aim: dict[str, float], found: dict[Candidate, Layout], c: Candidate
+) -> bool:
+    """Note what was measured, and set the next aim; whether there is one worth asking for."""
+    got = bench.of(layout)
+    fits = got.within(limits, MARGIN / 2)
+    cost = next(iter(limits))
+    if fits and (c not in found or got.ratios[cost] > bench.of(found[c]).ratios[cost]):
+        found[c] = layout
+    close = fits and any(got.ratios[k] >= limit * (1 - SLACK) for k, limit in limits.items())
+    if close:
+        return False
+    for k, limit in limits.items():
+        wanted = limit * (1 - MARGIN)
+        off = wanted / max(got.ratios[k], 1e-6)
+        if off < 1 or fits:
+            aim[k] = min(1.0, max(0.01, aim[k] * min(max(off, 0.6), 1.4)))
+    return True
+
+
+OnTrial: TypeAlias = Callable[[Trial], object]
+REPORT, FRONT, RECIPE = "report.json", "front.png", "recipe.toml"
+EARLIER = "earlier-"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A trial with its model."""
+
+    trial: Trial
+    model: nn.Module
+    keep: Keep
+    recipe: Recipe | None
+
+
+@dataclass
+class Log:
+    """The trials, and the best model so far."""
+
+    job: Job
+    goals: Goals
+    structures: Structures
+    dense: Found
+    save: str | os.PathLike[str] | None = None
+    on_trial: OnTrial | None = None
+    costs: LatencyTable | None = None
+    trials: list[Trial] = field(default_factory=list)
+    began: float = field(default_factory=time.perf_counter)
+    notes: list[str] = field(default_factory=list)
+    finalists: list[Found] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.path = None if self.save is None else Path(self.save)
+        self.best = self.dense
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """All that could be removed."""
+        return self.structures.groups
+
+    def add(self, found: Found) -> None:
+        """Note a trial; if it is the best so far, that is what lies on the disk from now on."""
+        first = not self.trials
+        meets = not shortfall(found.trial, self.goals, self.dense.trial)
+        found = replace(found, trial=replace(found.trial, meets=meets))
+        if first:
+            self.dense = found
+            self._put_earlier_aside()
+        self.trials.append(found.trial)
+        if found.trial.stage == "finalist":
+            self.finalists.append(found)
+        if first or better(found.trial, self.best.trial, self.goals, self.dense.trial):
+            self.best = found
+            self._save_model()
+        self._save_report(complete=False)
+        if self.on_trial:
+            self.on_trial(found.trial)
+
+    def choose(self, found: Found) -> None:
+        """Settle on one, whatever was best by the ranking."""
+        self.best = found
+        self._save_model()
+
+    def result(self, *, complete: bool) -> Result:
+        """All of it, as it stands."""
+        return Result(
+            model=self.best.model,
+            groups=self.groups,
+            keep=self.best.keep,
+            recipe=self.best.recipe,
+            goals=self.goals,
+            dense=self.dense.trial,
+            chosen=self.best.trial,
+            trials=tuple(self.trials),
+            costs=self.costs,
+            timed=conditions(self.job),
+            left_alone=self.structures.left_alone,
+            notes=(*self.structures.notes, *self.notes),
+            complete=complete,
+            seed=self.job.seed,
+            calibrated=f"calibration: the first {sum(len(y) for _, y in self.job.calib.batches)} training samples",
+            seconds=time.perf_counter() - self.began,
+        )
+
+    def close(self, *, complete: bool) -> Result:
+        """The result, with its report and picture on the disk."""
+        result = self.result(complete=complete)
+        if self.path is not None:
+            self._save_report(complete=complete)
+            save_front(self.path / FRONT, result)
+        return result
+
+    def _put_earlier_aside(self) -> None:
+        """What an earlier search, or a `save_plan`, has left here is copied before any of it is replaced."""
+        if self.path is None or not (self.path / PLAN).exists():
+            return
+        number = next(n for n in itertools.count(1) if not (self.path / f"{EARLIER}{n}").exists())
+        part = Path(tempfile.mkdtemp(prefix=f"{EARLIER}part-", dir=self.path))
+        weights = named_weights(self.path)  # no others: they are the user's own
+        for name in (PLAN, RECIPE, REPORT, FRONT, *([weights] if weights else [])):
+            if (self.path / name).exists():
+                shutil.copy2(self.path / name, part)
+        part.rename(self.path / f"{EARLIER}{number}")
+
+    def _save_model(self) -> None:
+        if self.path is None:
+            return
+        save_plan(self.path, self.groups, self.best.keep, self.best.model)
+        if self.best.recipe is not None and _nameable(self.best.recipe):
+            save_recipe(self.path / RECIPE, self.best.recipe)
+        else:  # an earlier one's would be of another model
+            (self.path / RECIPE).unlink(missing_ok=True)
+
+    def _save_report(self, *, complete: bool) -> None:
+        if self.path is not None:
+            write_whole(self.path / REPORT, self.result(complete=complete).as_json().encode())
+
+
+def conditions(job: Job) -> str:
+    """Batch, threads and device of the latencies."""
+    return f"batch {rows(job.example)}, {plural(job.how.threads, 'thread')}, {device_of(job.model).type}"
+
+
+def _nameable(recipe: Recipe) -> bool:
+    try:
+        described(recipe)
+    except PruneError:  # functions of one's own have no name to write
+        return False
+    return True
+
 
 SPARSITIES = (0.25, 0.5, 0.75, 0.9)  # at which the sensitivity scan looks
 FINAL_ROUNDS = 15

@@ -7,8 +7,7 @@ The model is left exactly as it was: no gradient is put into `.grad`, and nothin
 
 from .derivatives import call_with, differentiable, fisher_information, gradients, hessian_gradient, over_samples
 from .inputs import input_norms
-from .padding import real_inputs, sequences, unpadded
-from .samples import Calibration, Loss, checked, needed, scalar_loss
+from .samples import Calibration, Loss, checked, needed, real_inputs, scalar_loss, sequences, unpadded
 
 __all__ = [
     "Calibration",

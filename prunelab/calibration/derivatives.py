@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..batches import call, mapped
 from ..core import PruneError, shape
+from ..data import mapped
 from ..layers import prunable
-from ..measurement.conditions import attempt, rows, undisturbed
+from ..running import attempt, call, rows, undisturbed
 from .samples import Calibration, add, checked, losses, on_device, scalar_loss, wide
 
 OfSamples = Callable[[str, Tensor], Tensor]  # (a weight's name, gradients (samples, *shape)) -> (samples, ...)

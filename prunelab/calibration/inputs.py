@@ -13,9 +13,8 @@ from torch.nn import functional as F
 
 from ..core import PruneError, lookup_all, places, shape
 from ..layers import CONV1D, CONVOLUTION, layer_of, prunable
-from ..measurement.conditions import attempt, undisturbed
-from .padding import real_inputs
-from .samples import Calibration, add, checked, wide
+from ..running import attempt, undisturbed
+from .samples import Calibration, add, checked, real_inputs, wide
 
 
 def input_norms(model: nn.Module, calib: Calibration) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..measurement import Comparison
-from ..measurement.pitfalls import Experiment
+from ..measurement.physics import Experiment
 from .figures import table
 from .measuring import measured
 

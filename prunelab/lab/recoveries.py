@@ -14,7 +14,7 @@ from .. import zoo
 from ..measurement import evaluate
 from ..pipeline import Recipe, gradually, prune
 from ..recovery import Early, distil, finetune, reestimate, rewind_rates, rewind_weights, train
-from ..recovery.rewinding import State
+from ..recovery.methods import State
 from . import contests
 from .checkpoints import BATCH, PLANS
 from .figures import table

@@ -1,18 +1,27 @@
 """What a model is worth and what it costs: accuracy, stored bytes, MACs, memory and latency, with intervals."""
 
-from . import pitfalls
-from .accuracy import Evaluation, evaluate, wilson
-from .generation import Rates, rates
-from .kernels import Crossover, Product, Products, crossover, products, two_of_four
-from .machines import Floor, Machine, floor, machine
-from .memory import peak_memory
-from .operations import macs
-from .perplexity import Perplexity, perplexity
+from . import physics
+from .costs import FORMATS, count, macs, peak_memory, stored_bytes
+from .evaluation import Evaluation, Perplexity, evaluate, perplexity, wilson
+from .physics import (
+    Crossover,
+    Floor,
+    Layer,
+    Machine,
+    Product,
+    Products,
+    Roofline,
+    Verdict,
+    crossover,
+    floor,
+    machine,
+    products,
+    roofline,
+    two_of_four,
+    verdict,
+)
 from .report import Measurement, measure
-from .roofline import Layer, Roofline, roofline
-from .storage import FORMATS, count, stored_bytes
-from .timing import Comparison, Latency, Speedup, compare, latency
-from .verdicts import Verdict, verdict
+from .timing import Comparison, Latency, Rates, Speedup, compare, latency, rates
 
 __all__ = [
     "FORMATS",
@@ -42,7 +51,7 @@ __all__ = [
     "measure",
     "peak_memory",
     "perplexity",
-    "pitfalls",
+    "physics",
     "products",
     "rates",
     "roofline",

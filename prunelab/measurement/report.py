@@ -10,13 +10,12 @@ from typing import Any, ParamSpec, Protocol, cast
 import torch
 from torch import nn
 
+from ..checks import known
 from ..core import PruneError, device_of
-from .accuracy import Evaluation, evaluate
-from .conditions import check_numbers, check_plain, cut, first_inputs, known, rows, undisturbed
-from .memory import peak_memory
-from .operations import macs
-from .storage import FORMATS, count, stored_bytes
-from .text import percent, shown_as_table, size
+from ..running import check_numbers, check_plain, cut, first_inputs, rows, undisturbed
+from ..text import percent, shown_as_table, size
+from .costs import FORMATS, count, macs, peak_memory, stored_bytes
+from .evaluation import Evaluation, evaluate
 from .timing import BATCH, Comparison, Latency, compare, latency
 
 P = ParamSpec("P")

@@ -1,21 +1,129 @@
-"""How long a forward pass takes, and which of several models is faster: medians, spread, paired rounds."""
+"""How long a model takes, and which of several is faster: in turns, medians, spread, paired rounds."""
 
 from __future__ import annotations
 
+import copy
+import logging
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from ..batches import call, to
-from ..core import PruneError, device_of
-from .conditions import attempt, check_plain, cut, first_inputs, rows, undisturbed
-from .rounds import Blocks, Task, interleaved, resolved, waited_for
-from .text import plural, ranged, shown_as_table
+from ..checks import check_count
+from ..core import PruneError, device_of, shape
+from ..data import to
+from ..language import check_tokens
+from ..running import attempt, call, check_plain, cut, first_inputs, rows, undisturbed
+from ..text import html, plural, ranged, shown_as_table, table
+
+if TYPE_CHECKING:
+    from torch.utils.benchmark import Timer
+
+CLOCKS = ("wall", "processor", "steady")
+BLOCK = 0.01  # seconds: shorter blocks drown in what else the machine does
+BUDGET = 2.0  # seconds a model for all rounds together, beyond which there are fewer of them
+_SHORTEST = 1e-8  # seconds: what a clock shows as nothing still took something
+ROUNDS = (7, 15)  # seven is the least for which the median has an interval of 95 %
+
+Blocks: TypeAlias = dict[str, list[float]]  # name -> seconds a call, one value a round
+Task: TypeAlias = Callable[[], Any]
+
+
+def interleaved(
+    tasks: Mapping[str, Task],
+    *,
+    threads: int | Mapping[str, int] = 1,
+    rounds: int | None = None,
+    clock: str = "wall",
+    device: str = "cpu",
+    block: float = BLOCK,
+) -> Blocks:
+    """Seconds a call, for each task in each round: the mean over a block of at least 10 ms, or of `block` seconds.
+
+    In every round each task is timed once, in an order that rotates. A task on a GPU has to wait for it itself.
+    `threads` may differ from task to task.
+    """
+    on = {name: threads if isinstance(threads, int) else threads[name] for name in tasks}
+    if rounds is not None:
+        check_count("rounds", rounds, ROUNDS[0])
+    tick = ticking(resolved(clock, max(on.values()), device))
+    times: Blocks = {name: [] for name in tasks}
+    timer_type = timer_class()
+    timers = {
+        name: timer_type("task()", timer=tick, globals={"task": task}, num_threads=on[name])
+        for name, task in tasks.items()
+    }
+    once = {name: max(timer.timeit(1).median, _SHORTEST) for name, timer in timers.items()}
+    inner = {name: math.ceil(block / t) for name, t in once.items()}
+    round_takes = sum((inner[name] + 2) * t for name, t in once.items())  # timeit warms up with two
+    for turn in range(rounds or _affordable(round_takes / len(tasks))):
+        for name in _rotated(list(tasks), turn):
+            times[name].append(timers[name].timeit(inner[name]).median)
+    return times
+
+
+def resolved(clock: str, threads: int, device: str) -> str:
+    """The clock to read: "steady" is "processor", which a busy machine disturbs least, or "wall" where there is none.
+
+    Processor time adds up all threads, stands still while a GPU works, and ticks every 16 ms on Windows.
+    """
+    check_count("threads", threads)
+    if clock not in CLOCKS:
+        raise PruneError(f"clock={clock!r}: give one of {', '.join(map(repr, CLOCKS))}")
+    fine = time.get_clock_info("process_time").resolution < BLOCK / 1000
+    readable = fine and device == "cpu" and threads == 1
+    if clock == "processor" and not readable:
+        raise PruneError(
+            f"clock='processor' is for one thread on a CPU (and not for Windows, where it ticks too coarsely), not for "
+            f"{plural(threads, 'thread')} on {device}. Give 'wall', or 'steady' for the best there is"
+        )
+    return ("processor" if readable else "wall") if clock == "steady" else clock
+
+
+def ticking(clock: str) -> Callable[[], float]:
+    """The function that reads a resolved clock, in seconds."""
+    return time.process_time if clock == "processor" else time.perf_counter
+
+
+def waited_for(task: Task, device: torch.device) -> Task:
+    """The task itself on a CPU; on a GPU, the task and the wait until it is done."""
+    if device.type != "cuda":
+        return task
+
+    def on_gpu() -> None:
+        task()
+        torch.cuda.synchronize(device)
+
+    return on_gpu
+
+
+def timer_class() -> type[Timer]:
+    """The Timer of torch, imported without the warning that logs where a CUDA toolkit but no GPU is installed."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        from torch.utils.benchmark import Timer
+    finally:
+        logger.setLevel(before)
+    return Timer
+
+
+def _affordable(seconds: float) -> int:
+    """How many rounds to make if one takes so many seconds a model."""
+    fewest, most = ROUNDS
+    return min(most, max(fewest, int(BUDGET / seconds)))
+
+
+def _rotated(names: list[str], turn: int) -> list[str]:
+    start = turn % len(names)
+    return names[start:] + names[:start]
+
 
 BATCH = 64  # samples a forward, where only data was given
 
@@ -209,3 +317,104 @@ def summary(values: Sequence[float], batch: int, threads: int, device: str, cloc
 
 def _quantile(values: Sequence[float], q: float) -> float:
     return float(torch.tensor(values, dtype=torch.float64).quantile(q))
+
+
+@dataclass(frozen=True, repr=False)
+class Rates:
+    """Tokens a second of several models, timed in turns: `prefill` reads a prompt of `length`, `decode` adds one token.
+
+    Each is a `Comparison`, whose latencies are seconds a prompt and seconds a token.
+    """
+
+    prefill: Comparison
+    decode: Comparison
+    length: int
+
+    def prefill_rate(self, name: str) -> float:
+        """Tokens of a prompt read in a second."""
+        return self.length / self.prefill.latency[name].p50
+
+    def decode_rate(self, name: str) -> float:
+        """Tokens written in a second, after a prompt of `length`."""
+        return 1 / self.decode.latency[name].p50
+
+    def _lines(self) -> tuple[str, list[str], list[list[str]]]:
+        title = f"Tokens a second, prompt of {self.length}, {self.decode.latency[self.decode.baseline].conditions}"
+        head = ["model", "prefill", f"against {self.prefill.baseline}", "decode", f"against {self.decode.baseline}"]
+        rows = [
+            [
+                name,
+                f"{self.prefill_rate(name):.1f}",
+                str(self.prefill.speedup[name]),
+                f"{self.decode_rate(name):.1f}",
+                str(self.decode.speedup[name]),
+            ]
+            for name in self.prefill.latency
+        ]
+        return title, head, rows
+
+    def __str__(self) -> str:
+        return table(*self._lines())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return html(*self._lines())
+
+
+def rates(
+    models: Mapping[str, nn.Module], ids: Tensor, *, threads: int = 1, rounds: int | None = None, clock: str = "wall"
+) -> Rates:
+    """Time plain models on one prompt (1, n) of token ids: reading all of it, and writing one token after it.
+
+    Writing is timed with the prompt in the cache, which is cut back after each token. `threads`, `rounds` and `clock`
+    as in `compare`. Raises PruneError for masks (`bake` first), and a prompt that is no (1, n) of known tokens.
+    """
+    if ids.dim() != 2 or len(ids) != 1 or ids.shape[1] < 2:
+        raise PruneError(f"the prompt's ids are {shape(ids)}: give (1, n), n at least 2")
+    reading: dict[str, Task] = {}
+    writing: dict[str, Task] = {}
+    check_candidates(models)
+    with ExitStack() as stack, torch.no_grad():
+        for name, model in models.items():
+            check_tokens(model, ids)
+            stack.enter_context(undisturbed(model))
+            reading[name], writing[name] = _tasks(model, ids, name)
+        device = device_of(next(iter(models.values()))).type
+        clock = resolved(clock, threads, device)
+        times = [interleaved(t, threads=threads, rounds=rounds, clock=clock, device=device) for t in (reading, writing)]
+    found = [{name: summary(values, 1, threads, device, clock) for name, values in blocks.items()} for blocks in times]
+    prefill, decode = (Comparison(f, speedups(t)) for f, t in zip(found, times, strict=True))
+    return Rates(prefill, decode, ids.shape[1])
+
+
+def _tasks(model: Any, ids: Tensor, name: str) -> tuple[Task, Task]:
+    device = device_of(model)
+    prompt = ids.to(device)
+    try:
+        first = model(input_ids=prompt, use_cache=True)
+    except TypeError as error:  # no such arguments: `attempt` would drop all of the output but its logits
+        raise PruneError(
+            f"{name}, a {type(model).__name__}, takes no input_ids and use_cache ({error}): give a causal language "
+            "model, such as AutoModelForCausalLM loads"
+        ) from error
+    cache = copy.deepcopy(_cache(first))
+    following = first.logits[:, -1:].argmax(-1)
+
+    def read() -> None:
+        attempt(model, {"input_ids": prompt, "use_cache": True})
+
+    def write() -> None:
+        model(input_ids=following, **{_argument(first): cache}, use_cache=True)
+        cache.crop(-1)
+
+    return waited_for(read, device), waited_for(write, device)
+
+
+def _argument(output: Any) -> str:
+    """Transformers renames `past_key_values` to `cache`; the output says which one it is."""
+    return "cache" if getattr(output, "cache", None) is not None else "past_key_values"
+
+
+def _cache(output: Any) -> Any:
+    return getattr(output, _argument(output))

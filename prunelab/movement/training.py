@@ -20,7 +20,7 @@ from ..criteria import Criterion
 from ..masking import apply, current_masks, restore
 from ..pipeline import Pruned
 from ..recovery import History, Objective, train
-from ..recovery.identity import Described
+from ..recovery.run import Described
 from ..recovery.training import check_decay
 from . import gates
 from .rules import Rule, TopV

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,16 +17,73 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..allocation import NM, check_target
-from ..batches import tensors
 from ..calibration import Calibration, sequences
 from ..core import Masks, PruneError, join, shape
 from ..criteria.registry import finite_weights
+from ..data import tensors
 from ..decoders import Block, blocks
 from ..layers import CONV1D, layer_of, prunable
 from ..masking import current_masks
-from ..measurement.conditions import attempt, check_plain, uncached, undisturbed
+from ..running import attempt, check_plain, uncached, undisturbed
 from ..units import find, named
-from .methods import Method
+from .sparsegpt import cheapest_gone, kept_before, sparsegpt
+
+
+class Method(Protocol):
+    """Gathers a statistic of a layer's inputs, and prunes the layer's weight by it."""
+
+    def gather(self, inputs: Tensor) -> Tensor:
+        """Inputs (n, in) as a statistic that adds up over batches."""
+        ...
+
+    def __call__(
+        self, weight: Tensor, gathered: Tensor, sparsity: float | NM, name: str, within: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The weight (out, in) pruned, and what it keeps (out, in) bool: no more than `within` does, if given."""
+        ...
+
+
+@dataclass(frozen=True)
+class Wanda:
+    """|W_ij| * norm(X_j), the lowest of each row go, or of each m with NM(n, m); what stays is not changed.
+
+    Sun et al. 2023, arXiv 2306.11695. The same score as `criteria.wanda`, on inputs from blocks already pruned.
+    """
+
+    def gather(self, inputs: Tensor) -> Tensor:
+        """(n, in) -> (in,): the sum of squares of each input."""
+        return inputs.square().sum(0)
+
+    def __call__(
+        self, weight: Tensor, gathered: Tensor, sparsity: float | NM, name: str, within: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The weight with the lowest of each row at 0; a row (or m) that has lost more before loses no more."""
+        scope: str | NM = sparsity if isinstance(sparsity, NM) else "row"
+        share = check_target(None if isinstance(sparsity, NM) else sparsity, scope)
+        before = kept_before(weight, within, name)
+        keep = cheapest_gone(weight.abs() * gathered.sqrt(), before, share, scope)
+        return weight * keep, keep
+
+
+@dataclass(frozen=True)
+class SparseGPT:
+    """`sparsegpt` as a method: what goes is chosen by its cost, and what stays is changed to make up for it."""
+
+    damping: float = 0.01
+    columns: int = 128
+
+    def gather(self, inputs: Tensor) -> Tensor:
+        """(n, in) -> (in, in): the Gram matrix, in float64 as what is computed of it."""
+        wide = inputs.double()
+        return wide.T @ wide
+
+    def __call__(
+        self, weight: Tensor, gathered: Tensor, sparsity: float | NM, name: str, within: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The weight pruned and repaired."""
+        how: dict[str, Any] = {"damping": self.damping, "columns": self.columns, "name": name, "within": within}
+        return sparsegpt(weight, gathered, sparsity, **how)
+
 
 Told = tuple[tuple[Any, ...], dict[str, Any]]  # what a block is given beside its input, by position and by keyword
 Passing = list[tuple[Tensor, list[Told]]]  # of each sequence: what enters a block, and what each block is told

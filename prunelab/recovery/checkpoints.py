@@ -17,10 +17,7 @@ from torch import Tensor
 from ..core import PruneError
 from ..files import write_whole
 from ..measurement import Evaluation
-from .history import History
-from .identity import digest
-from .run import Run, random_state
-from .snapshots import Snapshot
+from .run import History, Run, Snapshot, digest, random_state
 
 FORMAT = "prunelab run 2"
 

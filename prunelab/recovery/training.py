@@ -17,17 +17,27 @@ from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 from tqdm.auto import tqdm
 
-from ..batches import Batch, batches, count, has_splits, to
 from ..calibration import Loss, scalar_loss
 from ..core import PruneError, device_of, mode, places
+from ..data import Batch, batches, count, has_splits, to
 from ..measurement import Evaluation, evaluate
-from ..measurement.conditions import attempt
+from ..running import attempt
 from .checkpoints import Checkpoint
-from .history import History
-from .identity import examples, told
-from .rates import ONE_CYCLE, Rate, Tail, check_schedule
-from .run import Run, begin, generators, random_state, set_random_state
-from .snapshots import Snapshot
+from .run import (
+    ONE_CYCLE,
+    History,
+    Rate,
+    Run,
+    Snapshot,
+    Tail,
+    begin,
+    check_schedule,
+    examples,
+    generators,
+    random_state,
+    set_random_state,
+    told,
+)
 
 OnStep: TypeAlias = Callable[[int, int], None]  # (steps done, steps in all)
 EPOCHS = 10

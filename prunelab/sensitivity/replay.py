@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from ..batches import call, mapped, tensors
 from ..core import lookup_all
-from ..measurement.conditions import cut
+from ..data import mapped, tensors
+from ..running import call, cut
 
 Weights = dict[str, Tensor]  # parameter name -> what to compute with in its place
 PROBED = 8  # samples on which a replay is compared with a whole forward

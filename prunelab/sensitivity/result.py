@@ -12,8 +12,8 @@ import numpy as np
 
 from ..core import PruneError
 from ..files import write_whole
-from ..measurement.accuracy import Evaluation, wilson
-from ..measurement.text import html, plural, table
+from ..measurement.evaluation import Evaluation, wilson
+from ..text import html, plural, table
 
 
 @dataclass(frozen=True)

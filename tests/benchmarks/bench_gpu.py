@@ -37,8 +37,7 @@ from torch.nn import functional as F
 import prunelab as pl
 from prunelab.files import write_whole
 from prunelab.measurement import Comparison, compare, macs, peak_memory, products, rates
-from prunelab.measurement.rounds import interleaved, waited_for
-from prunelab.measurement.timing import speedups, summary
+from prunelab.measurement.timing import interleaved, speedups, summary, waited_for
 
 PACKAGES = ("torch", "torchvision", "transformers", "numpy", "scipy", "triton")
 Models = dict[str, nn.Module]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from .core import PruneError, shape
@@ -149,14 +149,3 @@ def to(batch: Any, device: torch.device) -> Any:
         return tensor.to(device)
 
     return mapped(moved, batch)
-
-
-def call(model: nn.Module, inputs: Any) -> Any:
-    """model(x), model(*xs) or model(**xs), by what the inputs are; a Hugging Face output gives its logits."""
-    if isinstance(inputs, Mapping):
-        out = model(**inputs)
-    elif isinstance(inputs, (tuple, list)):
-        out = model(*inputs)
-    else:
-        out = model(inputs)
-    return getattr(out, "logits", out)

@@ -1,8 +1,8 @@
-"""What must hold before a number means anything: a plain model, sound inputs, and nothing left behind."""
+"""How to run a model without leaving a trace: call, try, keep its mode and the dice, and what must hold before."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,8 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from ..batches import batches, call, mapped, tensors
-from ..core import PruneError, mask_of, mode, places, shape
+from .checks import check_count, some
+from .core import PruneError, mask_of, mode, places, shape
+from .data import batches, mapped, tensors
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """model(x), model(*xs) or model(**xs), by what the inputs are; a Hugging Face output gives its logits."""
+    if isinstance(inputs, Mapping):
+        out = model(**inputs)
+    elif isinstance(inputs, (tuple, list)):
+        out = model(*inputs)
+    else:
+        out = model(inputs)
+    return getattr(out, "logits", out)
 
 
 @contextmanager
@@ -45,13 +57,13 @@ def check_plain(model: nn.Module, called: str = "the model", *, ours: bool = Tru
     masked = [p.name for p in places(model) if ours and mask_of(p.module, p.attribute) is not None]
     if masked:
         raise PruneError(
-            f"{called} still wears masks, on {_some(masked)}: they cost time in every forward, so it would be "
+            f"{called} still wears masks, on {some(masked)}: they cost time in every forward, so it would be "
             "measured as slower than it is. Call pl.bake(model) first, or measure pl.bake(copy.deepcopy(model))"
         )
     theirs = [path or "the model itself" for path, m in model.named_modules() if _torch_pruned(m)]
     if theirs:
         raise PruneError(
-            f"{called} still wears the masks of torch.nn.utils.prune, on {_some(theirs)}: call "
+            f"{called} still wears the masks of torch.nn.utils.prune, on {some(theirs)}: call "
             'torch.nn.utils.prune.remove(module, "weight") on each first'
         )
 
@@ -66,23 +78,9 @@ def check_numbers(model: nn.Module) -> None:
     broken = [f"{name} {shape(t)}" for name, t in named if t.is_floating_point() and bool(t.isnan().any())]
     if broken:
         raise PruneError(
-            f"{_some(broken)} of {type(model).__name__} holds NaN: training diverged or a checkpoint is "
+            f"{some(broken)} of {type(model).__name__} holds NaN: training diverged or a checkpoint is "
             "damaged; go back to weights from before"
         )
-
-
-def check_count(what: str, value: Any, least: int = 1) -> None:
-    """Raise PruneError unless value is an integer of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise PruneError(f"{what}={value!r}: give a whole number of at least {least}")
-
-
-def known(what: str, given: Iterable[str], choices: Iterable[str]) -> tuple[str, ...]:
-    """The names given, each once; PruneError if one is not among the choices."""
-    names, allowed = tuple(dict.fromkeys(given)), tuple(choices)
-    if isinstance(given, str) or not set(names) <= set(allowed):
-        raise PruneError(f"{what}={given if isinstance(given, str) else names!r}: give a tuple with some of {allowed}")
-    return names
 
 
 def rows(inputs: Any) -> int:
@@ -126,8 +124,3 @@ def attempt(model: nn.Module, inputs: Any, how: Callable[[nn.Module, Any], Any] 
     except Exception as error:  # whatever a model's own code raises, an AssertionError included
         given = ", ".join(f"{shape(t)} {t.dtype}" for t in tensors(inputs)) or type(inputs).__name__
         raise PruneError(f"{type(model).__name__} cannot run on inputs of {given}: {error}") from error
-
-
-def _some(names: list[str], limit: int = 5) -> str:
-    more = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
