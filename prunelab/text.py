@@ -1,38 +1,56 @@
-"""Numbers as people read them, and the two shapes a table takes: aligned text, and HTML."""
+"""Numbers as people read them, and the one table engine: aligned text, and HTML with everything escaped."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
-Row = Sequence[str]
+Row: TypeAlias = Sequence[str]
+Lines: TypeAlias = tuple[str, Row | None, Sequence[Row]]  # a title, a head or none, and the rows
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+THOUSANDS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
 def seconds(*times: float) -> list[str]:
-    """Times in the unit that suits the first, three figures each: 1.23 ms."""
+    """Times in the unit that suits the first, three figures each.
+
+    >>> seconds(0.00123, 0.0205)
+    ['1.23 ms', '20.5 ms']
+    """
     unit, name = next(((u, n) for u, n in ((1.0, "s"), (1e-3, "ms")) if times[0] >= u), (1e-6, "µs"))
     return [f"{_figures(t / unit)} {name}" for t in times]
 
 
 def ranged(middle: float, low: float, high: float) -> str:
-    """A time with its spread: 1.23 ms [1.20, 1.31]."""
+    """A time with its spread.
+
+    >>> ranged(0.00123, 0.0012, 0.00131)
+    '1.23 ms [1.20, 1.31]'
+    """
     first, *rest = seconds(middle, low, high)
     return f"{first} [{', '.join(t.split()[0] for t in rest)}]"
 
 
 def size(count: int) -> str:
-    """Bytes in powers of 1000: 328.5 kB."""
-    value, unit = float(count), "B"
-    for bigger in ("kB", "MB", "GB"):
-        if value >= 1000:
-            value, unit = value / 1000, bigger
-    return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
+    """Bytes in powers of 1000.
+
+    >>> size(328_540), size(512)
+    ('328.5 kB', '512 B')
+    """
+    return next((f"{count / unit:.1f} {name}" for name, unit in THOUSANDS if count >= unit), f"{count} B")
 
 
-def percent(share: float) -> str:
-    """A share of one: 94.4 %."""
-    return f"{100 * share:.1f} %"
+def percent(share: float, low: float | None = None, high: float | None = None) -> str:
+    """A share of one, with its interval where that is given.
+
+    >>> percent(0.944), percent(0.944, 0.91, 0.97)
+    ('94.4 %', '94.4 % [91.0, 97.0]')
+    """
+    spread = "" if low is None or high is None else f" [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{100 * share:.1f} %{spread}"
 
 
 def plural(n: int, noun: str) -> str:
@@ -40,10 +58,36 @@ def plural(n: int, noun: str) -> str:
     return f"{n} {noun}" + ("" if n == 1 else "s")
 
 
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first few, and how many more there are.
+
+    >>> listed(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def describe(thing: Any) -> str:
+    """What a strategy goes by, the same in every process: a text itself, a function's name, else its repr.
+
+    >>> describe("magnitude"), describe(len)
+    ('magnitude', 'len')
+    """
+    name = thing if isinstance(thing, str) else getattr(thing, "__name__", None) or repr(thing)
+    return _ADDRESS.sub("", name)
+
+
 def table(title: str, head: Row | None, rows: Sequence[Row]) -> str:
-    """The rows as aligned text under a title."""
+    """The rows as aligned text under a title.
+
+    >>> print(table("Sizes", ["what", "bytes"], [["weights", "328.5 kB"]]))
+    Sizes
+    what     bytes
+    weights  328.5 kB
+    """
     lines = [*([head] if head else []), *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
     body = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
     return "\n".join([title, *body])
 
@@ -62,20 +106,26 @@ def html(title: str, head: Row | None, rows: Sequence[Row]) -> str:
 
 
 class _Tabular(Protocol):
-    def _lines(self) -> tuple[str, Row | None, Sequence[Row]]: ...
+    def _lines(self) -> Lines: ...
 
 
 T = TypeVar("T", bound=_Tabular)
 
 
 def shown_as_table(kind: type[T]) -> type[T]:
-    """A class decorator: print its objects, and show them in a notebook, as the table that their `_lines` give."""
+    """A class decorator: print its objects, and show them in a notebook, as the table that their `_lines` give.
+
+    What `_notes` gives, where a class has it, stands below: a paragraph each.
+    """
+
+    def notes(self: T) -> list[str]:
+        return self._notes() if hasattr(self, "_notes") else []
 
     def text(self: T) -> str:
-        return table(*self._lines())
+        return "\n".join([table(*self._lines()), *notes(self)])
 
     def page(self: T) -> str:
-        return html(*self._lines())
+        return html(*self._lines()) + "".join(f"<p>{escape(note)}</p>" for note in notes(self))
 
     for name, shown in (("__str__", text), ("__repr__", text), ("_repr_html_", page)):
         setattr(kind, name, shown)

@@ -11,7 +11,7 @@ from torch import nn
 from prunelab.core import PruneError
 from prunelab.masking import apply, bake
 from prunelab.measurement import compare, latency, physics, roofline
-from prunelab.measurement.timing import _affordable, _rotated, interleaved, median_interval, resolved
+from prunelab.measurement.timing import Conditions, _affordable, _rotated, median_interval
 
 X = torch.randn(16, 32)
 
@@ -191,17 +191,10 @@ def test_a_clock_is_said_and_steady_is_one_that_can_be_read():
     steady = compare({"a": nn.Linear(32, 8)}, X, rounds=7, clock="steady").latency["a"]
     assert steady.clock in ("processor", "wall")
     assert repr(steady).endswith("cpu, processor time)") or steady.clock == "wall"
-    assert resolved("steady", 2, "cpu") == resolved("steady", 1, "cuda") == "wall"
+    assert Conditions(threads=2).clock == Conditions(device="cuda").clock == "wall"
 
 
 @pytest.mark.parametrize("given", [{"clock": "sand"}, {"clock": "processor", "threads": 2}])
 def test_a_clock_that_cannot_be_read_is_refused(given):
     with pytest.raises(PruneError, match="clock="):
         latency(nn.Linear(32, 8), X, **given)
-
-
-def test_threads_may_differ_from_task_to_task():
-    seen = {"one": set(), "two": set()}
-    tasks = {name: (lambda s=s: s.add(torch.get_num_threads())) for name, s in seen.items()}
-    interleaved(tasks, threads={"one": 1, "two": 2}, rounds=7)
-    assert seen == {"one": {1}, "two": {2}}

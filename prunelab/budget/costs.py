@@ -13,17 +13,16 @@ import numpy as np
 import torch
 from scipy.optimize import lsq_linear
 from torch import Tensor, nn
-from torch.utils._pytree import tree_iter, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from ..core import Group, Keep, PruneError, device_of
-from ..data import to
-from ..measurement.costs import macs, stored_bytes
-from ..measurement.physics import Call, layer_calls
-from ..measurement.timing import Task, interleaved, resolved, waited_for
+from ..data import tensors, to
+from ..measurement.costs import Call, layer_calls, macs_of, stored_bytes
+from ..measurement.timing import Conditions, Task, in_turns
 from ..running import call, cut, undisturbed
 from ..running import rows as rows_of
 from ..surgery import shrink
-from ..text import html, seconds, table
+from ..text import Lines, percent, plural, seconds, shown_as_table
 
 Layout: TypeAlias = dict[str, int]  # group name -> units kept
 LEVELS = (1.0, 0.75, 0.5, 0.25)  # shares kept at which layers are timed
@@ -36,8 +35,8 @@ def check_sliced(groups: Sequence[Group]) -> None:
     if whole is not None:
         raise PruneError(
             f"{whole.name} holds whole modules, such as {whole.parts[0].path}, and a budget is searched for by the "
-            'channels that layers keep: give How(granularity="neurons"), say, and remove whole modules with pl.prune '
-            "and pl.shrink first"
+            'channels that layers keep: give SearchOptions(granularity="neurons"), say, and remove whole modules with '
+            "pl.prune and pl.shrink first"
         )
 
 
@@ -46,24 +45,28 @@ def dense_layout(groups: Sequence[Group]) -> Layout:
     return {g.name: g.units for g in groups}
 
 
-def ladder(group: Group, round_to: int) -> tuple[int, ...]:
+def widths(group: Group, round_to: int) -> tuple[int, ...]:
     """The counts worth keeping, ascending: multiples of round_to, where the group has enough units for it to matter.
 
     Processors compute in packs of eight or sixteen channels, so that what lies between costs as much as the next
     multiple. A unit that is itself a block of channels, such as a head, counts alone.
+
+    >>> from prunelab.core import Member
+    >>> widths(Group("conv", 20, (Member("conv.weight", 0),)), 8)
+    (8, 16, 20)
     """
     step = round_to if group.units >= 2 * round_to and group.members[0].block == 1 else 1
     return tuple(sorted({*range(step, group.units + 1, step), group.units}))
 
 
-def at_least(rungs: Sequence[int], count: float) -> int:
-    """The lowest rung that keeps so many; the highest if none does."""
-    return next((r for r in rungs if r >= count), rungs[-1])
+def at_least(widths: Sequence[int], count: float) -> int:
+    """The lowest of the widths that keeps so many; the highest if none does."""
+    return next((w for w in widths if w >= count), widths[-1])
 
 
-def nearest(rungs: Sequence[int], count: float) -> int:
-    """The rung nearest to a count."""
-    return min(rungs, key=lambda r: (abs(r - count), r))
+def nearest(widths: Sequence[int], count: float) -> int:
+    """The width nearest to a count."""
+    return min(widths, key=lambda w: (abs(w - count), w))
 
 
 def any_keep(groups: Sequence[Group], layout: Layout) -> Keep:
@@ -72,7 +75,7 @@ def any_keep(groups: Sequence[Group], layout: Layout) -> Keep:
 
 
 def telling_layouts(
-    groups: Sequence[Group], rungs: Mapping[str, Sequence[int]], together: Iterable[frozenset[str]]
+    groups: Sequence[Group], candidates: Mapping[str, Sequence[int]], together: Iterable[frozenset[str]]
 ) -> list[Layout]:
     """Sixteen layouts in which every two groups that meet in a layer take every pair of levels, or nearly; and more.
 
@@ -87,7 +90,7 @@ def telling_layouts(
         found.append({name: _square(colour, a, b) % n for name, colour in colours.items()})
     dice = random.Random(0)
     found += [{g.name: dice.randrange(n) for g in groups} for _ in range(SCATTERED)]
-    found = [{g.name: nearest(rungs[g.name], LEVELS[x[g.name]] * g.units) for g in groups} for x in found]
+    found = [{g.name: nearest(candidates[g.name], LEVELS[x[g.name]] * g.units) for g in groups} for x in found]
     return [dict(t) for t in dict.fromkeys(tuple(f.items()) for f in found)]
 
 
@@ -111,7 +114,6 @@ RIDGE = 0.01
 PROBED = 2  # samples with which it is found out which group a layer depends on
 REST = "between the layers"
 
-Signature: TypeAlias = tuple[Any, ...]
 Costs: TypeAlias = dict[str, float]  # "latency" in seconds, "bytes", "macs"
 
 
@@ -142,6 +144,7 @@ class Row:
     costs: Costs
 
 
+@shown_as_table
 @dataclass(frozen=True, repr=False)
 class LatencyTable:
     """Every layer at several channel counts, and the cost of any layout predicted from it.
@@ -156,16 +159,17 @@ class LatencyTable:
     fits: dict[str, dict[str, Fit]]  # cost -> layer -> fit
     conditions: str
 
+    def _shares(self, layout: Layout) -> dict[str, float]:
+        return {g.name: layout[g.name] / g.units for g in self.groups}
+
     def predict(self, layout: Layout, cost: str = "latency") -> float:
         """Seconds, bytes or MACs of the model with so many units in each group."""
-        shares = {g.name: layout[g.name] / g.units for g in self.groups}
+        shares = self._shares(layout)
         return sum(fit.at(shares) for fit in self.fits[cost].values())
 
     def saved(self, layout: Layout, group: str, kept: int, cost: str = "latency") -> float:
         """What a layout costs less if one group keeps so many units instead."""
-        shares = {g.name: layout[g.name] / g.units for g in self.groups}
-        units = next(g.units for g in self.groups if g.name == group)
-        fewer = {**shares, group: kept / units}
+        shares, fewer = self._shares(layout), self._shares({**layout, group: kept})
         return sum(fit.at(shares) - fit.at(fewer) for fit in self._touching[cost, group])
 
     @cached_property
@@ -181,77 +185,95 @@ class LatencyTable:
         """The predicted cost as a fraction of the dense model's."""
         return self.predict(layout, cost) / self.predict(dense_layout(self.groups), cost)
 
-    def _lines(self) -> tuple[str, list[str], list[list[str]]]:
+    def slowest(self, layout: Layout, most: int = 3) -> str:
+        """Where the time of a layout goes, in words: its slowest layers."""
+        shares = self._shares(layout)
+        times = {name: max(fit.at(shares), 0.0) for name, fit in self.fits["latency"].items()}
+        total = max(sum(times.values()), 1e-12)
+        said = []
+        for name in sorted(times, key=lambda n: -times[n])[:most]:
+            what = "what lies between the layers" if name == REST else name
+            said.append(f"{what} takes {percent(times[name] / total)}")
+        return ", ".join(said)
+
+    def _lines(self) -> Lines:
         lines = [
             [row.layer, row.kind, ", ".join(f"{g} {n}" for g, n in row.kept.items()), seconds(row.costs["latency"])[0]]
             for row in self.rows
         ]
         return f"Each layer by the units kept, {self.conditions}", ["layer", "kind", "kept", "time"], lines
 
-    def __str__(self) -> str:
-        return table(*self._lines())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return html(*self._lines())
-
 
 def latency_table(
     model: nn.Module,
     groups: Sequence[Group],
     example: Any,
-    rungs: Mapping[str, Sequence[int]],
+    candidates: Mapping[str, Sequence[int]],
     *,
     threads: int = 1,
-    clock: str = "steady",
-    rounds: int = ROUNDS,
 ) -> LatencyTable:
     """Time every layer at several counts of the units it depends on, all in turns, on one thread.
 
-    rungs: the counts that each group may keep. Layers that look alike at two layouts are timed once.
+    candidates: the counts that each group may keep. Layers that look alike at two layouts are timed once.
     Raises PruneError for groups of whole modules.
     """
     check_sliced(groups)
     device = device_of(model)
+    on = Conditions(threads, ROUNDS, device=device.type, block=BLOCK)
     inputs = to(example, device)
-    clock = resolved(clock, threads, device.type)
     with undisturbed(model), torch.no_grad():
         depends = _dependencies(model, groups, cut(inputs, PROBED))
-        layouts = telling_layouts(groups, rungs, set(depends.values()))
+        layouts = telling_layouts(groups, candidates, set(depends.values()))
         small = [shrink(model, groups, any_keep(groups, layout)).eval() for layout in layouts]
         calls = [layer_calls(m, inputs) for m in small]
-        lean = _Shared()
-        tasks: dict[str, Task] = {}
-        for found in calls:
-            for name, one in found.items():
-                tasks.setdefault(_label(name, one), waited_for(lean.like(one).run, device))
+        tasks = _tasks(calls)
+        tasks |= {f"{REST} {i}": partial(call, m, inputs) for i, m in enumerate(small)}
+        times = {name: float(np.median(values)) for name, values in in_turns(tasks, on).items()}
+        batch = rows_of(inputs)
+        whole: list[Costs] = []
         for i, m in enumerate(small):
-            tasks[f"{REST} {i}"] = waited_for(partial(call, m, inputs), device)
-        times = interleaved(tasks, threads=threads, rounds=rounds, clock=clock, device=device.type, block=BLOCK)
-        middle = {name: float(np.median(values)) for name, values in times.items()}
-        whole = [
-            {"latency": middle[f"{REST} {i}"], "macs": macs(m, inputs), "bytes": stored_bytes(m, ["dense"])["dense"]}
-            for i, m in enumerate(small)
-        ]
-        rows = list(_rows(groups, depends, layouts, calls, middle, inputs))
+            costs = {"macs": macs_of(m, cut(inputs, 1)), "bytes": stored_bytes(m, ["dense"])["dense"]}
+            whole.append({"latency": times[f"{REST} {i}"], **costs})
+        rows = list(_rows(groups, depends, layouts, calls, times, batch))
     fits = {cost: _fitted(groups, depends, layouts, rows, whole, cost) for cost in whole[0]}
     distinct = {(r.layer, *r.kept.items()): r for layer in rows for r in layer}
-    samples = f"batch {rows_of(inputs)}, {threads} thread{'s' * (threads > 1)}, {device.type}"
-    return LatencyTable(tuple(groups), tuple(distinct.values()), fits, samples)
+    conditions = f"batch {batch}, {plural(threads, 'thread')}, {device.type}"
+    return LatencyTable(tuple(groups), tuple(distinct.values()), fits, conditions)
+
+
+def _tasks(calls: Sequence[Mapping[str, Call]]) -> dict[str, Task]:
+    """Each layer at each shape, once. Inputs of a shape are one tensor, so that hundreds of calls fit in memory."""
+    known: dict[tuple[Any, ...], Tensor] = {}
+
+    def stand_in(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor  # an index has to be a valid one
+        return known.setdefault((tuple(tensor.shape), tensor.stride(), tensor.dtype), tensor)
+
+    tasks: dict[str, Task] = {}
+    for found in calls:
+        for name, one in found.items():
+            args, kwargs = tree_map_only(Tensor, stand_in, (one.args, one.kwargs))
+            tasks.setdefault(_label(name, one), Call(one.layer, args, kwargs).run)
+    return tasks
 
 
 def _dependencies(model: nn.Module, groups: Sequence[Group], few: Any) -> dict[str, frozenset[str]]:
     """Which groups each layer's cost depends on: those without half of which its inputs or weights change shape."""
-    before = {name: _signature(c) for name, c in layer_calls(model, few).items()}
+    before = {name: _label(name, c) for name, c in layer_calls(model, few).items()}
     found: dict[str, set[str]] = {name: set() for name in before}
     for group in groups:
         layout = {**dense_layout(groups), group.name: (group.units + 1) // 2}
         after = layer_calls(shrink(model, groups, any_keep(groups, layout)).eval(), few)
         for name in found:
-            if _signature(after[name]) != before[name]:
+            if _label(name, after[name]) != before[name]:
                 found[name].add(group.name)
     return {name: frozenset(names) for name, names in found.items()}
+
+
+def _label(name: str, one: Call) -> str:
+    """A layer, and what its cost depends on: the shapes of its inputs and of its own tensors."""
+    return f"{name} {[tuple(t.shape) for t in (*tensors((one.args, one.kwargs)), *one.own)]}"
 
 
 def _rows(
@@ -260,20 +282,18 @@ def _rows(
     layouts: Sequence[Layout],
     calls: Sequence[Mapping[str, Call]],
     times: Mapping[str, float],
-    inputs: Any,
+    batch: int,
 ) -> Iterator[list[Row]]:
     """The layers of each layout."""
-    order, batch = [g.name for g in groups], rows_of(inputs)
-    work: dict[str, tuple[int, int]] = {}
+    work: dict[str, Costs] = {}
     for layout, found in zip(layouts, calls, strict=True):
         rows = []
         for name, one in found.items():
             label = _label(name, one)
             if label not in work:
-                work[label] = one.work()[0], sum(p.nbytes for p in (*one.layer.parameters(), *one.layer.buffers()))
-            costs: Costs = {"latency": times[label], "macs": work[label][0] / batch, "bytes": work[label][1]}
-            kept = {n: layout[n] for n in order if n in depends[name]}
-            rows.append(Row(name, one.kind, kept, costs))
+                work[label] = {"macs": one.work()[0] / batch, "bytes": sum(p.nbytes for p in one.own)}
+            kept = {g.name: layout[g.name] for g in groups if g.name in depends[name]}
+            rows.append(Row(name, one.kind, kept, {"latency": times[label], **work[label]}))
         yield rows
 
 
@@ -317,33 +337,3 @@ def _fit(
     scaled = np.vstack([design * weight[:, None], RIDGE * weight.mean() * np.eye(len(terms))])
     found = lsq_linear(scaled, np.append(target * weight, np.zeros(len(terms))), bounds=(lowest, np.inf))
     return Fit(tuple(terms), tuple(float(w) for w in found.x))
-
-
-class _Shared:
-    """Stand-ins for the inputs of layers: one tensor a shape, so that hundreds of calls fit in memory."""
-
-    def __init__(self) -> None:
-        self.known: dict[tuple[Any, ...], Tensor] = {}
-
-    def like(self, one: Call) -> Call:
-        args, kwargs = tree_map_only(Tensor, self._stand_in, (one.args, one.kwargs))
-        return Call(one.layer, args, kwargs)
-
-    def _stand_in(self, tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
-            return tensor  # an index has to be a valid one
-        return self.known.setdefault((tuple(tensor.shape), tensor.stride(), tensor.dtype), tensor)
-
-
-def _signature(one: Call) -> Signature:
-    """What a layer's cost depends on: the shapes of its inputs and of its own tensors."""
-    own = (*one.layer.parameters(), *one.layer.buffers())
-    return tuple(tuple(t.shape) for t in (*_tensors((one.args, one.kwargs)), *own))
-
-
-def _label(name: str, one: Call) -> str:
-    return f"{name} {_signature(one)}"
-
-
-def _tensors(nest: Any) -> Iterator[Tensor]:
-    return (t for t in tree_iter(nest) if isinstance(t, Tensor))

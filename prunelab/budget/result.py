@@ -18,13 +18,21 @@ from ..criteria import Criterion
 from ..files import write_whole
 from ..measurement import Speedup
 from ..pipeline import Recipe
-from ..text import html, percent, seconds, size, table
-from .costs import REST, Costs, LatencyTable, Layout
-from .goals import Goals
+from ..text import Lines, describe, listed, percent, shown_as_table
+from .costs import Costs, LatencyTable, Layout
+from .goals import Goals, written
 from .rules import Limits
 
-NOTHING = "nothing pruned"
-COLUMNS = ("what was tried", "stage", "steps", "accuracy (validation)", "latency", "of dense", "bytes", "MACs", "meets")
+WORTH = 1.1  # times faster: less is not worth a pruned model
+DEAR = 0.1  # of the labels: a drop beyond which a smaller network trained from the start may well be better
+NAMES = {"latency": "latency", "bytes": "bytes", "macs": "MACs"}
+COLUMNS = ["what was tried", "stage", "steps", "accuracy (validation)", "latency", "of dense", "bytes", "MACs", "meets"]
+STAGES = {  # stage -> (colour, marker, label): Okabe and Ito's colours; the marker repeats what the colour says
+    "dense": ("#000000", "X", "dense"),
+    "screened": ("#56B4E9", "o", "tried briefly"),
+    "front": ("#009E73", "^", "at other costs"),
+    "finalist": ("#0072B2", "s", "with all steps"),
+}
 
 
 @dataclass(frozen=True)
@@ -35,15 +43,8 @@ class Candidate:
     part: str
     rule: str
 
-    @property
-    def name(self) -> str:
-        """The criterion's name."""
-        if isinstance(self.criterion, str):
-            return self.criterion
-        return getattr(self.criterion, "__name__", None) or repr(self.criterion)
-
     def __str__(self) -> str:
-        return f"{self.name}, {self.rule}, {self.part}"
+        return f"{describe(self.criterion)}, {self.rule}, {self.part}"
 
 
 @dataclass(frozen=True)
@@ -67,195 +68,40 @@ class Trial:
     meets: bool = False
     candidate: Candidate | None = field(default=None, compare=False)
 
+    def shortfall(self, goals: Goals, dense: Trial) -> float:
+        """By how much it misses the goals, as the largest excess over any limit; 0 if it meets them all."""
+        over = [self.ratios[cost] / limit - 1 for cost, limit in goals.fractions(dense.costs).items()]
+        if goals.max_drop is not None:
+            over.append(dense.accuracy - self.accuracy - goals.max_drop - 1e-9)
+        return max(0.0, *over)
+
+    def rank(self, goals: Goals, dense: Trial) -> tuple[float, float, float]:
+        """The higher the better: nearer to the goals, then more accurate (or faster)."""
+        accurate, fast = self.accuracy, -self.ratios[goals.aim]
+        first, second = (accurate, fast) if goals.costs else (fast, accurate)
+        return -self.shortfall(goals, dense), first, second
+
     def row(self) -> list[str]:
         """The trial as a line of the report."""
-        low, high = self.interval
         return [
             self.name,
             self.stage,
             str(self.steps),
-            f"{percent(self.accuracy)} [{100 * low:.1f}, {100 * high:.1f}]",
-            seconds(self.costs["latency"])[0],
+            percent(self.accuracy, *self.interval),
+            written("latency", self.costs["latency"]),
             percent(self.ratios["latency"]),
-            size(round(self.costs["bytes"])),
+            written("bytes", self.costs["bytes"]),
             f"{round(self.costs['macs']):,}",
             "yes" if self.meets else "no",
         ]
 
-
-def shortfall(trial: Trial, goals: Goals, dense: Trial) -> float:
-    """By how much a trial misses the goals, as the largest excess over any limit; 0 if it meets them all."""
-    limits = goals.fractions(dense.costs)
-    over = [trial.ratios[cost] / limit - 1 for cost, limit in limits.items()]
-    if goals.max_drop is not None:
-        over.append(dense.accuracy - trial.accuracy - goals.max_drop - 1e-9)
-    return max(0.0, *over)
+    def facts(self) -> dict[str, Any]:
+        """The trial as JSON holds it."""
+        plain = ("name", "stage", "steps", "accuracy", "interval", "n", "costs", "ratios", "meets")
+        return {name: getattr(self, name) for name in plain} | {"kept": self.layout}
 
 
-def better(one: Trial, other: Trial, goals: Goals, dense: Trial) -> bool:
-    """Whether one trial is the better answer: nearer to the goals, then more accurate (or faster)."""
-    return _rank(one, goals, dense) > _rank(other, goals, dense)
-
-
-def best(trials: Sequence[Trial], goals: Goals, dense: Trial) -> Trial:
-    """The best of several; PruneError if there is none."""
-    if not trials:
-        raise PruneError("nothing was tried")
-    return max(trials, key=lambda t: _rank(t, goals, dense))
-
-
-def _rank(trial: Trial, goals: Goals, dense: Trial) -> tuple[float, float, float]:
-    worth = (trial.accuracy, -trial.ratios[goals.aim])
-    if not goals.costs:
-        worth = (-trial.ratios[goals.aim], trial.accuracy)
-    return (-shortfall(trial, goals, dense), *worth)
-
-
-WORTH = 1.1  # times faster: less is not worth a pruned model
-DEAR = 0.1  # of the labels: a drop beyond which a smaller network trained from the start may well be better
-NAMES = {"latency": "latency", "bytes": "bytes", "macs": "MACs"}
-
-
-def verdict(chosen: Trial, dense: Trial, trials: Sequence[Trial], goals: Goals, left_alone: Sequence[str]) -> str:
-    """The result, in a few sentences."""
-    said = [_dont(dense, trials, goals)] if chosen is dense else _pruned(chosen, dense, goals)
-    if left_alone:
-        said.append(f"Left as they are: {listed(left_alone)}.")
-    return " ".join(said)
-
-
-def missed(chosen: Trial, dense: Trial, trials: Sequence[Trial], goals: Goals) -> str:
-    """Why the goals are not met, and how near it got; of goals that contradict each other, both ends."""
-    limits = goals.fractions(dense.costs)
-    said = f"not met: {goals}. The nearest, {chosen.name}: {how_near(chosen, dense, goals)}."
-    if not limits or goals.max_drop is None:
-        return said
-    accurate = [t for t in trials if t is not dense and dense.accuracy - t.accuracy <= goals.max_drop]
-    cheapest = min(accurate, key=lambda t: t.ratios[goals.aim], default=None)
-    other = "nothing that was tried" if cheapest is None else f"{percent(cheapest.ratios[goals.aim])} ({cheapest.name})"
-    return (
-        f"{said} The two goals contradict each other here: within the drop, the lowest {NAMES[goals.aim]} found is "
-        f"{other}. Allow a larger drop, a higher cost, or more recover_steps"
-    )
-
-
-def how_near(trial: Trial, dense: Trial, goals: Goals) -> str:
-    """What a trial has, beside what was asked for."""
-    drop = dense.accuracy - trial.accuracy
-    parts = [too_much(trial.ratios, goals.fractions(dense.costs))]
-    if goals.max_drop is not None and drop > goals.max_drop:
-        parts.append(f"it loses {100 * drop:.1f} points of accuracy, and {100 * goals.max_drop:g} were allowed")
-    return "; ".join(p for p in parts if p)
-
-
-def too_much(ratios: Mapping[str, float], limits: Limits) -> str:
-    """Which costs are above their limits, and by how much."""
-    return ", ".join(
-        f"it has {percent(ratios[cost])} of the dense model's {NAMES[cost]}, and {percent(limit)} was asked for"
-        for cost, limit in limits.items()
-        if ratios[cost] > limit
-    )
-
-
-def remains(table: LatencyTable, layout: Layout, most: int = 3) -> str:
-    """Where the time of a layout goes: its slowest layers."""
-    shares = {g.name: layout[g.name] / g.units for g in table.groups}
-    times = {name: max(fit.at(shares), 0.0) for name, fit in table.fits["latency"].items()}
-    total = max(sum(times.values()), 1e-12)
-    slowest = sorted(times, key=lambda n: -times[n])[:most]
-    said = {REST: "what lies between the layers"}
-    return ", ".join(f"{said.get(n, n)} takes {percent(times[n] / total)}" for n in slowest)
-
-
-def listed(names: Sequence[str], most: int = 6) -> str:
-    """The first few, and how many more there are."""
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
-
-
-def _pruned(chosen: Trial, dense: Trial, goals: Goals) -> list[str]:
-    loss = dense.accuracy - chosen.accuracy
-    said = [
-        f"{'Goal met' if chosen.meets else 'Goal not met'}: {chosen.name} takes {percent(chosen.ratios['latency'])} of "
-        f"the dense model's time ({chosen.speedup} times faster), {percent(chosen.ratios['bytes'])} of its bytes and "
-        f"{percent(chosen.ratios['macs'])} of its MACs.",
-        f"On the validation data it reads {percent(chosen.accuracy)}, the dense model {percent(dense.accuracy)}.",
-    ]
-    if not chosen.meets:
-        said.append(f"What is missing: {how_near(chosen, dense, goals)}.")
-    if loss > DEAR:
-        said.append(f"That loses {100 * loss:.1f} points: compare it with a smaller network trained from the start.")
-    return said
-
-
-def _dont(dense: Trial, trials: Sequence[Trial], goals: Goals) -> str:
-    if goals.costs:
-        if dense.meets:
-            return "Don't prune: the dense model is within the goal as it is."
-        return f"Don't prune this model for this: nothing that was tried comes within the goal ({goals})."
-    within = [t for t in trials if t is not dense and not shortfall(t, goals, dense)]
-    fastest = min(within, key=lambda t: t.ratios["latency"], default=None)
-    if fastest is None:
-        return f"Don't prune this model for this: whatever was tried loses more ({goals}), or gains no time."
-    return (
-        f"Don't prune: the fastest that was tried within the goal ({goals}) is {fastest.speedup} times faster, which "
-        "is not worth a pruned model."
-    )
-
-
-STAGES = {  # stage -> (colour, marker, label): Okabe and Ito's colours; the marker repeats what the colour says
-    "dense": ("#000000", "X", "dense"),
-    "screened": ("#56B4E9", "o", "tried briefly"),
-    "front": ("#009E73", "^", "at other costs"),
-    "finalist": ("#0072B2", "s", "with all steps"),
-}
-NAMES = {"latency": "latency", "bytes": "bytes", "macs": "MACs"}
-
-
-def draw_front(
-    ax: Any, trials: Sequence[Trial], *, cost: str = "latency", chosen: Trial | None = None, limit: float | None = None
-) -> None:
-    """Draw accuracy against a cost as a share of the dense model's; the best at each cost are joined by a line."""
-    for stage, (colour, marker, label) in STAGES.items():
-        own = [t for t in trials if t.stage == stage]
-        xs, ys = [100 * t.ratios[cost] for t in own], [100 * t.accuracy for t in own]
-        if own:
-            ax.plot(xs, ys, marker, color=colour, linestyle="none", label=label, markersize=7, alpha=0.85)
-    best = frontier(trials, cost)
-    ax.plot([100 * t.ratios[cost] for t in best], [100 * t.accuracy for t in best], "-", color="#999999", zorder=0)
-    if limit is not None:
-        ax.axvline(100 * limit, color="#D55E00", linestyle="--", linewidth=1.2, label="goal")
-    if chosen is not None:
-        at = 100 * chosen.ratios[cost], 100 * chosen.accuracy
-        ax.plot(*at, "o", markersize=16, fillstyle="none", color="#D55E00", linestyle="none", label="chosen")
-    ax.set_xlabel(f"{NAMES[cost]}, % of the dense model's")
-    ax.set_ylabel("accuracy (validation), %")
-    ax.legend(loc="lower right", fontsize=8)
-
-
-def frontier(trials: Sequence[Trial], cost: str = "latency") -> list[Trial]:
-    """The trials that no other beats at no higher cost, from the cheapest on."""
-    found: list[Trial] = []
-    for trial in sorted(trials, key=lambda t: (t.ratios[cost], -t.accuracy)):
-        if not found or trial.accuracy > found[-1].accuracy:
-            found.append(trial)
-    return found
-
-
-def save_front(path: Path, result: Result) -> None:
-    """The picture as a PNG."""
-    from matplotlib.figure import Figure  # not above: only a report that is saved needs it
-
-    figure = Figure(figsize=(6.5, 4), dpi=120, layout="constrained")
-    ax = figure.subplots()
-    aim = result.goals.aim
-    limit = result.goals.fractions(result.dense.costs).get(aim)
-    draw_front(ax, result.trials, cost=aim, chosen=result.chosen, limit=limit)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", facecolor="white")
-    write_whole(path, out.getvalue())
-
-
+@shown_as_table
 @dataclass(frozen=True, repr=False)
 class Result:
     """The model that was chosen, all that was tried, and what it took.
@@ -300,8 +146,65 @@ class Result:
     @property
     def verdict(self) -> str:
         """The result in words."""
-        said = verdict(self.chosen, self.dense, self.trials, self.goals, self.left_alone)
-        return said if self.complete else f"Interrupted: the best so far. {said}"
+        said = [] if self.complete else ["Interrupted: the best so far."]
+        said += [self._dont()] if self.chosen is self.dense else self._pruned()
+        if self.left_alone:
+            said.append(f"Left as they are: {listed(self.left_alone, 6)}.")
+        return " ".join(said)
+
+    def _pruned(self) -> list[str]:
+        chosen = self.chosen
+        time, size, work = (percent(chosen.ratios[cost]) for cost in NAMES)
+        said = [
+            f"{'Goal met' if self.met else 'Goal not met'}: {chosen.name} takes {time} of the dense model's time "
+            f"({chosen.speedup} times faster), {size} of its bytes and {work} of its MACs.",
+            f"On the validation data it reads {percent(chosen.accuracy)}, the dense model "
+            f"{percent(self.dense.accuracy)}.",
+        ]
+        if not self.met:
+            said.append(f"What is missing: {self.missing}.")
+        if self.drop > DEAR:
+            lost = f"{100 * self.drop:.1f} points"
+            said.append(f"That loses {lost}: compare it with a smaller network trained from the start.")
+        return said
+
+    def _dont(self) -> str:
+        if self.goals.costs and self.dense.meets:
+            return "Don't prune: the dense model is within the goal as it is."
+        if self.goals.costs:
+            return f"Don't prune this model for this: nothing that was tried comes within the goal ({self.goals})."
+        within = [t for t in self.trials if t is not self.dense and not t.shortfall(self.goals, self.dense)]
+        fastest = min(within, key=lambda t: t.ratios["latency"], default=None)
+        if fastest is None:
+            return f"Don't prune this model for this: whatever was tried loses more ({self.goals}), or gains no time."
+        return (
+            f"Don't prune: the fastest that was tried within the goal ({self.goals}) is {fastest.speedup} times "
+            "faster, which is not worth a pruned model."
+        )
+
+    @property
+    def missing(self) -> str:
+        """What the chosen model has, beside what was asked for."""
+        parts = [too_much(self.chosen.ratios, self.goals.fractions(self.dense.costs))]
+        allowed = self.goals.max_drop
+        if allowed is not None and self.drop > allowed:
+            parts.append(f"it loses {100 * self.drop:.1f} points of accuracy, and {100 * allowed:g} were allowed")
+        return "; ".join(p for p in parts if p)
+
+    def refusal(self) -> GoalNotMet:
+        """Why the goals are not met, and how near it got; of goals that contradict each other, both ends."""
+        goals, dense = self.goals, self.dense
+        said = f"not met: {goals}. The nearest, {self.chosen.name}: {self.missing}."
+        if not goals.costs or goals.max_drop is None:
+            return GoalNotMet(said, self)
+        accurate = [t for t in self.trials if t is not dense and dense.accuracy - t.accuracy <= goals.max_drop]
+        cheapest = min(accurate, key=lambda t: t.ratios[goals.aim], default=None)
+        nearest = f"{percent(cheapest.ratios[goals.aim])} ({cheapest.name})" if cheapest else "nothing that was tried"
+        return GoalNotMet(
+            f"{said} The two goals contradict each other here: within the drop, the lowest {NAMES[goals.aim]} found is "
+            f"{nearest}. Allow a larger drop, a higher cost, or more recover_steps",
+            self,
+        )
 
     @property
     def conditions(self) -> str:
@@ -311,51 +214,35 @@ class Result:
             f"Python {platform.python_version()}, {platform.machine()}; {self.calibrated}; {self.seconds:.0f} s"
         )
 
-    def _lines(self) -> tuple[str, list[str], list[list[str]]]:
+    def _lines(self) -> Lines:
         rows = [[f"{'→ ' if t is self.chosen else ''}{t.row()[0]}", *t.row()[1:]] for t in self.trials]
-        return f"Tried for: {self.goals}", list(COLUMNS), rows
+        return f"Tried for: {self.goals}", COLUMNS, rows
 
-    def __str__(self) -> str:
-        return "\n".join([table(*self._lines()), self.verdict, self.conditions])
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return html(*self._lines()) + f"<p>{self.verdict}</p><p>{self.conditions}</p>"
+    def _notes(self) -> list[str]:
+        return [self.verdict, self.conditions]
 
     def as_json(self) -> str:
         """The report as JSON: goals, every trial, the verdict, seed and versions."""
-        trials = [
-            {
-                "name": t.name,
-                "stage": t.stage,
-                "steps": t.steps,
-                "kept": t.layout,
-                "accuracy": t.accuracy,
-                "interval": list(t.interval),
-                "n": t.n,
-                "costs": t.costs,
-                "ratios": t.ratios,
-                "meets": t.meets,
-                "chosen": t is self.chosen,
-            }
-            for t in self.trials
-        ]
-        found: dict[str, Any] = {
+        plain = ("met", "complete", "advice", "verdict", "conditions", "seed", "left_alone", "notes")
+        found = {
             "format": "prunelab budget 1",
             "goals": str(self.goals),
-            "met": self.met,
-            "complete": self.complete,
-            "advice": self.advice,
-            "verdict": self.verdict,
-            "conditions": self.conditions,
-            "seed": self.seed,
+            **{name: getattr(self, name) for name in plain},
             "versions": {"torch": torch.__version__, "python": platform.python_version()},
-            "left_alone": list(self.left_alone),
-            "notes": list(self.notes),
-            "trials": trials,
+            "trials": [{**t.facts(), "chosen": t is self.chosen} for t in self.trials],
         }
         return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+
+    def save_front(self, path: Path) -> None:
+        """The picture of the search as a PNG."""
+        from matplotlib.figure import Figure  # not above: only a report that is saved needs it
+
+        figure = Figure(figsize=(6.5, 4), dpi=120, layout="constrained")
+        limit = self.goals.fractions(self.dense.costs).get(self.goals.aim)
+        draw_front(figure.subplots(), self.trials, cost=self.goals.aim, chosen=self.chosen, limit=limit)
+        out = io.BytesIO()
+        figure.savefig(out, format="png", facecolor="white")
+        write_whole(path, out.getvalue())
 
 
 class GoalNotMet(PruneError):
@@ -364,3 +251,44 @@ class GoalNotMet(PruneError):
     def __init__(self, message: str, result: Result | None = None):
         super().__init__(message)
         self.result = result
+
+
+def too_much(ratios: Mapping[str, float], limits: Limits) -> str:
+    """Which costs are above their limits, and by how much."""
+    return ", ".join(
+        f"it has {percent(ratios[cost])} of the dense model's {NAMES[cost]}, and {percent(limit)} was asked for"
+        for cost, limit in limits.items()
+        if ratios[cost] > limit
+    )
+
+
+def frontier(trials: Sequence[Trial], cost: str = "latency") -> list[Trial]:
+    """The trials that no other beats at no higher cost, from the cheapest on."""
+    found: list[Trial] = []
+    for trial in sorted(trials, key=lambda t: (t.ratios[cost], -t.accuracy)):
+        if not found or trial.accuracy > found[-1].accuracy:
+            found.append(trial)
+    return found
+
+
+def draw_front(
+    ax: Any, trials: Sequence[Trial], *, cost: str = "latency", chosen: Trial | None = None, limit: float | None = None
+) -> None:
+    """Draw accuracy against a cost as a share of the dense model's; the best at each cost are joined by a line."""
+
+    def at(some: Sequence[Trial]) -> tuple[list[float], list[float]]:
+        return [100 * t.ratios[cost] for t in some], [100 * t.accuracy for t in some]
+
+    for stage, (colour, marker, label) in STAGES.items():
+        own = [t for t in trials if t.stage == stage]
+        if own:
+            ax.plot(*at(own), marker, color=colour, linestyle="none", label=label, markersize=7, alpha=0.85)
+    ax.plot(*at(frontier(trials, cost)), "-", color="#999999", zorder=0)
+    if limit is not None:
+        ax.axvline(100 * limit, color="#D55E00", linestyle="--", linewidth=1.2, label="goal")
+    if chosen is not None:
+        ring = {"markersize": 16, "fillstyle": "none", "color": "#D55E00", "linestyle": "none"}
+        ax.plot(*at([chosen]), "o", label="chosen", **ring)
+    ax.set_xlabel(f"{NAMES[cost]}, % of the dense model's")
+    ax.set_ylabel("accuracy (validation), %")
+    ax.legend(loc="lower right", fontsize=8)

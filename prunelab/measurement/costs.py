@@ -6,6 +6,7 @@ import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -18,9 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..checks import known
 from ..core import Mask, PruneError, device_of, mask_of, places
-from ..data import to
+from ..data import tensors, to
 from ..layers import prunable
-from ..running import attempt, cut, undisturbed
+from ..running import attempt, cut, hooked, undisturbed
 
 GZIP_LEVEL = 6  # what `gzip` does unless told otherwise
 _CHUNK = 1 << 24  # bytes handed to zlib at a time
@@ -29,7 +30,11 @@ Written: TypeAlias = dict[int, Callable[[], Tensor]]
 
 
 def count(model: nn.Module) -> tuple[int, int]:
-    """(parameters, those of them that are not zero). Tied ones count once; what a mask hides counts as zero."""
+    """(parameters, those of them that are not zero). Tied ones count once; what a mask hides counts as zero.
+
+    >>> count(nn.BatchNorm2d(8))  # 8 weights of 1, 8 biases of 0
+    (16, 8)
+    """
     written = _masked(model)
     parameters = nonzero = 0
     for parameter in model.parameters():
@@ -50,37 +55,23 @@ def stored_bytes(model: nn.Module, formats: Iterable[str] | None = None) -> dict
     csr and bitmask encode what `prunable` names; biases, norms and buffers stay dense. Counted is what a
     checkpoint holds: tied tensors once, no non-persistent buffers, masks as if baked. gzip reads about 20 MB/s
     and never holds more than one tensor's copy. Raises PruneError for an unknown format.
+
+    >>> layer = nn.Linear(10, 4)  # 40 weights and 4 biases, 4 bytes each
+    >>> with torch.no_grad():
+    ...     _ = layer.weight[:, 1:].zero_()  # 4 weights stay: 4 * 4 bytes and 40 bits, and 16 bytes of biases
+    >>> stored_bytes(layer, ["dense", "bitmask"])
+    {'dense': 176, 'bitmask': 37}
     """
-    return {name: FORMATS[name](model) for name in known("formats", FORMATS if formats is None else formats, FORMATS)}
+    wanted = known("formats", FORMATS if formats is None else formats, FORMATS)
+    return {name: FORMATS[name](_stored(model)) for name in wanted}
 
 
-def _dense_bytes(model: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor, _ in _stored(model))
+Stored: TypeAlias = Iterable[tuple[Tensor, bool]]  # what a checkpoint holds, and whether pruning may zero it
 
 
-def _csr_bytes(model: nn.Module) -> int:
-    return sum(_csr(tensor) if weight else tensor.nbytes for tensor, weight in _stored(model))
-
-
-def _bitmask_bytes(model: nn.Module) -> int:
-    return sum(_bitmask(tensor) if weight else tensor.nbytes for tensor, weight in _stored(model))
-
-
-def _gzip_bytes(model: nn.Module) -> int:
-    packer = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, wbits=31)  # 31: with gzip's header and checksum
-    packed = 0
-    for tensor, _ in _stored(model):
-        raw = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-        packed += sum(len(packer.compress(raw[i : i + _CHUNK])) for i in range(0, len(raw), _CHUNK))
-    return packed + len(packer.flush())
-
-
-FORMATS: dict[str, Callable[[nn.Module], int]] = {
-    "dense": _dense_bytes,
-    "csr": _csr_bytes,
-    "bitmask": _bitmask_bytes,
-    "gzip": _gzip_bytes,
-}
+def _encoded(weights: Callable[[Tensor], int]) -> Callable[[Stored], int]:
+    """A format that encodes the weights in some way, and keeps all else dense."""
+    return lambda stored: sum(weights(t) if weight else t.nbytes for t, weight in stored)
 
 
 def _csr(weight: Tensor) -> int:
@@ -96,6 +87,23 @@ def _bitmask(weight: Tensor) -> int:
 
 def _nonzero(tensor: Tensor) -> int:
     return int(torch.count_nonzero(tensor.detach()))
+
+
+def _gzip(stored: Stored) -> int:
+    packer = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, wbits=31)  # 31: with gzip's header and checksum
+    packed = 0
+    for tensor, _ in stored:
+        raw = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        packed += sum(len(packer.compress(raw[i : i + _CHUNK])) for i in range(0, len(raw), _CHUNK))
+    return packed + len(packer.flush())
+
+
+FORMATS: dict[str, Callable[[Stored], int]] = {
+    "dense": _encoded(lambda weight: weight.nbytes),
+    "csr": _encoded(_csr),
+    "bitmask": _encoded(_bitmask),
+    "gzip": _gzip,
+}
 
 
 def _stored(model: nn.Module) -> Iterator[tuple[Tensor, bool]]:
@@ -133,10 +141,20 @@ def macs(model: nn.Module, example: Any) -> int:
     zero count like any other, because a dense kernel does them: pruned weights lower this number only once
     they are removed. Not counted: what is done element by element (norms, activations), and nn.Bilinear.
     `example`: inputs with samples along dimension 0; the first one is run. Raises PruneError if it can't be.
+
+    >>> macs(nn.Linear(300, 100), torch.zeros(64, 300))  # 300 x 100
+    30000
+    >>> macs(nn.Conv2d(3, 8, 3, padding=1), torch.zeros(1, 3, 16, 16))  # 3 x 8 x 9 at each of 16 x 16 places
+    55296
     """
-    inputs = to(cut(example, 1), device_of(model))
+    with undisturbed(model), torch.no_grad():
+        return macs_of(model, to(cut(example, 1), device_of(model)))
+
+
+def macs_of(model: nn.Module, inputs: Any) -> int:
+    """`macs` of a model that is ready to run, on inputs where it lies: of all of them."""
     counter = FlopCounterMode(display=False)
-    with undisturbed(model), torch.no_grad(), transparent_kernels(), counter:
+    with transparent_kernels(), counter:
         attempt(model, inputs)
     return counter.get_total_flops() // 2  # a multiplication and an addition make one
 
@@ -170,14 +188,22 @@ def peak_memory(model: nn.Module, example: Any, *, batch_size: int | None = None
     between operators, attention unfused. That gives the same number on every machine, but misses the
     scratch space within a kernel: oneDNN's reordering can double a single convolution's, in ResNet-18 it is
     nothing. `batch_size` cuts the example. Raises PruneError if the model cannot run on it.
+
+    >>> peak_memory(nn.Linear(8, 100), torch.zeros(2, 8))  # 2 x 100 outputs of 4 bytes
+    800
     """
-    device = device_of(model)
-    inputs = to(cut(example, batch_size), device)
     with undisturbed(model), torch.no_grad():
-        return _on_gpu(model, inputs, device) if device.type == "cuda" else _by_tensor(model, inputs)
+        return activations(model, to(cut(example, batch_size), device_of(model)))
 
 
-def _on_gpu(model: nn.Module, inputs: Any, device: torch.device) -> int:
+def activations(model: nn.Module, inputs: Any) -> int:
+    """`peak_memory` of a model that is ready to run, on inputs where it lies."""
+    device = device_of(model)
+    if device.type != "cuda":
+        ledger = _Ledger()
+        with transparent_kernels(), ledger:
+            attempt(model, inputs)
+        return ledger.peak
     attempt(model, inputs)  # what the libraries allocate once, and keep, is not the forward's
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
@@ -185,13 +211,6 @@ def _on_gpu(model: nn.Module, inputs: Any, device: torch.device) -> int:
     peak = torch.cuda.max_memory_allocated(device)
     del output  # alive until the peak was read: it is part of what a forward needs
     return peak - before
-
-
-def _by_tensor(model: nn.Module, inputs: Any) -> int:
-    ledger = _Ledger()
-    with transparent_kernels(), ledger:
-        attempt(model, inputs)
-    return ledger.peak
 
 
 class _Ledger(TorchDispatchMode):
@@ -224,3 +243,59 @@ class _Ledger(TorchDispatchMode):
     def _write_off(self, address: int, size: int) -> None:
         self._known.discard(address)
         self.live -= size
+
+
+@dataclass(frozen=True)
+class Call:
+    """A layer, and the arguments it was called with."""
+
+    layer: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """The layer's class."""
+        return type(self.layer).__name__
+
+    @property
+    def own(self) -> tuple[Tensor, ...]:
+        """The layer's parameters and buffers."""
+        return (*self.layer.parameters(), *self.layer.buffers())
+
+    def run(self) -> Any:
+        """The call once more."""
+        return self.layer(*self.args, **self.kwargs)
+
+    def work(self) -> tuple[int, int]:
+        """MACs, and bytes of the weights, the inputs and the outputs."""
+        counter = FlopCounterMode(display=False)
+        with transparent_kernels(), counter:
+            output = self.run()
+        return counter.get_total_flops() // 2, sum(
+            t.nbytes for t in (*self.own, *tensors((self.args, self.kwargs, output)))
+        )
+
+
+def layer_calls(model: nn.Module, inputs: Any) -> dict[str, Call]:
+    """Every call of a module without children in one forward pass, in order; torch's attention counts as one.
+
+    A second call of the layer "fc" is "fc (2)".
+    """
+    attention = [m for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
+    inside = {child for m in attention for child in m.modules() if child is not m}
+    leaves = {
+        m: path or type(m).__name__
+        for path, m in model.named_modules()
+        if m not in inside and (m in attention or not any(m.children()))
+    }
+    found: dict[str, Call] = {}
+
+    def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        path = leaves[layer]
+        again = sum(name.partition(" ")[0] == path for name in found)
+        found[f"{path} ({again + 1})" if again else path] = Call(layer, args, kwargs)
+
+    with hooked(leaves, note):
+        attempt(model, inputs)
+    return found

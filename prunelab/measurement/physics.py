@@ -1,4 +1,4 @@
-"""The physics of notebook 02: machine, roofline, sparse kernels, pitfalls, verdicts. Only the lessons use it."""
+"""The physics of notebook 02: machine, roofline, sparse kernels, pitfalls, verdicts. Only its lesson uses them."""
 
 from __future__ import annotations
 
@@ -7,43 +7,32 @@ import math
 import statistics
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..checks import check_count, known
 from ..core import Masks, PruneError, device_of
-from ..data import tensors, to
+from ..data import to
 from ..masking import apply, bake
-from ..running import attempt, call, check_plain, cut, rows, undisturbed
-from ..text import percent, plural, seconds, shown_as_table, size
-from .costs import transparent_kernels
-from .timing import (
-    Blocks,
-    Comparison,
-    Latency,
-    Speedup,
-    Task,
-    compare,
-    forward,
-    interleaved,
-    resolved,
-    speedups,
-    summary,
-    ticking,
-    waited_for,
-)
+from ..running import call, check_plain, cut, rows, undisturbed
+from ..text import Lines, percent, plural, seconds, shown_as_table, size
+from .costs import layer_calls
+from .timing import Blocks, Comparison, Conditions, Latency, Speedup, Task, forward, forwards, in_turns
+
+ROUNDS = 9  # of so many, the interval of the median leaves out the extremes
+STEADY = Conditions(rounds=ROUNDS)
+
+# The machine
 
 BUFFERS = (1 << 18, 1 << 22, 1 << 26)  # bytes copied: in the nearest caches, in the last one, in none
 PRODUCT = 512  # rows and columns of the matrix product that measures the peak, with
 CONVOLVED = (8, 64, 16, 16)  # what a convolution from 64 to 64 channels is given: (images, channels, height, width)
-ROUNDS = 9
 # A layer of each kind that has a launch of its own, as small as can be, and the shape of its input.
 KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "Linear": (lambda: nn.Linear(1, 1), (1, 1)),
@@ -86,14 +75,45 @@ class Machine:
         """Seconds: the longer of computing and moving, and the launch on top."""
         return max(macs / self.peak, moved / self.bandwidth(moved)) + self.floor(kind)
 
-    def _lines(self) -> tuple[str, None, list[list[str]]]:
+    def _lines(self) -> Lines:
         lines = [
             ["peak", f"{self.peak / 1e9:.1f} GMAC/s"],
             *([f"bytes, {size(b)} buffer", f"{rate / 1e9:.1f} GB/s"] for b, rate in self.bandwidths),
             *([f"launch, {kind}", seconds(t)[0]] for kind, t in self.floors.items()),
         ]
-        where = plural(self.threads, "thread") if self.device == "cpu" else self.device
-        return f"This machine, {where}", None, lines
+        return f"This machine, {_place(self.threads, self.device)}", None, lines
+
+
+def machine(*, product: int = PRODUCT, buffers: tuple[int, ...] = BUFFERS, on: Conditions = STEADY) -> Machine:
+    """Measure this machine: the best of a few rounds each of float32 work, of copies, and of tiny layers.
+
+    A copy of b bytes moves 2 b (what a cache fetches before it is written over is not counted). The peak is the
+    libraries' best, not the data sheet's: of a matrix product and a 3x3 convolution the faster, for these come from
+    different libraries, and on some processors one of them is twice as fast.
+    """
+    where = torch.device(on.device)
+    square = torch.randn(product, product, generator=torch.Generator().manual_seed(0)).to(where)
+    images = torch.ones(CONVOLVED, device=where)
+    kernels = torch.ones(CONVOLVED[1], CONVOLVED[1], 3, 3, device=where)
+    macs = {"product": product**3, "convolution": images.numel() * kernels[0].numel()}
+    tasks: dict[str, Task] = {
+        "product": lambda: square @ square,
+        "convolution": lambda: F.conv2d(images, kernels, padding=1),
+    }
+    for buffer in buffers:
+        source = torch.ones(buffer // 4, device=where)
+        tasks[f"copy {buffer}"] = partial(torch.empty_like(source).copy_, source)
+    with torch.random.fork_rng(devices=()), torch.no_grad():
+        for kind, (make, shape) in KINDS.items():
+            tasks[f"launch {kind}"] = partial(make().to(where).eval(), torch.zeros(shape, device=where))
+        times = in_turns(tasks, on)
+    return Machine(
+        peak=max(work / min(times[name]) for name, work in macs.items()),
+        bandwidths=tuple((b, 2 * b / min(times[f"copy {b}"])) for b in buffers),
+        floors={kind: statistics.median(times[f"launch {kind}"]) for kind in KINDS},
+        threads=on.threads,
+        device=on.device,
+    )
 
 
 @shown_as_table
@@ -118,67 +138,24 @@ class Floor:
         """The MACs of the first layer that takes more than twice as long as the smallest; None if none does."""
         return next((n * n * t.batch for n, t in self.rows if t.p50 > 2 * self.seconds), None)
 
-    def _lines(self) -> tuple[str, list[str], list[list[str]]]:
+    def _lines(self) -> Lines:
         lines = [[f"{n} -> {n}", f"{n * n * t.batch:,}", str(t)] for n, t in self.rows]
         return f"Linear layers, {self.rows[0][1].conditions}: p50 [p10, p90]", ["layer", "MACs", "time"], lines
 
 
-def machine(
-    *, threads: int = 1, device: str = "cpu", clock: str = "steady", rounds: int = ROUNDS, product: int = PRODUCT,
-    buffers: tuple[int, ...] = BUFFERS,
-) -> Machine:  # fmt: skip
-    """Measure this machine: the best of a few rounds each of float32 work, of copies, and of tiny layers.
-
-    A copy of b bytes moves 2 b (what a cache fetches before it is written over is not counted). The peak is the
-    libraries' best, not the data sheet's: of a matrix product and a 3x3 convolution the faster, for these come from
-    different libraries, and on some processors one of them is twice as fast.
-    """
-    clock = resolved(clock, threads, device)
-    where = torch.device(device)
-    square = torch.randn(product, product, generator=torch.Generator().manual_seed(0)).to(where)
-    images = torch.ones(CONVOLVED, device=where)
-    kernels = torch.ones(CONVOLVED[1], CONVOLVED[1], 3, 3, device=where)
-    macs = {"product": product**3, "convolution": images.numel() * kernels[0].numel()}
-    tasks: dict[str, Task] = {
-        "product": lambda: square @ square,
-        "convolution": lambda: F.conv2d(images, kernels, padding=1),
-    }
-    for buffer in buffers:
-        source = torch.ones(buffer // 4, device=where)
-        tasks[f"copy {buffer}"] = partial(torch.empty_like(source).copy_, source)
-    with torch.random.fork_rng(devices=()):
-        for kind, (make, shape) in KINDS.items():
-            tasks[f"launch {kind}"] = partial(make().to(where).eval(), torch.zeros(shape, device=where))
-    with torch.no_grad():
-        tasks = {name: waited_for(task, where) for name, task in tasks.items()}
-        times = interleaved(tasks, threads=threads, rounds=rounds, clock=clock, device=device)
-    return Machine(
-        peak=max(work / min(times[name]) for name, work in macs.items()),
-        bandwidths=tuple((b, 2 * b / min(times[f"copy {b}"])) for b in buffers),
-        floors={kind: statistics.median(times[f"launch {kind}"]) for kind in KINDS},
-        threads=threads,
-        device=device,
-    )
-
-
-def floor(
-    sizes: Sequence[int] = SIZES, *, batch: int = 1, threads: int = 1, device: str = "cpu", clock: str = "steady",
-    rounds: int = ROUNDS,
-) -> Floor:  # fmt: skip
+def floor(sizes: Sequence[int] = SIZES, *, batch: int = 1, on: Conditions = STEADY) -> Floor:
     """Time linear layers n -> n, from one weight up, in turns: what a layer costs that does hardly anything."""
     check_count("batch", batch)
     for n in sizes:
         check_count("sizes", n)
-    clock = resolved(clock, threads, device)
-    where = torch.device(device)
     with torch.random.fork_rng(devices=()), torch.no_grad():
-        layers = {n: nn.Linear(n, n).to(where).eval() for n in sorted(set(sizes))}
-        tasks = {str(n): waited_for(partial(m, torch.zeros(batch, n, device=where)), where) for n, m in layers.items()}
-        times = interleaved(tasks, threads=threads, rounds=rounds, clock=clock, device=device)
-    return Floor(tuple((n, summary(times[str(n)], batch, threads, device, clock)) for n in layers))
+        layers = {n: nn.Linear(n, n).to(on.device).eval() for n in sorted(set(sizes))}
+        tasks = {str(n): forward(m, torch.zeros(batch, n)) for n, m in layers.items()}
+        found = Comparison.of(in_turns(tasks, on), batch, on)
+    return Floor(tuple((n, found.latency[str(n)]) for n in layers))
 
 
-_WHOLE = "the whole model"
+# The roofline
 
 
 @dataclass(frozen=True)
@@ -222,24 +199,16 @@ class Roofline:
         """Which part of the layers' time the layers of one kind took, such as "MaxPool2d"."""
         return sum(layer.measured.p50 for layer in self.layers if layer.kind == kind) / self.measured
 
-    def _lines(self) -> tuple[str, list[str], list[list[str]]]:
-        lines = [
-            [x.name, x.kind, f"{x.macs:,}", size(x.moved), f"{x.intensity:.1f}", x.bound, *_times(x)]
-            for x in self.layers
-        ]
-        sums = [sum(x.macs for x in self.layers), sum(x.moved for x in self.layers)]
-        total = [
-            "all",
-            "",
-            f"{sums[0]:,}",
-            size(sums[1]),
-            "",
-            "",
-            seconds(self.predicted)[0],
-            seconds(self.measured)[0],
-        ]
+    def _lines(self) -> Lines:
+        lines = []
+        for x in self.layers:
+            times = [seconds(x.predicted)[0], str(x.measured)]
+            lines.append([x.name, x.kind, f"{x.macs:,}", size(x.moved), f"{x.intensity:.1f}", x.bound, *times])
+        macs, moved = sum(x.macs for x in self.layers), sum(x.moved for x in self.layers)
+        times = [seconds(self.predicted)[0], seconds(self.measured)[0]]
         head = ["layer", "kind", "MACs", "moved", "MACs/byte", "bound by", "predicted", "measured"]
-        return f"Predicted and measured, {self.whole.conditions}; the whole model: {self.whole}", head, [*lines, total]
+        title = f"Predicted and measured, {self.whole.conditions}; the whole model: {self.whole}"
+        return title, head, [*lines, ["all", "", f"{macs:,}", size(moved), "", "", *times]]
 
 
 def roofline(
@@ -258,77 +227,32 @@ def roofline(
     with masks on, without layers, or on another device than the machine was measured on.
     """
     check_plain(model)
-    device = device_of(model)
+    device = device_of(model).type
     if on is None:
-        on = machine(device=device.type, rounds=rounds, clock=clock)
-    if on.device != device.type:
-        raise PruneError(f"the model lies on {device.type}, and the machine was measured on {on.device}: use that")
-    clock = resolved(clock, on.threads, device.type)
-    inputs = to(cut(example, batch_size), device)
+        on = machine(on=Conditions(1, rounds, clock, device))
+    if on.device != device:
+        raise PruneError(f"the model lies on {device}, and the machine was measured on {on.device}: use that")
+    timed = Conditions(on.threads, rounds, clock, device)
+    inputs = to(cut(example, batch_size), device_of(model))
     with undisturbed(model), torch.no_grad():
         calls = layer_calls(model, inputs)
         if not calls:
             raise PruneError(f"{type(model).__name__} has no layers: no module without children was called")
-        tasks: dict[str, Task] = {name: waited_for(c.run, device) for name, c in calls.items()}
-        tasks[_WHOLE] = waited_for(lambda: call(model, inputs), device)
         work = {name: c.work() for name, c in calls.items()}
-        times = interleaved(tasks, threads=on.threads, rounds=rounds, clock=clock, device=device.type)
-    taken = {name: summary(values, rows(inputs), on.threads, device.type, clock) for name, values in times.items()}
-    layers = tuple(_layer(name, c.kind, *work[name], on, taken[name]) for name, c in calls.items())
-    return Roofline(on, layers, taken[_WHOLE])
+        tasks: dict[str, Task] = {f"layer {name}": c.run for name, c in calls.items()}
+        tasks["whole"] = partial(call, model, inputs)
+        taken = Comparison.of(in_turns(tasks, timed), rows(inputs), timed).latency
+    layers = []
+    for name, c in calls.items():
+        macs, moved = work[name]
+        parts = {"compute": macs / on.peak, "memory": moved / on.bandwidth(moved), "launch": on.floor(c.kind)}
+        bound = max(parts, key=lambda k: parts[k])
+        predicted = on.predict(macs, moved, c.kind)
+        layers.append(Layer(name, c.kind, macs, moved, predicted, taken[f"layer {name}"], bound))
+    return Roofline(on, tuple(layers), taken["whole"])
 
 
-@dataclass(frozen=True)
-class Call:
-    """A layer, and the arguments it was called with."""
-
-    layer: nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    @property
-    def kind(self) -> str:
-        return type(self.layer).__name__
-
-    def run(self) -> Any:
-        return self.layer(*self.args, **self.kwargs)
-
-    def work(self) -> tuple[int, int]:
-        """MACs, and bytes of the weights, the inputs and the outputs."""
-        counter = FlopCounterMode(display=False)
-        with transparent_kernels(), counter:
-            output = self.run()
-        own = (*self.layer.parameters(), *self.layer.buffers())
-        return counter.get_total_flops() // 2, sum(t.nbytes for t in (*own, *tensors((self.args, self.kwargs, output))))
-
-
-def layer_calls(model: nn.Module, inputs: Any) -> dict[str, Call]:
-    """Every call of a module without children in one forward pass, in order; torch's attention counts as one."""
-    found: dict[str, Call] = {}
-    attention = [m for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
-    inside = {child for m in attention for child in m.modules() if child is not m}
-    with ExitStack() as stack:
-        for path, module in model.named_modules():
-            if module not in inside and (module in attention or not any(module.children())):
-                hook = partial(_record, found, path or type(module).__name__)
-                stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-        attempt(model, inputs)
-    return found
-
-
-def _record(found: dict[str, Call], path: str, layer: nn.Module, args: Any, kwargs: Any) -> None:
-    again = sum(name.partition(" ")[0] == path for name in found)
-    found[f"{path} ({again + 1})" if again else path] = Call(layer, args, kwargs)
-
-
-def _layer(name: str, kind: str, macs: int, moved: int, on: Machine, taken: Latency) -> Layer:
-    parts = {"compute": macs / on.peak, "memory": moved / on.bandwidth(moved), "launch": on.floor(kind)}
-    return Layer(name, kind, macs, moved, on.predict(macs, moved, kind), taken, max(parts, key=lambda k: parts[k]))
-
-
-def _times(layer: Layer) -> list[str]:
-    return [seconds(layer.predicted)[0], str(layer.measured)]
-
+# Sparse kernels
 
 KERNELS = ("dense", "csr", "bsr", "2:4")
 SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.99)
@@ -336,9 +260,6 @@ MOST = 0.99  # the highest sparsity at which a crossover is looked for
 PROBES = 4  # halvings of the range of densities: to within a third of the density at the crossover
 FLANK = 1.3  # how many times that density, and its inverse, are tried at the end
 BLOCK = (16, 16)  # rows by columns of the blocks that go together in "bsr"
-NINE = 9  # rounds: of so many, the interval of the median leaves out the extremes
-
-Formats: TypeAlias = dict[str, Callable[[Tensor], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -371,21 +292,52 @@ class Products:
     def curves(self) -> dict[str, tuple[list[float], list[float]]]:
         """Every curve but dense, by a name such as "CSR, 64 columns": sparsities, and times faster than dense."""
         several = len({r.n for r in self.rows}) > 1
-        found = dict.fromkeys((r.kernel, r.n, r.batch) for r in self.rows if r.kernel != "dense")
-        return {
-            f"{k.upper()}, {f'{n} x {n}, ' if several else ''}{plural(b, 'column')}": self.curve(k, n, b)
-            for k, n, b in found
-        }
+        found = {}
+        for k, n, b in dict.fromkeys((r.kernel, r.n, r.batch) for r in self.rows if r.kernel != "dense"):
+            found[f"{k.upper()}, {f'{n} x {n}, ' if several else ''}{plural(b, 'column')}"] = self.curve(k, n, b)
+        return found
 
-    def _lines(self) -> tuple[str, list[str], list[list[str]]]:
-        lines = [
-            [f"{r.n} x {r.n}", str(r.batch), percent(r.sparsity), r.kernel, str(r.latency), str(r.speedup)]
-            for r in self.rows
-        ]
+    def _lines(self) -> Lines:
+        lines = []
+        for r in self.rows:
+            shown = [f"{r.n} x {r.n}", str(r.batch), percent(r.sparsity), r.kernel, str(r.latency), str(r.speedup)]
+            lines.append(shown)
         first = self.rows[0].latency
-        place = plural(first.threads, "thread") if first.device == "cpu" else first.device
-        title = f"Matrix products on {place}, interleaved: p50 [p10, p90]; speed-up [95 %]"
+        title = (
+            f"Matrix products on {_place(first.threads, first.device)}, interleaved: p50 [p10, p90]; speed-up [95 %]"
+        )
         return title, ["weight", "columns", "zeros", "kernel", "time", "against dense"], lines
+
+
+def products(
+    n: int | Sequence[int] = 512,
+    batch: int | Sequence[int] = 64,
+    sparsities: Sequence[float] = SPARSITIES,
+    *,
+    kernels: Iterable[str] | None = None,
+    on: Conditions = STEADY,
+) -> Products:
+    """Time W @ X, W (n, n) with a share of zeros, X (n, batch), with each kernel in turns.
+
+    dense: multiplies the zeros too. csr: zeros anywhere. bsr: as many zeros, in whole blocks. 2:4: two in every
+    four, so at 50 % alone, and only on an NVIDIA GPU from Ampere on, in half precision, as all kernels there.
+    The weights are random: only where the zeros are matters here. Converting is not timed.
+    Raises PruneError for an unknown kernel, and for 2:4 on a CPU, which has no such instruction.
+    """
+    there = _kernels(kernels, on.device)
+    found: list[Product] = []
+    for side in (n,) if isinstance(n, int) else n:
+        for columns in (batch,) if isinstance(batch, int) else batch:
+            for sparsity in sparsities:
+                found += _products(side, columns, sparsity, there, on)
+    return Products(tuple(found))
+
+
+def two_of_four(n: int = 4096, batch: int = 4096) -> float | None:
+    """How many times faster than dense a 2:4 product is on the GPU here; None if there is none that can do it."""
+    if not (torch.cuda.is_available() and _skips_two_of_four("cuda")):
+        return None
+    return products(n, batch, [0.5], kernels=["2:4"], on=replace(STEADY, device="cuda")).rows[-1].speedup.ratio
 
 
 @dataclass(frozen=True, repr=False)
@@ -413,64 +365,14 @@ class Crossover:
         if self.sparsity == 0:
             return f"{self.kernel} beats dense even without a zero ({where})"
         low, high = (percent(s) for s in self.between if s is not None)
-        return (
-            f"{self.kernel} beats dense from about {percent(self.sparsity)} zeros (between {low} and {high}; {where})"
-        )
+        about = percent(self.sparsity)
+        return f"{self.kernel} beats dense from about {about} zeros (between {low} and {high}; {where})"
 
     __repr__ = __str__
 
 
-def products(
-    n: int | Sequence[int] = 512,
-    batch: int | Sequence[int] = 64,
-    sparsities: Sequence[float] = SPARSITIES,
-    *,
-    kernels: Iterable[str] | None = None,
-    block: tuple[int, int] = BLOCK,
-    threads: int = 1,
-    rounds: int | None = NINE,
-    device: str = "cpu",
-    clock: str = "steady",
-    seed: int = 0,
-) -> Products:
-    """Time W @ X, W (n, n) with a share of zeros, X (n, batch), with each kernel in turns.
-
-    dense: multiplies the zeros too. csr: zeros anywhere. bsr: as many zeros, in whole blocks. 2:4: two in every
-    four, so at 50 % alone, and only on an NVIDIA GPU from Ampere on, in half precision, as all kernels there.
-    The weights are random: only where the zeros are matters here. Converting is not timed.
-    Raises PruneError for an unknown kernel, and for 2:4 on a CPU, which has no such instruction.
-    """
-    there = _kernels(kernels, device)
-    rows: list[Product] = []
-    for side in _counts("n", n):
-        for columns in _counts("batch", batch):
-            for sparsity in _shares(sparsities):
-                rows += _products(
-                    side, columns, sparsity, there, block=block, threads=threads, rounds=rounds, device=device,
-                    clock=clock, seed=seed,
-                )  # fmt: skip
-    return Products(tuple(rows))
-
-
-def two_of_four(n: int = 4096, batch: int = 4096, **options: Any) -> float | None:
-    """How many times faster than dense a 2:4 product is on the GPU here; None if there is none that can do it."""
-    if not (torch.cuda.is_available() and _skips_two_of_four("cuda")):
-        return None
-    return products(n, batch, [0.5], kernels=["2:4"], device="cuda", **options).rows[-1].speedup.ratio
-
-
 def crossover(
-    n: int = 512,
-    batch: int = 64,
-    kernel: str = "csr",
-    *,
-    most: float = MOST,
-    block: tuple[int, int] = BLOCK,
-    threads: int = 1,
-    rounds: int | None = NINE,
-    device: str = "cpu",
-    clock: str = "steady",
-    seed: int = 0,
+    n: int = 512, batch: int = 64, kernel: str = "csr", *, most: float = MOST, on: Conditions = STEADY
 ) -> Crossover:
     """Find the sparsity from which "csr" or "bsr" beats dense on this machine, by halving the range of densities.
 
@@ -479,83 +381,55 @@ def crossover(
     """
     if kernel not in ("csr", "bsr"):
         raise PruneError(f'kernel={kernel!r}: a crossover is sought for "csr" or "bsr", against dense')
-    _shares([most])
 
     def faster(sparsity: float) -> Speedup:
-        found = _products(
-            n, batch, sparsity, ("dense", kernel), block=block, threads=threads, rounds=rounds, device=device,
-            clock=clock, seed=seed,
-        )  # fmt: skip
-        return found[-1].speedup
+        return _products(n, batch, sparsity, ("dense", kernel), on)[-1].speedup
 
-    sparsity, between, tried = bracketed(faster, most)
-    return Crossover(kernel, n, batch, sparsity, between, tried, threads, device)
+    return Crossover(kernel, n, batch, *bracketed(faster, most), on.threads, on.device)
 
 
 def bracketed(
     faster: Callable[[float], Speedup], most: float = MOST, probes: int = PROBES
 ) -> tuple[float | None, tuple[float, float | None], tuple[tuple[float, Speedup], ...]]:
     """Where a measured speed-up, a function of the sparsity, crosses 1: (crossing, surely slower and faster, tried)."""
-    tried = {s: faster(s) for s in (0.0, most)}
+    tried = {s: faster(s) for s in (most, 0.0)}
     if tried[most].low <= 1:
-        return None, (_surely_slower(tried), None), _ascending(tried)
+        return None, (_surely_slower(tried), None), tuple(sorted(tried.items()))
     if tried[0.0].ratio >= 1:
-        return 0.0, (0.0, 0.0), _ascending(tried)
+        return 0.0, (0.0, 0.0), tuple(sorted(tried.items()))
     low, high = 0.0, most
     for _ in range(probes):
         middle = 1 - math.sqrt((1 - low) * (1 - high))
         tried[middle] = faster(middle)
         low, high = (middle, high) if tried[middle].ratio < 1 else (low, middle)
-    crossing = _interpolated(low, tried[low].ratio, high, tried[high].ratio)
+    # Where the ratio is 1, on a straight line between the two points of logarithms of density and ratio.
+    slower, quicker = math.log(tried[low].ratio), math.log(tried[high].ratio)
+    way = -slower / (quicker - slower)
+    crossing = 1 - math.exp(math.log(1 - low) + way * (math.log(1 - high) - math.log(1 - low)))
     for density in ((1 - crossing) * FLANK, (1 - crossing) / FLANK):  # a probe close to the crossing decides little
         tried[1 - min(density, 1.0)] = faster(1 - min(density, 1.0))
-    return crossing, (_surely_slower(tried), min(s for s, found in tried.items() if found.low > 1)), _ascending(tried)
+    surely_faster = min(s for s, found in tried.items() if found.low > 1)
+    return crossing, (_surely_slower(tried), surely_faster), tuple(sorted(tried.items()))
 
 
 def _surely_slower(tried: dict[float, Speedup]) -> float:
     return max((s for s, found in tried.items() if found.high < 1), default=0.0)
 
 
-def _ascending(tried: dict[float, Speedup]) -> tuple[tuple[float, Speedup], ...]:
-    return tuple(sorted(tried.items()))
-
-
-def _interpolated(low: float, slower: float, high: float, faster: float) -> float:
-    """Where the ratio is 1, on a straight line between two points of logarithms of density and ratio."""
-    way = -math.log(slower) / (math.log(faster) - math.log(slower))
-    return 1 - math.exp(math.log(1 - low) + way * (math.log(1 - high) - math.log(1 - low)))
-
-
-def _products(
-    n: int,
-    batch: int,
-    sparsity: float,
-    kernels: Sequence[str],
-    *,
-    block: tuple[int, int],
-    threads: int,
-    rounds: int | None,
-    device: str,
-    clock: str,
-    seed: int,
-) -> list[Product]:
+def _products(n: int, batch: int, sparsity: float, kernels: Sequence[str], on: Conditions) -> list[Product]:
     """The kernels at one point, timed together."""
     check_count("n", n)
     check_count("batch", batch)
-    clock = resolved(clock, threads, device)
-    weights = weights_of(n, sparsity, kernels, block=block, seed=seed, device=device)
-    columns = torch.randn(n, batch, generator=torch.Generator().manual_seed(seed + 1))
-    columns = columns.to(device, next(iter(weights.values())).dtype)
-    tasks: dict[str, Task] = {
-        name: waited_for(lambda w=w: w @ columns, torch.device(device))  # type: ignore[misc]
-        for name, w in weights.items()
-    }
+    if not 0 <= sparsity < 1:
+        hint = f": did you mean {sparsity / 100:g}?" if 1 < sparsity < 100 else ""
+        raise PruneError(f"a sparsity of {sparsity!r} is not a fraction of at least 0 and below 1{hint}")
+    weights = weights_of(n, sparsity, kernels, device=on.device)
+    columns = torch.randn(n, batch, generator=torch.Generator().manual_seed(1))
+    columns = columns.to(on.device, next(iter(weights.values())).dtype)
+    tasks: dict[str, Task] = {name: partial(torch.matmul, w, columns) for name, w in weights.items()}
     with torch.inference_mode():
-        times = interleaved(tasks, threads=threads, rounds=rounds, clock=clock, device=device)
-    faster = speedups(times)
-    return [
-        Product(k, n, batch, sparsity, summary(times[k], batch, threads, device, clock), faster[k]) for k in weights
-    ]
+        found = Comparison.of(in_turns(tasks, on), batch, on)
+    return [Product(k, n, batch, sparsity, found.latency[k], found.speedup[k]) for k in weights]
 
 
 def weights_of(
@@ -567,17 +441,22 @@ def weights_of(
     dense = torch.randn(n, n, generator=source)
     dtype = torch.float32 if device == "cpu" else torch.float16
 
+    def stays(units: int) -> Tensor:
+        kept = torch.ones(units)
+        kept[torch.randperm(units, generator=source)[: round(sparsity * units)]] = 0
+        return kept
+
     def anywhere() -> Tensor:
-        return (dense * _stays(n * n, sparsity, source).view(n, n)).to(device, dtype)
+        return (dense * stays(n * n).view(n, n)).to(device, dtype)
 
     def in_blocks() -> Tensor:
         r, c = block
         if n % r or n % c:
-            raise PruneError(f"blocks of {r} x {c} do not divide a weight of {n} x {n}: give block= what does")
-        stays = _stays((n // r) * (n // c), sparsity, source).view(n // r, n // c)
-        return (dense * stays.repeat_interleave(r, 0).repeat_interleave(c, 1)).to(device, dtype)
+            raise PruneError(f"blocks of {r} x {c} do not divide a weight of {n} x {n}: give n= that they divide")
+        kept = stays((n // r) * (n // c)).view(n // r, n // c)
+        return (dense * kept.repeat_interleave(r, 0).repeat_interleave(c, 1)).to(device, dtype)
 
-    def two_of_four() -> Tensor:
+    def two_in_four() -> Tensor:
         best = dense.view(n, -1, 4).abs().topk(2, dim=2).indices
         return (dense * torch.zeros(n, n // 4, 4).scatter_(2, best, 1.0).view(n, n)).to(device, dtype)
 
@@ -585,16 +464,10 @@ def weights_of(
         "dense": anywhere,
         "csr": lambda: anywhere().to_sparse_csr(),
         "bsr": lambda: in_blocks().to_sparse_bsr(block),
-        "2:4": lambda: torch.sparse.to_sparse_semi_structured(two_of_four()),
+        "2:4": lambda: torch.sparse.to_sparse_semi_structured(two_in_four()),
     }
     with _beta_silenced():
         return {k: made[k]() for k in kernels if k != "2:4" or sparsity == 0.5}
-
-
-def _stays(units: int, sparsity: float, source: torch.Generator) -> Tensor:
-    stays = torch.ones(units)
-    stays[torch.randperm(units, generator=source)[: round(sparsity * units)]] = 0
-    return stays
 
 
 @contextmanager
@@ -618,7 +491,7 @@ def _kernels(wanted: Iterable[str] | None, device: str) -> tuple[str, ...]:
     if "2:4" in named and "2:4" not in there:
         raise PruneError(
             "2:4 needs the sparse tensor cores of an NVIDIA GPU (Ampere or later, compute capability 8.0): no CPU and "
-            'no older GPU skips two of four. Give device="cuda" where there is one, or leave "2:4" out'
+            'no older GPU skips two of four. Give on=Conditions(device="cuda") where there is one, or leave "2:4" out'
         )
     return ("dense", *(k for k in named if k != "dense"))
 
@@ -628,141 +501,101 @@ def _skips_two_of_four(device: str) -> bool:
     return device.startswith("cuda") and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def _counts(what: str, given: int | Sequence[int]) -> tuple[int, ...]:
-    values = (given,) if isinstance(given, int) else tuple(given)
-    for value in values:
-        check_count(what, value)
-    return values
+# Five pitfalls, each an experiment: what was timed wrongly, beside what it does
 
 
-def _shares(given: Sequence[float]) -> tuple[float, ...]:
-    for share in given:
-        if not 0 <= share < 1:
-            hint = f": did you mean {share / 100:g}?" if 1 < share < 100 else ""
-            raise PruneError(f"a sparsity of {share!r} is not a fraction of at least 0 and below 1{hint}")
-    return tuple(given)
-
-
-ROUNDS = 9
-
-
-@shown_as_table
-@dataclass(frozen=True, repr=False)
-class Experiment:
-    """The times of several ways to run something, and how many times faster than the first each is."""
-
-    title: str
-    latency: dict[str, Latency]
-    speedup: dict[str, Speedup]
-
-    def _lines(self) -> tuple[str, list[str], list[list[str]]]:
-        first = next(iter(self.latency))
-        lines = [[name, str(taken), str(self.speedup[name])] for name, taken in self.latency.items()]
-        return f"{self.title}: p50 [p10, p90]; speed-up [95 %]", ["way", "time", f"against {first}"], lines
-
-
-def threads(model: nn.Module, example: Any, counts: Sequence[int] = (1, 2), *, rounds: int = ROUNDS) -> Experiment:
+def threads(model: nn.Module, example: Any, counts: Sequence[int] = (1, 2), *, rounds: int = ROUNDS) -> Comparison:
     """The same forward on one thread and on more, by the wall clock: small layers cost more to share than to do.
 
     With other programs about, the second thread is not yours alone, and its times scatter.
     """
     check_plain(model)
+    most = Conditions(max(counts), rounds, "wall", device_of(model).type)
     with undisturbed(model), torch.no_grad():
-        on = {plural(n, "thread"): n for n in counts}
-        times = interleaved(dict.fromkeys(on, forward(model, example)), threads=on, rounds=rounds)
-    taken = {name: summary(t, rows(example), on[name], device_of(model).type, "wall") for name, t in times.items()}
-    return Experiment(f"Threads, batch {rows(example)}", taken, speedups(times))
+        run = forward(model, example)
+
+        def on(n: int) -> None:
+            torch.set_num_threads(n)  # the timer puts the number back
+            run()
+
+        found = Comparison.of(
+            in_turns({plural(n, "thread"): partial(on, n) for n in counts}, most), rows(example), most
+        )
+    taken = {plural(n, "thread"): replace(found.latency[plural(n, "thread")], threads=n) for n in counts}
+    return Comparison(taken, found.speedup, f"Threads, batch {rows(example)}")
 
 
 def batch_size(
     model: nn.Module, example: Any, sizes: Sequence[int] = (1, 8, 64), *, rounds: int = ROUNDS, clock: str = "steady"
-) -> Experiment:
+) -> Comparison:
     """Time *per sample* at several batch sizes: at batch 1 the launches weigh as much as the work."""
     check_plain(model)
-    clock, on = resolved(clock, 1, device_of(model).type), device_of(model).type
+    on = Conditions(1, rounds, clock, device_of(model).type)
     with undisturbed(model), torch.no_grad():
-        tasks = {f"batch {n}": forward(model, cut(example, n)) for n in sizes}
-        times = interleaved(tasks, rounds=rounds, clock=clock, device=on)
-    each = {f"batch {n}": [t / n for t in times[f"batch {n}"]] for n in sizes}
-    taken = {f"batch {n}": summary(each[f"batch {n}"], n, 1, on, clock) for n in sizes}
-    return Experiment("Time for one sample", taken, speedups(each))
+        times = in_turns({f"batch {n}": forward(model, cut(example, n)) for n in sizes}, on)
+    for n in sizes:
+        times[f"batch {n}"] = [t / n for t in times[f"batch {n}"]]
+    return Comparison.of(times, 1, on, "Time for one sample")
 
 
 def odd_channels(
-    channels: Sequence[int] = (32, 31, 33, 40), *, image: int = 16, batch: int = 64, rounds: int = ROUNDS,
-    clock: str = "steady",
-) -> Experiment:  # fmt: skip
+    channels: Sequence[int] = (32, 31, 33, 40), *, image: int = 16, batch: int = 64, rounds: int = ROUNDS
+) -> Comparison:
     """A 3x3 convolution c -> c, for a few c: processors work in vectors of 8 or 16, and 33 takes as many as 40."""
     for c in channels:
         check_count("channels", c)
-    clock = resolved(clock, 1, "cpu")
+    on = replace(STEADY, rounds=rounds)
     with torch.random.fork_rng(devices=()), torch.no_grad():
         made = {c: nn.Conv2d(c, c, 3, padding=1, bias=False).eval() for c in channels}
         tasks = {f"{c} channels": forward(m, torch.randn(batch, c, image, image)) for c, m in made.items()}
-        times = interleaved(tasks, rounds=rounds, clock=clock)
-    taken = {name: summary(t, batch, 1, "cpu", clock) for name, t in times.items()}
-    return Experiment(f"A convolution of {image} x {image} pictures, batch {batch}", taken, speedups(times))
+        return Comparison.of(in_turns(tasks, on), batch, on, f"A convolution of {image} x {image} pictures")
 
 
-def no_warm_up(model: nn.Module, example: Any, *, calls: int = 10, rounds: int = ROUNDS) -> Experiment:
+def no_warm_up(model: nn.Module, example: Any, *, calls: int = 10, rounds: int = ROUNDS) -> Comparison:
     """The very first forwards of fresh copies against later ones: the first one also sets up memory and kernels.
 
     Each copy sees a batch that is one sample smaller than the last one did, because libraries remember shapes.
     """
     check_plain(model)
     check_count("calls", calls, 2)
-    on = device_of(model)
-    clock = resolved("steady", 1, on.type)
-    tick = ticking(clock)
+    on = Conditions(1, rounds, device=device_of(model).type)
+    before = torch.get_num_threads()
     times: Blocks = {"first forward": [], "later forwards": []}
-    with _one_thread(), torch.no_grad():
+    try:
+        torch.set_num_threads(1)
         for turn in range(rounds):
-            fresh, inputs = copy.deepcopy(model).eval(), to(cut(example, max(1, rows(example) - turn)), on)
-            task = waited_for(partial(call, fresh, inputs), on)
-            each = [_once(task, tick) for _ in range(calls)]
-            times["first forward"].append(each[0])
-            times["later forwards"].append(statistics.median(each[1:]))
-    taken = {name: summary(t, rows(example), 1, on.type, clock) for name, t in times.items()}
-    return Experiment("Without a warm-up", taken, speedups(times))
+            fresh, inputs = copy.deepcopy(model).eval(), cut(example, max(1, rows(example) - turn))
+            first, *later = _each(on.waited_for(partial(call, fresh, to(inputs, device_of(model)))), calls, on)
+            times["first forward"].append(first)
+            times["later forwards"].append(statistics.median(later))
+    finally:
+        torch.set_num_threads(before)
+    return Comparison.of(times, rows(example), on, "Without a warm-up")
 
 
-def unbaked(model: nn.Module, masks: Masks, example: Any, *, rounds: int = ROUNDS, clock: str = "steady") -> Experiment:
+def _each(task: Task, calls: int, on: Conditions) -> list[float]:
+    """Seconds of each of several calls in a row."""
+    times = []
+    with torch.no_grad():
+        for _ in range(calls):
+            began = on.tick()
+            task()
+            times.append(on.tick() - began)
+    return times
+
+
+def unbaked(model: nn.Module, masks: Masks, example: Any, *, rounds: int = ROUNDS, clock: str = "steady") -> Comparison:
     """The time of a model as trained, with its masks on, and with the zeros baked in. The model stays as it is.
 
     `measure` refuses the one in the middle: each of its forwards multiplies every weight by its mask anew.
     """
     check_plain(model)
     masked = apply(copy.deepcopy(model), masks)
-    baked = bake(copy.deepcopy(masked))
-    candidates: Mapping[str, nn.Module] = {"dense": model, "masks on": masked, "baked": baked}
-    on = device_of(model).type
-    clock = resolved(clock, 1, on)
-    with ExitStack() as stack:
-        for m in candidates.values():
-            stack.enter_context(undisturbed(m))
-        stack.enter_context(torch.no_grad())
-        times = interleaved(
-            {k: forward(m, example) for k, m in candidates.items()}, rounds=rounds, clock=clock, device=on
-        )
-    taken = {name: summary(t, rows(example), 1, on, clock) for name, t in times.items()}
-    return Experiment(f"Masks, batch {rows(example)}", taken, speedups(times))
+    candidates: dict[str, nn.Module] = {"dense": model, "masks on": masked, "baked": bake(copy.deepcopy(masked))}
+    return forwards(candidates, example, Conditions(1, rounds, clock, device_of(model).type), "Masks")
 
 
-def _once(task: Task, tick: Callable[[], float]) -> float:
-    began = tick()
-    task()
-    return tick() - began
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        yield
-    finally:
-        torch.set_num_threads(before)
-
+# Verdicts
 
 MARGIN = 0.1  # a tenth: less than that is not worth a word
 WORDS = {
@@ -778,35 +611,30 @@ WORDS = {
 class Verdict:
     """What may be said of each model at each batch size, from measured intervals alone.
 
-    speedups: model -> batch -> how many times faster than the baseline; margin: how much faster counts
+    speedups: model -> batch -> how many times faster than the baseline
     """
 
     baseline: str
     speedups: dict[str, dict[int, Speedup]]
-    margin: float
     conditions: str
-
-    def outcome(self, model: str, batch: int) -> str:
-        """One of "faster", "alike", "slower" and "unclear"."""
-        return outcome(self.speedups[model][batch], self.margin)
 
     def words(self, model: str) -> str:
         """The verdict on one model, as a sentence."""
-        found: dict[str, list[int]] = {}
-        for batch in self.speedups[model]:
-            found.setdefault(self.outcome(model, batch), []).append(batch)
+        found: dict[str, list[str]] = {}
+        for batch, speedup in self.speedups[model].items():
+            found.setdefault(outcome(speedup), []).append(str(batch))
         parts = [
-            f"{words.format(self.baseline)} at batch {_listed(found[kind])}"
+            f"{words.format(self.baseline)} at batch {' and '.join(found[kind])}"
             for kind, words in WORDS.items()
             if kind in found
         ]
         return f"{model} {', and '.join(parts)}, here ({self.conditions})."
 
-    def _lines(self) -> tuple[str, list[str], list[list[str]]]:
+    def _lines(self) -> Lines:
         batches = list(next(iter(self.speedups.values())))
-        rows = [[name, *(str(own[b]) for b in batches), self.words(name)] for name, own in self.speedups.items()]
+        lines = [[name, *(str(own[b]) for b in batches), self.words(name)] for name, own in self.speedups.items()]
         head = ["model", *(f"batch {b}" for b in batches), "verdict"]
-        return f"Times faster than {self.baseline} [95 %], {self.conditions}", head, rows
+        return f"Times faster than {self.baseline} [95 %], {self.conditions}", head, lines
 
 
 def outcome(speedup: Speedup, margin: float = MARGIN) -> str:
@@ -818,39 +646,15 @@ def outcome(speedup: Speedup, margin: float = MARGIN) -> str:
     return "alike" if 1 / (1 + margin) <= speedup.low and speedup.high <= 1 + margin else "unclear"
 
 
-def verdict(
-    models: Mapping[str, nn.Module],
-    example_or_data: Any,
-    batches: Sequence[int] = (1, 64),
-    *,
-    margin: float = MARGIN,
-    threads: int = 1,
-    rounds: int | None = None,
-    clock: str = "steady",
-) -> Verdict:
-    """Compare models with the first of them at several batch sizes, and say in words which is faster where.
-
-    Raises PruneError as `compare` does, and if there is nothing to compare.
-    """
-    if len(models) < 2 or not batches:
-        raise PruneError(
-            f"{len(models)} model(s) at {len(batches)} batch sizes: give at least two models, one batch size"
-        )
-    found = {
-        b: compare(models, example_or_data, batch_size=b, threads=threads, rounds=rounds, clock=clock) for b in batches
-    }
-    return verdict_of(found, margin)
-
-
-def verdict_of(comparisons: Mapping[int, Comparison], margin: float = MARGIN) -> Verdict:
-    """The verdict on comparisons that were made already: batch -> comparison."""
+def verdict(comparisons: Mapping[int, Comparison]) -> Verdict:
+    """What may be said of comparisons with the same baseline: batch -> comparison."""
     first = next(iter(comparisons.values()))
-    base = first.baseline
-    names = [name for name in first.latency if name != base]
-    where = first.latency[base].conditions.split(", ", 1)[1]
-    return Verdict(base, {n: {b: c.speedup[n] for b, c in comparisons.items()} for n in names}, margin, where)
+    names = [name for name in first.latency if name != first.baseline]
+    if not names:
+        raise PruneError("a verdict is on models beside a baseline: compare at least two models")
+    where = first.latency[first.baseline].conditions.split(", ", 1)[1]
+    return Verdict(first.baseline, {n: {b: c.speedup[n] for b, c in comparisons.items()} for n in names}, where)
 
 
-def _listed(batches: Sequence[int]) -> str:
-    *most, last = map(str, batches)
-    return f"{', '.join(most)} and {last}" if most else last
+def _place(threads: int, device: str) -> str:
+    return plural(threads, "thread") if device == "cpu" else device
