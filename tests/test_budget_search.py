@@ -282,7 +282,7 @@ def test_whole_modules_have_no_channels_to_time(monkeypatch, snapshot, granulari
     monkeypatch.setattr(settling, "compare", None)
     monkeypatch.setattr(structures_module, "liked_multiple", None)
     model, sequences = LastToken().eval(), (token_ids(24), torch.arange(24) % 3)
-    before, how = snapshot(model), SearchOptions(granularity=granularity)
+    before = snapshot(model)
     with pytest.raises(PruneError, match=r"(layers|mlps|attentions) holds whole modules, such as llama\.model\."):
         fit(
             model,

@@ -250,7 +250,7 @@ def test_train_and_finetune_hold_the_zeros(build, data_for, gpu, name):
 
 def test_statistics_are_estimated_anew(build, data_for, gpu):
     here, there = build("cnn"), build("cnn").to(gpu)
-    assert [recovery.reestimate(m, data_for("cnn")) for m in (here, there)] == [2, 2]
+    assert [recovery.recalibrate_batchnorm(m, data_for("cnn")) for m in (here, there)] == [2, 2]
     assert all(near(b, here.get_buffer(n)) for n, b in there.named_buffers() if b.is_floating_point())
 
 

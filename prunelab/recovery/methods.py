@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..calibration import Loss
+from ..checks import check_number
 from ..core import PruneError, device_of, mode, places, shape
 from ..data import batches, count, to
 from ..layers import BATCH_NORM
@@ -35,10 +34,8 @@ class Distillation:
     loss: Loss = F.cross_entropy
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature < math.inf:
-            raise PruneError(f"temperature={self.temperature!r}: give a positive number, such as 4")
-        if not 0 <= self.alpha <= 1:
-            raise PruneError(f"alpha={self.alpha!r}: it is the teacher's share of the loss, from 0 to 1")
+        check_number("temperature", self.temperature, "give a positive number, such as 4", above=0)
+        check_number("alpha", self.alpha, "it is the teacher's share of the loss, from 0 to 1", least=0, most=1)
 
     def __call__(self, inputs: Any, outputs: Tensor, targets: Tensor) -> Tensor:
         with torch.no_grad(), mode(self.teacher, training=False):
@@ -77,7 +74,7 @@ def _check_outputs(model: nn.Module, teacher: nn.Module, data: Any, size: int) -
             f"the teacher is on {device_of(teacher)}, the model on {device_of(model)}: move one with .to(...)"
         )
     inputs, _ = to(next(batches(data, size=size)), device_of(model))
-    with undisturbed(model), undisturbed(teacher), torch.no_grad():
+    with undisturbed(model, teacher), torch.no_grad():
         own, other = attempt(model, inputs), attempt(teacher, inputs)
     if own.shape != other.shape:
         raise PruneError(
@@ -156,7 +153,7 @@ def rewind_weights(
     return rewind_rates(model, data, steps=steps, of=of, **options)
 
 
-def reestimate(model: nn.Module, data: Any, *, batch_size: int = 64, seed: int = 0) -> int:
+def recalibrate_batchnorm(model: nn.Module, data: Any, *, batch_size: int = 64, seed: int = 0) -> int:
     """Measure every BatchNorm's running mean and variance anew, and say how many layers there were.
 
     One pass over the train split, shuffled, without a gradient: the plain average over its batches. No weight changes,
@@ -164,6 +161,12 @@ def reestimate(model: nn.Module, data: Any, *, batch_size: int = 64, seed: int =
     network then mislead. "Adaptive BN" of Li et al. 2020 (EagleEye), arXiv 2007.02491, section 3.4.
 
     Raises PruneError for a model without running statistics, and for what it cannot be run on; it is then as before.
+
+    >>> norm = nn.BatchNorm1d(1)
+    >>> recalibrate_batchnorm(norm, (torch.tensor([[1.0], [3.0]]), torch.tensor([0, 0])))
+    1
+    >>> norm.running_mean, norm.running_var  # of 1 and 3: (1 + 3) / 2, and (1 + 1) / (2 - 1)
+    (tensor([2.]), tensor([2.]))
     """
     norms = [m for m in model.modules() if isinstance(m, BATCH_NORM) and m.running_mean is not None]
     if not norms:
@@ -173,26 +176,22 @@ def reestimate(model: nn.Module, data: Any, *, batch_size: int = 64, seed: int =
         )
     count(data, size=batch_size)
     dice, device = torch.Generator().manual_seed(seed), device_of(model)
-    with undisturbed(model), torch.no_grad(), ExitStack() as all_of_them:
-        for norm in norms:
-            all_of_them.enter_context(_measuring(norm))
-        for inputs, _ in batches(data, size=batch_size, shuffle=dice):
-            attempt(model, to(inputs, device))
-    return len(norms)
-
-
-@contextmanager
-def _measuring(norm: BATCH_NORM) -> Iterator[None]:
-    """Average over all batches that come; the old statistics again if anything fails."""
-    momentum, before = norm.momentum, {name: b.clone() for name, b in norm.named_buffers(recurse=False)}
-    norm.train()
-    norm.reset_running_stats()
-    norm.momentum = None  # torch's way to say: the plain average
+    momenta = [n.momentum for n in norms]
+    before = [{name: b.clone() for name, b in n.named_buffers(recurse=False)} for n in norms]
     try:
-        yield
+        with undisturbed(model), torch.no_grad():
+            for norm in norms:
+                norm.train()
+                norm.reset_running_stats()
+                norm.momentum = None  # torch's way to say: the plain average
+            for inputs, _ in batches(data, size=batch_size, shuffle=dice):
+                attempt(model, to(inputs, device))
     except BaseException:
-        for name, buffer in norm.named_buffers(recurse=False):
-            buffer.copy_(before[name])
+        for norm, held in zip(norms, before, strict=True):
+            for name, buffer in norm.named_buffers(recurse=False):
+                buffer.copy_(held[name])
         raise
     finally:
-        norm.momentum = momentum
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+    return len(norms)

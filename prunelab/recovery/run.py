@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
-import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +14,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
+from ..checks import check_count, check_number
 from ..core import PruneError, device_of, lookup, places
 from ..data import batches, split_of, tensors
 from ..masking import current_masks, restore
 from ..measurement import Evaluation
+from ..text import describe
 
 
 @dataclass
@@ -48,7 +48,6 @@ class History:
 
 FEW = 32  # examples to know data by; of so many, chance makes at least one differ
 VARYING = "not the same at each reading"
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,11 +62,6 @@ class Described:
 
     def __repr__(self) -> str:
         return self.text
-
-
-def told(thing: Any) -> str:
-    """A function's name, or what else a thing prints as, without addresses."""
-    return _ADDRESS.sub("", getattr(thing, "__qualname__", None) or str(thing))
 
 
 def digest(named: Mapping[str, Tensor]) -> str:
@@ -149,18 +143,8 @@ def _wear(model: nn.Module, names: Sequence[str]) -> None:
 Rate: TypeAlias = Callable[[float], float]  # progress in [0, 1) -> factor of the optimizer's learning rate
 
 
-def constant(progress: float) -> float:
-    """The same rate at every step."""
-    return 1.0
-
-
-def linear(progress: float) -> float:
-    """1 - t: from the full rate down to nothing."""
-    return 1 - progress
-
-
 ONE_CYCLE = "one_cycle"  # up for 30 % of the run, then down to nothing: Smith and Topin 2017, arXiv 1708.07120
-RATES: dict[str, Rate] = {"constant": constant, "linear": linear}
+RATES: dict[str, Rate] = {"constant": lambda progress: 1.0, "linear": lambda progress: 1 - progress}
 
 
 @dataclass(frozen=True)
@@ -171,26 +155,23 @@ class Tail:
     schedule: str | Rate = ONE_CYCLE
 
     def __post_init__(self) -> None:
-        if not isinstance(self.of, int) or self.of < 1:
-            raise PruneError(f"Tail(of={self.of!r}): give the number of steps of the run whose end to replay")
+        check_count("the steps of the run whose end to replay, Tail(of)", self.of)
         check_schedule(self.schedule)
 
 
 def check_schedule(schedule: str | Rate | Tail) -> None:
     """PruneError unless it is a known name, a Tail, or a function to finite factors that are not negative."""
-    if isinstance(schedule, Tail):
+    if isinstance(schedule, Tail) or (isinstance(schedule, str) and schedule in (ONE_CYCLE, *RATES)):
         return
     if not callable(schedule):
-        if schedule not in (ONE_CYCLE, *RATES):
-            raise PruneError(
-                f"no learning-rate schedule is called {schedule!r}: give {', '.join((ONE_CYCLE, *RATES))}, "
-                "a function progress -> factor, or a Tail"
-            )
-        return
+        raise PruneError(
+            f"no learning-rate schedule is called {schedule!r}: give {', '.join((ONE_CYCLE, *RATES))}, "
+            "a function progress -> factor, or a Tail"
+        )
     for progress in (0.0, 0.5):
-        factor = schedule(progress)
-        if not 0 <= factor < math.inf:  # so put, NaN fails too
-            raise PruneError(f"the learning rate's factor is {factor} at progress {progress}: give a number from 0 up")
+        check_number(
+            f"the learning rate's factor at progress {progress}", schedule(progress), "give 0 or more", least=0
+        )
 
 
 def scheduler(optimizer: Optimizer, schedule: str | Rate | Tail, total: int) -> LRScheduler:
@@ -199,28 +180,21 @@ def scheduler(optimizer: Optimizer, schedule: str | Rate | Tail, total: int) -> 
     Raises PruneError for a Tail of a run that had fewer steps.
     """
     if isinstance(schedule, Tail):
-        return _at_the_end(optimizer, schedule, total)
+        if total > schedule.of:
+            raise PruneError(f"{total} steps cannot replay the end of a run of {schedule.of}: give at most that many")
+        made = scheduler(optimizer, schedule.schedule, schedule.of)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch misses the optimizer's steps: the earlier run made them
+            for _ in range(schedule.of - total):
+                made.step()
+        return made
     if schedule == ONE_CYCLE:
         peaks = [group["lr"] for group in optimizer.param_groups]
-        return OneCycleLR(optimizer, max_lr=peaks, total_steps=total, cycle_momentum=_has_momentum(optimizer))
+        # Whether there is a momentum to cycle against the rate: torch would give plain SGD one.
+        momentum = "betas" in optimizer.defaults or bool(optimizer.defaults.get("momentum"))
+        return OneCycleLR(optimizer, max_lr=peaks, total_steps=total, cycle_momentum=momentum)
     factor = RATES[schedule] if isinstance(schedule, str) else schedule
     return LambdaLR(optimizer, lambda step: factor(step / total))
-
-
-def _at_the_end(optimizer: Optimizer, tail: Tail, total: int) -> LRScheduler:
-    if total > tail.of:
-        raise PruneError(f"{total} steps cannot replay the end of a run of {tail.of}: give at most {tail.of}")
-    made = scheduler(optimizer, tail.schedule, tail.of)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch misses the optimizer's steps: the earlier run made them
-        for _ in range(tail.of - total):
-            made.step()
-    return made
-
-
-def _has_momentum(optimizer: Optimizer) -> bool:
-    """Whether there is a momentum to cycle against the rate: torch would give plain SGD one."""
-    return "betas" in optimizer.defaults or bool(optimizer.defaults.get("momentum"))
 
 
 @dataclass
@@ -255,7 +229,7 @@ def begin(
         "number of steps": str(total),
         "batch size": str(batch_size),
         "seed": str(seed),
-        "learning-rate schedule": told(schedule),
+        "learning-rate schedule": describe(schedule),
         "optimizer": f"{type(optimizer).__name__} {groups}",
     }
     rates = scheduler(optimizer, schedule, total)

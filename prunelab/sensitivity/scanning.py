@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -30,8 +29,9 @@ from ..criteria import Criterion
 from ..data import batches, split_of, to
 from ..granularity import Granularity
 from ..masking import bake
-from ..measurement.evaluation import Evaluation, evaluate
-from ..running import check_numbers, check_plain, first_inputs, pair, undisturbed
+from ..measurement.evaluation import Evaluation, evaluate, right
+from ..running import check_numbers, check_plain, duplicate, first_inputs, pair, undisturbed
+from ..text import describe
 from .replay import Replay, Weights
 from .result import Curve, Scan, ScanStopped
 
@@ -83,11 +83,7 @@ def measured(sent: Job | bytes | np.ndarray, group: Group, scores: Scores) -> Cu
 
 def _own(model: nn.Module) -> nn.Module:
     """A copy to prune, whose convolutions run channels-last: pooling alone is ten times faster so on a CPU."""
-    try:
-        twin = copy.deepcopy(model)
-    except Exception as error:  # whatever a model's own __deepcopy__ raises
-        raise PruneError(f"{type(model).__name__} cannot be copied, and is pruned as a copy: {error}") from error
-    bake(twin)
+    twin = bake(duplicate(model))
     return twin.to(memory_format=torch.channels_last) if any(p.dim() == 4 for p in twin.parameters()) else twin
 
 
@@ -136,7 +132,7 @@ def _tallied(job: Job, model: nn.Module, masks: Mapping[int, Masks]) -> tuple[di
         at_once = max(1, lanes // len(targets)) if how == "stacked" else 1
         chunks = [counts[i : i + at_once] for i in range(0, len(counts), at_once)]
         for count, outputs in _outputs(runs, how, chunks, weights, inputs):
-            correct[count] += _right(outputs, targets)
+            correct[count] += right(outputs, targets)
             total[count] += float(job.loss(outputs, targets)) * targets.numel()
         n += targets.numel()
     return {k: (correct[k], total[k] / n) for k in counts}, how
@@ -162,11 +158,6 @@ def _outputs(
         each = [weights(k) for k in chunk]
         stack = {name: torch.stack([w[name] for w in each]) for name in each[0]}
         yield from zip(chunk, runs.stacked(stack, inputs), strict=True)
-
-
-def _right(outputs: Tensor, targets: Tensor) -> int:
-    """As `evaluate` counts: an output with a NaN is wrong."""
-    return int(((outputs.argmax(dim=1) == targets) & ~outputs.isnan().any(dim=1)).sum())
 
 
 SPARSITIES = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -220,9 +211,9 @@ def scan(
     with steady(model):
         dense = evaluate(model, data, split, batch_size=batch_size, loss=loss)
     job = Job(model, data, split, shares, batch_size, loss, dense)
-    empty = Scan(shares, (), dense, _called(granularity), _called(criterion), split, tuple(g.name for g in groups))
+    empty = Scan(shares, (), dense, describe(granularity), describe(criterion), split, tuple(g.name for g in groups))
     done = _resumed(resume, empty, groups)
-    todo = [(g, _scores_of(g, scores)) for g in groups if g.name not in done]
+    todo = [(g, {n: scores[n] for n in units.tensors_of(g, scores)}) for g in groups if g.name not in done]
     with undisturbed(model), tqdm(
         total=len(groups), initial=len(done), desc="sensitivity", unit="group", disable=not progress, leave=False
     ) as bar:  # fmt: skip
@@ -234,7 +225,9 @@ def scan(
                     _collected(empty, done).save(resume)
         except KeyboardInterrupt:
             partial = _collected(empty, done)
-            warn(f"interrupted: {len(done)} of {len(groups)} groups are scanned. {_how_to_go_on(resume)}", stacklevel=2)
+            where = f"resume={str(resume)!r}" if isinstance(resume, str | Path) else "resume= and the result"
+            said = f"interrupted: {len(done)} of {len(groups)} groups are scanned. To go on, call it again with {where}"
+            warn(said, stacklevel=2)
             return partial
         except Exception as error:
             raise ScanStopped.by(error, _collected(empty, done)) from error
@@ -261,14 +254,6 @@ def _groups(model: nn.Module, how: str | Granularity, only: Collection[str] | No
     return [g for g in found if g.name in only]
 
 
-def _called(thing: Any) -> str:
-    return thing if isinstance(thing, str) else getattr(thing, "__name__", None) or repr(thing)
-
-
-def _scores_of(group: Group, scores: Scores) -> Scores:
-    return {name: scores[name] for name in units.tensors_of(group, scores)}
-
-
 def _resumed(resume: Any, empty: Scan, groups: list[Group]) -> dict[str, Curve]:
     """The curves an earlier scan left, by name; PruneError if it was a scan of something else."""
     if resume is None or (isinstance(resume, str | Path) and not Path(resume).exists()):
@@ -277,7 +262,9 @@ def _resumed(resume: Any, empty: Scan, groups: list[Group]) -> dict[str, Curve]:
     if not isinstance(earlier, Scan):
         raise PruneError(f"resume is a {type(resume).__name__}: give a Scan, or the path of a saved one")
     here, there = empty.dense, earlier.dense
-    differing = [n for n in ("sparsities", "granularity", "criterion", "split") if _differ(n, earlier, empty)]
+    differing = [
+        n for n in ("sparsities", "granularity", "criterion", "split") if getattr(earlier, n) != getattr(empty, n)
+    ]
     if (here.n, here.correct) != (there.n, there.correct) or not isclose(here.loss, there.loss, rel_tol=1e-5):
         differing.append("the dense model's accuracy and loss, so that model, loss or data are others,")
     units_of = {g.name: g.units for g in groups}
@@ -288,19 +275,10 @@ def _resumed(resume: Any, empty: Scan, groups: list[Group]) -> dict[str, Curve]:
     return {c.name: c for c in earlier.curves if c.name in units_of}
 
 
-def _differ(name: str, one: Scan, other: Scan) -> bool:
-    return getattr(one, name) != getattr(other, name)
-
-
 def _collected(empty: Scan, done: Mapping[str, Curve]) -> Scan:
     names = empty.missing
     curves = tuple(done[n] for n in names if n in done)
     return replace(empty, curves=curves, missing=tuple(n for n in names if n not in done))
-
-
-def _how_to_go_on(resume: Any) -> str:
-    where = f"resume={str(resume)!r}" if isinstance(resume, str | Path) else "resume= and the result"
-    return f"To go on, call it again with {where}"
 
 
 def _curves(job: Job, todo: list[tuple[Group, Scores]], n_jobs: int | None) -> Iterator[Curve]:
