@@ -10,19 +10,6 @@ from .inputs import input_norms
 from .samples import Calibration, Loss, checked, needed, real_inputs, scalar_loss, sequences, unpadded
 
 __all__ = [
-    "Calibration",
-    "Loss",
-    "call_with",
-    "checked",
-    "differentiable",
-    "fisher_information",
-    "gradients",
-    "hessian_gradient",
-    "input_norms",
-    "needed",
-    "over_samples",
-    "real_inputs",
-    "scalar_loss",
-    "sequences",
-    "unpadded",
-]
+    "Calibration", "Loss", "call_with", "checked", "differentiable", "fisher_information", "gradients",
+    "hessian_gradient", "input_norms", "needed", "over_samples", "real_inputs", "scalar_loss", "sequences", "unpadded",
+]  # fmt: skip

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..checks import check_count
 from ..core import PruneError, device_of, shape
 from ..data import Batch, batches, mapped, tensors, to, unlabelled
 from ..language import check_tokens
-from ..running import attempt, pair
-from ..running import rows as rows_of
+from ..running import attempt, pair, rows
 
 Loss = Callable[[Any, Tensor], Tensor]  # (the model's output, targets) -> a scalar, the mean over the batch
 
@@ -47,9 +47,14 @@ class Calibration:
         batch_size: int = 64,
         loss: Loss = F.cross_entropy,
     ) -> Calibration:
-        """The first `samples` of a split (rounded up to whole batches), in order: the same on every call."""
-        if samples < 1 or batch_size < 1:
-            raise PruneError(f"samples={samples} and batch_size={batch_size} must both be at least 1")
+        """The first `samples` of a split (rounded up to whole batches), in order: the same on every call.
+
+        >>> calib = Calibration.of((torch.zeros(300, 4), torch.zeros(300)), samples=100)
+        >>> [len(targets) for _, targets in calib.batches]
+        [64, 64]
+        """
+        check_count("samples", samples)
+        check_count("batch_size", batch_size)
         size = min(samples, batch_size)
         return cls(tuple(islice(batches(data, split, size=size), -(-samples // size))), loss)
 
@@ -65,7 +70,7 @@ def needed(calib: Any, criterion: str, what: str = "data to look at") -> Calibra
 def on_device(model: nn.Module, calib: Calibration) -> Iterator[tuple[Any, Tensor, float]]:
     """Each batch where the model lies, and its share of all samples."""
     device = _device(model)
-    sizes = [rows_of(pair(batch)[0]) for batch in calib.batches]
+    sizes = [rows(pair(batch)[0]) for batch in calib.batches]
     for (inputs, targets), size in zip(calib.batches, sizes, strict=True):
         yield to(inputs, device), targets.to(device), size / sum(sizes)
 
@@ -75,7 +80,7 @@ def inputs_on(model: nn.Module, calib: Calibration) -> Iterator[Any]:
     device = _device(model)
     for batch in calib.batches:
         inputs = to(_inputs(batch), device)
-        rows_of(inputs)  # raises for an empty batch
+        rows(inputs)  # raises for an empty batch
         yield inputs
 
 
@@ -183,10 +188,10 @@ def unpadded(inputs: Any) -> Iterator[Any]:
     together: dict[tuple[Span, ...], list[int]] = {}
     for row, spans in enumerate(zip(*(_spans(name, mask) for name, mask in masks.items()), strict=True)):
         together.setdefault(spans, []).append(row)
-    for spans, rows in together.items():
+    for spans, alike in together.items():
         if all(end > begin for begin, end in spans):
             at = dict(zip(masks, spans, strict=True))
-            yield {key: mapped(_cutter(masks, at, key, rows), value) for key, value in given.items()}
+            yield {key: mapped(_cutter(masks, at, key, alike), value) for key, value in given.items()}
 
 
 def sequences(model: nn.Module, calib: Calibration) -> Iterator[Any]:
@@ -203,7 +208,7 @@ def sequences(model: nn.Module, calib: Calibration) -> Iterator[Any]:
             if ids.dim() != 2:
                 raise PruneError(f"the calibration has ids {shape(ids)}: give token ids (n, length), as windows does")
             check_tokens(model, ids)
-        count = rows_of(given)
+        count = rows(given)
         for row in range(count):
             yield mapped(_cutter({}, {}, "", [row], count), given)
 
@@ -242,7 +247,7 @@ def _spans(name: str, mask: Tensor) -> list[Span]:
 
 
 def _cutter(
-    masks: Mapping[str, Tensor], at: Mapping[str, Span], key: str, rows: list[int], size: int = 0
+    masks: Mapping[str, Tensor], at: Mapping[str, Span], key: str, some: list[int], size: int = 0
 ) -> Callable[[Tensor], Tensor]:
     """What takes these rows of a tensor, and its tokens if a mask says where they are."""
     mask = masks.get(_side(key))
@@ -251,6 +256,6 @@ def _cutter(
     def cut(tensor: Tensor) -> Tensor:
         if tensor.dim() > 1 and mask is not None and tensor.shape[1] == mask.shape[1]:
             tensor = tensor[:, slice(*at[_side(key)])]
-        return tensor[rows] if tensor.dim() and len(tensor) == total else tensor
+        return tensor[some] if tensor.dim() and len(tensor) == total else tensor
 
     return cut

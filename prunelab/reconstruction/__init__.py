@@ -5,13 +5,6 @@ from .redistribution import as_published, redistribute, redistributed
 from .sparsegpt import inverse_factor, sparsegpt
 
 __all__ = [
-    "Method",
-    "SparseGPT",
-    "Wanda",
-    "as_published",
-    "blockwise",
-    "inverse_factor",
-    "redistribute",
-    "redistributed",
+    "Method", "SparseGPT", "Wanda", "as_published", "blockwise", "inverse_factor", "redistribute", "redistributed",
     "sparsegpt",
-]
+]  # fmt: skip

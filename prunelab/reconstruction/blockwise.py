@@ -24,7 +24,7 @@ from ..data import tensors
 from ..decoders import Block, blocks
 from ..layers import CONV1D, layer_of, prunable
 from ..masking import current_masks
-from ..running import attempt, check_plain, uncached, undisturbed
+from ..running import attempt, check_plain, hooked, uncached, undisturbed
 from ..units import find, named
 from .sparsegpt import cheapest_gone, kept_before, sparsegpt
 
@@ -81,8 +81,8 @@ class SparseGPT:
         self, weight: Tensor, gathered: Tensor, sparsity: float | NM, name: str, within: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The weight pruned and repaired."""
-        how: dict[str, Any] = {"damping": self.damping, "columns": self.columns, "name": name, "within": within}
-        return sparsegpt(weight, gathered, sparsity, **how)
+        own = {"damping": self.damping, "columns": self.columns}
+        return sparsegpt(weight, gathered, sparsity, **own, name=name, within=within)  # type: ignore[arg-type]
 
 
 Told = tuple[tuple[Any, ...], dict[str, Any]]  # what a block is given beside its input, by position and by keyword
@@ -194,13 +194,9 @@ def _prune_block(
         found = method.gather(inputs.flatten(0, -2).float())
         gathered[layer] = gathered[layer].add_(found) if layer in gathered else found
 
-    handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in paths]
-    try:
+    with hooked(paths, note):
         for x, told in given:
             _through(block.module, x, told)
-    finally:
-        for handle in handles:
-            handle.remove()
     packed = {}
     for layer, full in paths.items():
         weight, statistic = weights[layer], gathered.pop(layer, None)
@@ -252,15 +248,12 @@ def _caught(model: nn.Module, watched: list[nn.Module], given: Any) -> tuple[Ten
         if module is watched[-1]:
             raise _Reached
 
-    handles = [block.register_forward_pre_hook(catch, with_kwargs=True) for block in watched]
     try:
-        attempt(model, given)
+        with hooked(watched, catch):
+            attempt(model, given)
     except PruneError as error:
         if not isinstance(error.__cause__, _Reached):
             raise
-    finally:
-        for handle in handles:
-            handle.remove()
     if len(told) != len(watched):
         shapes = ", ".join(map(shape, tensors(given)))
         raise PruneError(
