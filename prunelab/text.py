@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from html import escape
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 Row: TypeAlias = Sequence[str]
 Lines: TypeAlias = tuple[str, Row | None, Sequence[Row]]  # a title, a head or none, and the rows
@@ -105,31 +105,22 @@ def html(title: str, head: Row | None, rows: Sequence[Row]) -> str:
     return f"<table><caption>{escape(title)}</caption>{header}<tbody>{body}</tbody></table>"
 
 
-class _Tabular(Protocol):
-    def _lines(self) -> Lines: ...
+class Tabular:
+    """What prints, and shows in a notebook, as the table that its `_lines` give, and its `_notes` a paragraph each."""
 
+    def _lines(self) -> Lines:
+        raise NotImplementedError
 
-T = TypeVar("T", bound=_Tabular)
+    def _notes(self) -> list[str]:
+        return []
 
+    def __str__(self) -> str:
+        return "\n".join([table(*self._lines()), *self._notes()])
 
-def shown_as_table(kind: type[T]) -> type[T]:
-    """A class decorator: print its objects, and show them in a notebook, as the table that their `_lines` give.
+    __repr__ = __str__
 
-    What `_notes` gives, where a class has it, stands below: a paragraph each.
-    """
-
-    def notes(self: T) -> list[str]:
-        return self._notes() if hasattr(self, "_notes") else []
-
-    def text(self: T) -> str:
-        return "\n".join([table(*self._lines()), *notes(self)])
-
-    def page(self: T) -> str:
-        return html(*self._lines()) + "".join(f"<p>{escape(note)}</p>" for note in notes(self))
-
-    for name, shown in (("__str__", text), ("__repr__", text), ("_repr_html_", page)):
-        setattr(kind, name, shown)
-    return kind
+    def _repr_html_(self) -> str:
+        return html(*self._lines()) + "".join(f"<p>{escape(note)}</p>" for note in self._notes())
 
 
 def _figures(value: float) -> str:

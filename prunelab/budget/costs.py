@@ -22,7 +22,7 @@ from ..measurement.timing import Conditions, Task, in_turns
 from ..running import call, cut, undisturbed
 from ..running import rows as rows_of
 from ..surgery import shrink
-from ..text import Lines, percent, plural, seconds, shown_as_table
+from ..text import Lines, Tabular, percent, plural, seconds
 
 Layout: TypeAlias = dict[str, int]  # group name -> units kept
 LEVELS = (1.0, 0.75, 0.5, 0.25)  # shares kept at which layers are timed
@@ -144,9 +144,8 @@ class Row:
     costs: Costs
 
 
-@shown_as_table
 @dataclass(frozen=True, repr=False)
-class LatencyTable:
+class LatencyTable(Tabular):
     """Every layer at several channel counts, and the cost of any layout predicted from it.
 
     A convolution's time grows with inputs times outputs, so that each layer is fitted by a polynomial with

@@ -18,7 +18,7 @@ from ..criteria import Criterion
 from ..files import write_whole
 from ..measurement import Speedup
 from ..pipeline import Recipe
-from ..text import Lines, describe, listed, percent, shown_as_table
+from ..text import Lines, Tabular, describe, listed, percent
 from .costs import Costs, LatencyTable, Layout
 from .goals import Goals, written
 from .rules import Limits
@@ -101,9 +101,8 @@ class Trial:
         return {name: getattr(self, name) for name in plain} | {"kept": self.layout}
 
 
-@shown_as_table
 @dataclass(frozen=True, repr=False)
-class Result:
+class Result(Tabular):
     """The model that was chosen, all that was tried, and what it took.
 
     `model` is a plain, smaller nn.Module; `groups` and `keep` say what stayed, and `save_plan` and `shrink` take them;

@@ -21,7 +21,7 @@ from ..core import Masks, PruneError, device_of
 from ..data import to
 from ..masking import apply, bake
 from ..running import call, check_plain, cut, rows, undisturbed
-from ..text import Lines, percent, plural, seconds, shown_as_table, size
+from ..text import Lines, Tabular, percent, plural, seconds, size
 from .costs import layer_calls
 from .timing import Blocks, Comparison, Conditions, Latency, Speedup, Task, forward, forwards, in_turns
 
@@ -44,9 +44,8 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 SIZES = (1, 4, 16, 64, 128, 256, 512, 1024)  # inputs and outputs of the linear layers of `floor`
 
 
-@shown_as_table
 @dataclass(frozen=True, repr=False)
-class Machine:
+class Machine(Tabular):
     """What one device did at best: MACs a second, bytes a second by the size of the buffer copied, launch times.
 
     floors: seconds that the smallest layer of a kind takes at batch 1; layers of all other kinds, "other".
@@ -116,9 +115,8 @@ def machine(*, product: int = PRODUCT, buffers: tuple[int, ...] = BUFFERS, on: C
     )
 
 
-@shown_as_table
 @dataclass(frozen=True, repr=False)
-class Floor:
+class Floor(Tabular):
     """Time against work, for linear layers n -> n: below some size the time stops falling."""
 
     rows: tuple[tuple[int, Latency], ...]  # (n, time), n ascending; a layer does n * n MACs a sample
@@ -176,9 +174,8 @@ class Layer:
         return self.macs / self.moved if self.moved else 0.0
 
 
-@shown_as_table
 @dataclass(frozen=True, repr=False)
-class Roofline:
+class Roofline(Tabular):
     """Every layer of a model under the machine's roof; `whole` is a forward pass of the whole model."""
 
     machine: Machine
@@ -274,9 +271,8 @@ class Product:
     speedup: Speedup
 
 
-@shown_as_table
 @dataclass(frozen=True, repr=False)
-class Products:
+class Products(Tabular):
     """The products that were timed, in order of size, batch and sparsity; print it, or let a notebook show it."""
 
     rows: tuple[Product, ...]
@@ -606,9 +602,8 @@ WORDS = {
 }
 
 
-@shown_as_table
 @dataclass(frozen=True, repr=False)
-class Verdict:
+class Verdict(Tabular):
     """What may be said of each model at each batch size, from measured intervals alone.
 
     speedups: model -> batch -> how many times faster than the baseline

@@ -14,7 +14,7 @@ from ..checks import known
 from ..core import PruneError, device_of
 from ..data import to
 from ..running import check_numbers, check_plain, cut, first_inputs, rows, undisturbed
-from ..text import Lines, percent, shown_as_table, size
+from ..text import Lines, Tabular, percent, size
 from .costs import FORMATS, activations, count, macs_of, stored_bytes
 from .evaluation import judge
 from .timing import BATCH, Comparison, Conditions, Latency, compare, forward, in_turns
@@ -23,9 +23,8 @@ P = ParamSpec("P")
 Q = ParamSpec("Q")
 
 
-@shown_as_table
 @dataclass(frozen=True, repr=False)
-class Measurement:
+class Measurement(Tabular):
     """What a model is worth and what it costs.
 
     accuracy, its 95 % Wilson interval, loss: over n labels; None without data

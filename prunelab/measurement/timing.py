@@ -18,7 +18,7 @@ from ..core import PruneError, device_of, shape
 from ..data import to
 from ..language import check_tokens
 from ..running import attempt, call, check_plain, cut, first_inputs, rows, undisturbed
-from ..text import Lines, plural, ranged, shown_as_table
+from ..text import Lines, Tabular, plural, ranged
 
 if TYPE_CHECKING:
     from torch.utils.benchmark import Timer
@@ -129,9 +129,8 @@ class Speedup:
     __repr__ = __str__
 
 
-@shown_as_table
 @dataclass(frozen=True, repr=False)
-class Comparison:
+class Comparison(Tabular):
     """Latency of each model and its speed-up over the first, by name."""
 
     latency: dict[str, Latency]
@@ -305,9 +304,8 @@ def _quantile(values: Sequence[float], q: float) -> float:
     return float(torch.tensor(values, dtype=torch.float64).quantile(q))
 
 
-@shown_as_table
 @dataclass(frozen=True, repr=False)
-class Rates:
+class Rates(Tabular):
     """Tokens a second of several models, timed in turns: `prefill` reads a prompt of `length`, `decode` adds one token.
 
     Each is a `Comparison`, whose latencies are seconds a prompt and seconds a token.

@@ -36,7 +36,7 @@ class Checkpoint:
     every: int = 100
 
     def __post_init__(self) -> None:
-        check_count("Checkpoint(every)", self.every)
+        check_count("every", self.every)
         if not Path(self.path).parent.is_dir():
             raise PruneError(
                 f"the checkpoint {self.path} can't be written: there is no folder {Path(self.path).parent}"

@@ -155,7 +155,7 @@ class Tail:
     schedule: str | Rate = ONE_CYCLE
 
     def __post_init__(self) -> None:
-        check_count("the steps of the run whose end to replay, Tail(of)", self.of)
+        check_count("of", self.of)
         check_schedule(self.schedule)
 
 
@@ -169,9 +169,9 @@ def check_schedule(schedule: str | Rate | Tail) -> None:
             "a function progress -> factor, or a Tail"
         )
     for progress in (0.0, 0.5):
-        check_number(
-            f"the learning rate's factor at progress {progress}", schedule(progress), "give 0 or more", least=0
-        )
+        factor = schedule(progress)
+        wanted = f"the learning rate's factor is {factor} at progress {progress}: give a number from 0 up"
+        check_number("lr_schedule", factor, wanted, least=0)
 
 
 def scheduler(optimizer: Optimizer, schedule: str | Rate | Tail, total: int) -> LRScheduler:
@@ -181,7 +181,9 @@ def scheduler(optimizer: Optimizer, schedule: str | Rate | Tail, total: int) -> 
     """
     if isinstance(schedule, Tail):
         if total > schedule.of:
-            raise PruneError(f"{total} steps cannot replay the end of a run of {schedule.of}: give at most that many")
+            raise PruneError(
+                f"{total} steps cannot replay the end of a run of {schedule.of}: give at most {schedule.of}"
+            )
         made = scheduler(optimizer, schedule.schedule, schedule.of)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch misses the optimizer's steps: the earlier run made them

@@ -172,8 +172,8 @@ class Lesson:
 def _described(data: Any, loss: Loss | Objective, on_step: OnStep | None) -> dict[str, str]:
     """What besides the numbers decides a run's weights, as far as it can be told."""
     return {
-        "loss": describe(loss),
-        "on_step": describe(on_step),
+        "loss": getattr(loss, "__qualname__", None) or describe(loss),
+        "on_step": getattr(on_step, "__qualname__", None) or describe(on_step),
         "first training examples": examples(data),
         "generators of the data": str(sorted(generators(data))),
     }

@@ -13,7 +13,7 @@ import numpy as np
 from ..core import PruneError
 from ..files import write_whole
 from ..measurement.evaluation import Evaluation, wilson
-from ..text import Lines, percent, plural, shown_as_table, table
+from ..text import Lines, Tabular, percent, plural, table
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,8 @@ class Curve:
     how: str = "suffix"
 
 
-@shown_as_table
 @dataclass(frozen=True, repr=False)
-class Scan:
+class Scan(Tabular):
     """Accuracy and loss of a model when one group at a time loses a share of its units; `dense` is the model as it was.
 
     The arrays have a row a group and a column a sparsity, in the order of `names` and `sparsities`.

@@ -7,25 +7,7 @@ from .networks import VisionTransformer, cnn, mlp, resnet, vit
 from .trained import ARCHITECTURES, cards, checkpoint, checkpoints, data_dir, save_checkpoint
 
 __all__ = [
-    "ARCHITECTURES",
-    "Data",
-    "Llama",
-    "VisionTransformer",
-    "ZooError",
-    "cache_dir",
-    "cards",
-    "checkpoint",
-    "checkpoints",
-    "cnn",
-    "data_dir",
-    "llama",
-    "llama_folder",
-    "load",
-    "mlp",
-    "more_views",
-    "reference_text",
-    "resnet",
-    "save_checkpoint",
-    "scans",
-    "vit",
-]
+    "ARCHITECTURES", "Data", "Llama", "VisionTransformer", "ZooError", "cache_dir", "cards", "checkpoint",
+    "checkpoints", "cnn", "data_dir", "llama", "llama_folder", "load", "mlp", "more_views", "reference_text", "resnet",
+    "save_checkpoint", "scans", "vit",
+]  # fmt: skip
