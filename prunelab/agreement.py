@@ -17,7 +17,7 @@ from . import units
 from .calibration import Loss, call_with, scalar_loss
 from .core import Group, Keep, PruneError, device_of, shape
 from .data import batches, to
-from .running import attempt, pair, undisturbed
+from .running import attempt, children, pair, undisturbed
 from .text import Lines, Tabular
 
 
@@ -206,7 +206,7 @@ def _stages(model: nn.Module, groups: Sequence[Group], held: Held) -> Iterator[t
     if type(model).forward is not nn.Sequential.forward:
         yield from ((group, model, held) for group in groups)
         return
-    layers = [(name, m) for name, m in model._modules.items() if m is not None]  # a ReLU may come twice
+    layers = list(children(model).items())  # a ReLU may come twice
     numbers = {name: i for i, (name, _) in enumerate(layers)}
     begins = {g.name: min(numbers[path.split(".")[0]] for path in next(_each_without(model, g))) for g in groups}
     done = 0

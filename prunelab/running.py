@@ -101,6 +101,21 @@ def apart(one: Iterable[Tensor], other: Iterable[Tensor]) -> float:
     return worst
 
 
+def children(module: nn.Module) -> dict[str, nn.Module]:
+    """The module's own children by name, one that is there twice included: `named_children` gives it once."""
+    return {name: child for name, child in module._modules.items() if child is not None}
+
+
+def storage_of(tensor: Tensor) -> int:
+    """What tells a tensor's storage from all others that are alive: views of one share it."""
+    return tensor.untyped_storage()._cdata
+
+
+def writes_to(tensor: Tensor) -> int:
+    """How often a tensor has been written into in place."""
+    return tensor._version
+
+
 def check_plain(model: nn.Module, called: str = "the model", *, ours: bool = True) -> None:
     """Raise PruneError if masks are still on: every forward would compute w * mask anew, up to twice the time.
 

@@ -21,7 +21,7 @@ from ..checks import known
 from ..core import Mask, PruneError, device_of, mask_of, places
 from ..data import tensors, to
 from ..layers import prunable
-from ..running import attempt, cut, hooked, undisturbed
+from ..running import attempt, cut, hooked, storage_of, undisturbed
 
 GZIP_LEVEL = 6  # what `gzip` does unless told otherwise
 _CHUNK = 1 << 24  # bytes handed to zlib at a time
@@ -231,14 +231,14 @@ class _Ledger(TorchDispatchMode):
         for tensor in tree_iter(tensors):
             if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
                 continue
-            storage = tensor.untyped_storage()
-            if storage._cdata in self._known:
+            storage, address = tensor.untyped_storage(), storage_of(tensor)
+            if address in self._known:
                 continue  # a view of, or written into, one that is booked
             size = 0 if there_before else storage.nbytes()
-            self._known.add(storage._cdata)
+            self._known.add(address)
             self.live += size
             self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._write_off, storage._cdata, size).atexit = False
+            weakref.finalize(storage, self._write_off, address, size).atexit = False
 
     def _write_off(self, address: int, size: int) -> None:
         self._known.discard(address)

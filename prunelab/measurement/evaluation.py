@@ -165,6 +165,12 @@ def perplexity(model: nn.Module, rows: Tensor, *, batch_size: int = 1) -> Perple
     longer windows give lower values, and only values of the same windows compare. Runs in eval mode where the model
     lies; a model may wear masks. Raises PruneError for ids that the model has no embedding for, for a model that
     does not predict tokens (a classifier), and for logits that are not finite.
+
+    >>> class Guesses(nn.Module):
+    ...     def forward(self, input_ids, use_cache):
+    ...         return torch.zeros(*input_ids.shape, 8)  # any of 8 tokens is as likely
+    >>> round(perplexity(Guesses(), torch.tensor([[1, 2, 3], [4, 5, 6]])).value, 4)
+    8.0
     """
     if rows.dim() != 2 or rows.shape[1] < 2:
         raise PruneError(f"perplexity of ids {shape(rows)}: give windows (n, length), length at least 2")
