@@ -1,12 +1,9 @@
-"""What an argument must be, and the error that says what was given instead; and names that have changed."""
+"""What an argument must be, and the error that says what was given instead."""
 
 from __future__ import annotations
 
 import math
-import sys
-import warnings
-from collections.abc import Callable, Iterable, Mapping
-from operator import attrgetter
+from collections.abc import Iterable
 from typing import Any
 
 from .core import PruneError
@@ -54,15 +51,3 @@ def known(what: str, given: Iterable[str], choices: Iterable[str]) -> tuple[str,
     if isinstance(given, str) or not set(names) <= set(allowed):
         raise PruneError(f"{what}={given if isinstance(given, str) else names!r}: give a tuple with some of {allowed}")
     return names
-
-
-def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """A module's `__getattr__`: old names, as old -> new, work for one release, each with a DeprecationWarning."""
-
-    def find(name: str) -> Any:
-        if name not in names:
-            raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        warnings.warn(f"{module}.{name} is now {names[name]}", DeprecationWarning, stacklevel=2)
-        return attrgetter(names[name])(sys.modules[module])
-
-    return find

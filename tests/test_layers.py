@@ -11,9 +11,10 @@ import prunelab
 
 ROOT = Path(prunelab.__file__).parent
 FLOORS = [
-    "core", "layers", "units", "files", "checks", "text", "attention", "mixtures", "data", "running", "language",
-    "decoders", "masking", "measurement", "calibration", "criteria", "selection", "surgery", "granularity",
-    "allocation", "reconstruction", "agreement", "sensitivity", "shares", "schedules", "recovery", "pipeline",
+    "core", "registry", "layers", "units", "files", "checks", "text", "attention", "mixtures", "data", "running",
+    "language", "decoders", "masking", "measurement", "calibration", "criteria", "selection", "surgery",
+    "granularity", "allocation", "reconstruction", "agreement", "sensitivity", "layerwise", "shares", "schedules",
+    "recovery", "pipeline",
     "movement", "recipes", "exports", "budget",
 ]  # fmt: skip
 

@@ -1,6 +1,6 @@
 """One call with a goal: the best pruned model within a budget of time, bytes, MACs or accuracy."""
 
-from ..checks import renamed
+from ..registry import renamed
 from .costs import LatencyTable, latency_table
 from .goals import Goals
 from .job import SearchOptions
@@ -12,4 +12,4 @@ __all__ = [
     "frontier", "latency_table",
 ]  # fmt: skip
 
-__getattr__ = renamed(__name__, {"How": "SearchOptions"})
+__getattr__ = renamed(__name__, {"How": "prunelab.budget.SearchOptions"})

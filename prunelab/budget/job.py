@@ -14,10 +14,9 @@ from .. import criteria as known_criteria
 from .. import granularity as granularities
 from ..calibration import Calibration
 from ..checks import check_count, check_number
-from ..core import Group, PruneError, device_of, places
-from ..criteria import Criterion
+from ..core import Criterion, Granularity, Group, PruneError, device_of, places
 from ..data import batches, has_splits, split_of, tensors, to
-from ..granularity import GRANULARITIES, Granularity, Together
+from ..granularity import GRANULARITIES, Together
 from ..layers import CONVOLUTION
 from ..measurement import Evaluation, evaluate, macs, stored_bytes
 from ..measurement.timing import BATCH, Conditions, in_turns

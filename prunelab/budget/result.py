@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core import Group, Keep, PruneError
-from ..criteria import Criterion
+from ..core import Criterion, Group, Keep, PruneError
 from ..files import write_whole
 from ..measurement import Speedup
 from ..pipeline import Recipe

@@ -1,6 +1,6 @@
 """What a model is worth and what it costs: accuracy, stored bytes, MACs, memory and latency, with intervals."""
 
-from ..checks import renamed
+from ..registry import renamed
 from . import physics
 from .costs import FORMATS, count, macs, peak_memory, stored_bytes
 from .evaluation import Evaluation, Perplexity, evaluate, mean_interval, perplexity, wilson
@@ -15,4 +15,11 @@ __all__ = [
     "stored_bytes", "two_of_four", "wilson",
 ]  # fmt: skip
 
-__getattr__ = renamed(__name__, {"pitfalls": "physics", "verdict": "physics.verdict", "Verdict": "physics.Verdict"})
+__getattr__ = renamed(
+    __name__,
+    {
+        "pitfalls": "prunelab.measurement.physics",
+        "verdict": "prunelab.measurement.physics.verdict",
+        "Verdict": "prunelab.measurement.physics.Verdict",
+    },
+)

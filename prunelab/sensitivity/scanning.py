@@ -24,10 +24,8 @@ from .. import granularity as granularities
 from ..allocation import allocate, check_sparsity, is_structure
 from ..calibration import Calibration
 from ..checks import check_count
-from ..core import Group, Masks, PruneError, Scores, device_of, lookup_all
-from ..criteria import Criterion
+from ..core import Criterion, Granularity, Group, Masks, PruneError, Scores, device_of, lookup_all
 from ..data import batches, split_of, to
-from ..granularity import Granularity
 from ..masking import bake
 from ..measurement.evaluation import Evaluation, evaluate, right
 from ..running import check_numbers, check_plain, duplicate, first_inputs, pair, undisturbed
