@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..core import Group, Groups, Member, Part, PruneError, join, places
 from ..decoders import Block, blocks, is_norm
-from ..measurement.conditions import attempt, uncached, undisturbed
+from ..running import attempt, uncached, undisturbed
 from ..surgery.removal import Absent
 from .registry import register
 from .tracing import on

@@ -12,16 +12,17 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ...allocation import allocate, expand, report
-from ...batches import batches, call
 from ...calibration import Calibration
 from ...core import Keep, mode
 from ...criteria import by_name as criterion_named
 from ...criteria import magnitude
+from ...data import batches
 from ...granularity import by_name as granularity_named
 from ...granularity import weights
 from ...masking import masked
 from ...measurement import evaluate
 from ...pipeline import Recipe
+from ...running import call
 
 
 @dataclass(frozen=True)
