@@ -12,8 +12,8 @@ import prunelab
 ROOT = Path(prunelab.__file__).parent
 FLOORS = [
     "core", "registry", "layers", "units", "files", "checks", "text", "attention", "mixtures", "data", "running",
-    "language", "decoders", "masking", "measurement", "calibration", "criteria", "selection", "surgery",
-    "granularity", "allocation", "reconstruction", "agreement", "sensitivity", "layerwise", "shares", "schedules",
+    "language", "decoders", "masking", "measurement", "calibration", "surgery", "granularity", "criteria", "selection",
+    "allocation", "reconstruction", "agreement", "sensitivity", "layerwise", "shares", "schedules",
     "recovery", "pipeline",
     "movement", "recipes", "exports", "budget",
 ]  # fmt: skip
