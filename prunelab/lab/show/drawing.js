@@ -1,7 +1,7 @@
 // A drawing that is pruned at the pace of the hand. Everything it shows was measured before: no kernel, no network.
 (() => {
   "use strict";
-  const STAYS = [0, 158, 115], TAKEN = [107, 114, 128]; // a weight above zero, below zero
+  const STAYS = [0, 158, 115], TAKEN = [128, 135, 148]; // a weight above zero, below zero
   const MOST = 99; // steps for which a weight can stay
   const bytes = (text) => Uint8Array.from(atob(text.slice(text.indexOf(",") + 1)), (c) => c.charCodeAt(0));
   const json = (text) => JSON.parse(new TextDecoder().decode(bytes(text)));
@@ -11,9 +11,10 @@
   // The colour of a signed byte, as one 32-bit pixel (alpha, blue, green, red): the longer it stays, the fuller.
   const TONES = Uint32Array.from({ length: 256 }, (_, i) => {
     const value = (i << 24) >> 24, [r, g, b] = value > 0 ? STAYS : TAKEN;
-    const alpha = Math.round(255 * (0.2 + 0.8 * (Math.abs(value) / MOST) ** 2));
+    const alpha = Math.round(255 * (0.3 + 0.7 * (Math.abs(value) / MOST) ** 2));
     return ((alpha << 24) | (b << 16) | (g << 8) | r) >>> 0;
   });
+  const HOLE = ((26 << 24) | (TAKEN[2] << 16) | (TAKEN[1] << 8) | TAKEN[0]) >>> 0; // where a weight was
 
   function element(tag, className, parent, text = "") {
     const made = document.createElement(tag);
@@ -30,7 +31,7 @@
     for (const [value, text] of options) {
       const label = element("label", "", set), input = element("input", "", label);
       Object.assign(input, { type: "radio", name, value, checked: value === chosen });
-      element("span", "", label, text);
+      element("span", `pl-${value}`, label, text);
       input.addEventListener("change", () => changed(value));
     }
   }
@@ -75,19 +76,19 @@
     }
     const reads = element("div", "pl-reads", live), left = element("div", "pl-score", reads);
     const score = element("p", "pl-accuracy", left);
-    const chart = plot(left);
     if (state.read === "fresh") {
       const kinds = [["fresh", "Statistics estimated again"], ["stale", "Old statistics"]];
       choice(left, "BatchNorm's statistics", kinds, "fresh", (kind) => { state.read = kind; later(); });
     }
+    const chart = plot(left);
     const digits = pictures(reads);
 
-    // One layer's place: a frame as large as the whole layer, a canvas in it, and two lines of text.
+    // One layer's place: two lines of text, and under them a frame as large as the whole layer, with a canvas.
     function board(layer) {
-      const figure = element("div", "pl-layer", net), frame = element("div", "pl-frame", figure);
-      const canvas = element("canvas", "", frame);
+      const figure = element("div", "pl-layer", net);
       element("strong", "", figure, layer.name);
-      return { figure, frame, canvas, caption: element("span", "", figure) };
+      const caption = element("span", "", figure), frame = element("div", "pl-frame", figure);
+      return { frame, caption, canvas: element("canvas", "", frame) };
     }
 
     // The numbers of those that are left of a group at the present step; all, for a layer's own rows or columns.
@@ -109,17 +110,16 @@
       rows.forEach((row, r) => columns.forEach((column, c) => {
         const from = layer.start + (row * layer.columns + column) * h * w;
         for (let k = 0; k < h * w; k++) {
-          const value = signed[from + k];
-          if (Math.abs(value) <= gone) continue;
-          weights++;
-          pixels[(r * (h + gap) + Math.floor(k / w)) * width + c * (w + gap) + (k % w)] = TONES[value & 255];
+          const value = signed[from + k], stays = Math.abs(value) > gone;
+          weights += stays;
+          const place = (r * (h + gap) + Math.floor(k / w)) * width + c * (w + gap) + (k % w);
+          pixels[place] = stays ? TONES[value & 255] : HOLE;
         }
       }));
       context.putImageData(image, 0, 0);
       layer.canvas.style.width = `${width * size.scale}px`;
       layer.canvas.style.height = `${height * size.scale}px`;
       layer.caption.textContent = state.way === "filters" ? `${rows.length} × ${columns.length}` : number(weights);
-      return weights;
     }
 
     // How large a square is: whole device pixels, with gaps between kernels where there is room.
@@ -144,7 +144,7 @@
     function plot(parent) {
       const box = element("div", "pl-chart", parent);
       return (way, step, read) => {
-        const x = (s) => 26 + (s / (way.steps - 1)) * 268, y = (a) => 104 - 0.96 * a;
+        const x = (s) => 32 + (s / (way.steps - 1)) * 262, y = (a) => 104 - 0.96 * a;
         const lines = ["stale", "fresh"].filter((kind) => Object.keys(way[kind]).length).map((kind) => {
           const points = Object.entries(way[kind]).map(([s, [a]]) => [x(s), y(parseFloat(a.slice(1)))]);
           const dots = points.map(([px, py]) => `<circle cx="${px}" cy="${py}" r="2.2"/>`).join("");
@@ -152,10 +152,10 @@
         });
         const here = parseFloat(way[read][step.near][0].slice(1));
         box.innerHTML = `<svg viewBox="0 0 300 124" role="img" aria-label="Accuracy against the share that is gone.">
-          <g class="pl-axes"><path d="M26 8H294M26 56H294M26 104H294"/>
-          <text x="20" y="11">100</text><text x="20" y="59">50</text><text x="20" y="107">0</text>
-          <text x="26" y="120" class="pl-first">0 %</text><text x="160" y="120" class="pl-mid">50 %</text>
-          <text x="294" y="120">${Math.round(100 * share(way, way.steps - 1))} %</text></g>
+          <g class="pl-axes"><path d="M32 8H294M32 56H294M32 104H294"/>
+          <text x="26" y="11">100 %</text><text x="26" y="59">50 %</text><text x="26" y="107">0 %</text>
+          <text x="32" y="120" class="pl-first">nothing gone</text>
+          <text x="294" y="120">${Math.round(100 * share(way, way.steps - 1))} % gone</text></g>
           <path class="pl-here" d="M${x(step.now)} 8V104"/>${lines.join("")}
           <circle class="pl-spot" cx="${x(step.near)}" cy="${y(here)}" r="4.5"/></svg>`;
       };
@@ -185,7 +185,11 @@
       Object.assign(slider, { min: 0, max: way.steps - 1, step: 1, value: now });
       slider.style.setProperty("--at", `${(100 * now) / (way.steps - 1)}%`);
       layers.forEach(paint);
-      for (const name of Object.keys(stats)) stats[name].textContent = number(way[name][now]);
+      for (const [name, place] of Object.entries(stats)) {
+        const left = way[name][now] / way[name][0];
+        place.innerHTML = `${number(way[name][now])} <small>${left < 1 ? `${(100 * left).toPrecision(3)} %` : "as before"}</small>`;
+        place.className = left < 1 ? "" : "pl-same";
+      }
       const [accuracy, labels] = read[near];
       const what = state.way === "weights" ? "of the weights are zero" : "of the filters are removed";
       pulled.textContent = `${percent(now)} ${what}`;

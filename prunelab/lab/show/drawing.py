@@ -37,10 +37,10 @@ PERCENT = tuple(range(99))  # the steps of single weights: the sparsity in perce
 READ_AT = (0, 20, 40, 50, 60, 65, 70, 75, 80, 85, 90, 95, 98)  # of those, where the network is run
 MOST_STEPS = 32  # of whole filters
 READ_EVERY = 4  # of those
-DIGITS = 20  # pictures shown
+DIGITS = 30  # pictures shown
 STATISTICS = 1024  # training images on which BatchNorm's statistics are estimated again
 MOST_WEIGHTS = 400_000  # a byte each, and an output of at most 1 MB
-STAYS, TAKEN = (0, 158, 115), (107, 114, 128)  # a weight above zero, below zero: seen on light and dark, by anyone
+STAYS, TAKEN = (0, 158, 115), (128, 135, 148)  # a weight above zero, below zero: seen on light and dark, by anyone
 HERE = Path(__file__).parent
 
 
@@ -276,7 +276,7 @@ def _still(ax: Any, tensors: dict[str, torch.Tensor], facts: dict[str, Any], las
         height, width = layer["kernel"]
         grid = (layer["rows"], layer["columns"], height, width)
         stay, sign = (t.reshape(grid).permute(0, 2, 1, 3).flatten(2).flatten(0, 1) for t in (lasts[name], weight))
-        tone = (0.2 + 0.8 * (stay / len(PERCENT)) ** 2) * (stay > facts["start"])
+        tone = (0.3 + 0.7 * (stay / len(PERCENT)) ** 2) * (stay > facts["start"])
         ink = torch.where((sign > 0)[..., None], torch.tensor(STAYS), torch.tensor(TAKEN))
         picture = (255 - tone[..., None] * (255 - ink)).to(torch.uint8).numpy()
         ax.imshow(np.asarray(picture), extent=(left, left + picture.shape[1], picture.shape[0], 0))
