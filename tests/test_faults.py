@@ -20,7 +20,8 @@ from torch import nn
 import prunelab as pl
 from prunelab import zoo
 from prunelab.files import write_whole
-from prunelab.lab import publish, store
+from prunelab.lab.author import publish
+from prunelab.lab.learn import progress
 from prunelab.sensitivity import Scan
 from prunelab.sensitivity.result import Curve
 from prunelab.zoo import downloads, trained
@@ -88,11 +89,11 @@ def _checkpointed(folder: Path) -> int | None:
 def _progress(folder: Path, v: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it can't be written is said; it never raises
-        store.Store(folder).record("exercises", "version", v)
+        progress.Store(folder).record("exercises", "version", v)
 
 
 def _progressed(folder: Path) -> int | None:
-    return store.Store(folder).read()["exercises"].get("version")
+    return progress.Store(folder).read()["exercises"].get("version")
 
 
 def _scan(folder: Path, v: int) -> None:

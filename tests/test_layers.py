@@ -17,6 +17,15 @@ FLOORS = [
     "exports", "budget",
 ]  # fmt: skip
 
+# The rooms of the lab: each imports what stands before it.
+ROOMS = ["show", "learn", "lessons", "workshop", "author"]
+EXCEPTIONS = {  # module -> the room above that it imports from
+    "show/plots": "lessons",  # the type of a reading that it draws
+    "lessons/recoveries": "author",  # how the networks were trained
+    "lessons/grids_movement": "author",  # a long experiment that goes on where it stopped
+    "workshop/editions": "author",  # an edition is executed as the authors do
+}
+
 
 def floor_of(path: Path) -> str:
     """prunelab/zoo/data.py -> zoo; prunelab/core.py -> core; prunelab/__init__.py -> __init__."""
@@ -25,19 +34,31 @@ def floor_of(path: Path) -> str:
 
 def imported(source: str, path: Path) -> set[str]:
     """The floors a module at `path` imports anywhere in it, functions and TYPE_CHECKING included."""
+    return {target[0] if target else "__init__" for target in targets(source, path)}
+
+
+def targets(source: str, path: Path) -> set[tuple[str, ...]]:
+    """What a module at `path` imports of prunelab: ("lab", "show", "figure", "table")."""
     package = ("prunelab", *path.relative_to(ROOT).parent.parts)
-    floors = set()
+    found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            targets = [tuple(alias.name.split(".")) for alias in node.names]
+            names = [tuple(alias.name.split(".")) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else ()
             base = (*base, *(node.module.split(".") if node.module else ()))
-            targets = [(*base, alias.name) for alias in node.names]
+            names = [(*base, alias.name) for alias in node.names]
         else:
             continue
-        floors |= {t[1] if len(t) > 1 else "__init__" for t in targets if t[0] == "prunelab"}
-    return floors
+        found |= {name[1:] for name in names if name[0] == "prunelab"}
+    return found
+
+
+def rooms_above(source: str, path: Path) -> set[str]:
+    """The rooms that a module in a room of the lab imports from and that do not stand before it."""
+    room = path.relative_to(ROOT / "lab").parts[0]
+    entered = {t[1] for t in targets(source, path) if t[0] == "lab" and len(t) > 1}
+    return entered - set(ROOMS[: ROOMS.index(room) + 1])
 
 
 def allowed(floor: str) -> set[str] | None:
@@ -75,6 +96,22 @@ def test_imports_point_down(path):
     assert complaints(path.read_text(encoding="utf-8"), path) == []
 
 
+@pytest.mark.parametrize(
+    "path", [p for p in MODULES if p.parent.parent == ROOT / "lab"], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_the_rooms_of_the_lab_import_those_before_them(path):
+    exception = EXCEPTIONS.get(path.relative_to(ROOT / "lab").with_suffix("").as_posix())
+    assert rooms_above(path.read_text(encoding="utf-8"), path) == ({exception} if exception else set())
+
+
+def test_an_import_from_a_later_room_is_found():
+    above = ROOT / "lab" / "show" / "new.py"
+    assert rooms_above("from ..learn import claim\nfrom . import figure", above) == {"learn"}
+    assert rooms_above("import prunelab.lab.author.rules", above) == {"author"}
+    assert rooms_above("from .. import claim", above) == {"claim"}
+    assert rooms_above("from ..show.figure import table", ROOT / "lab" / "learn" / "new.py") == set()
+
+
 def test_torch_pruning_is_a_peer_in_the_benchmarks_only():
     """Its graph once said which channels leave together; neither the package nor a unit test needs it now."""
     tests = [
@@ -83,9 +120,7 @@ def test_torch_pruning_is_a_peer_in_the_benchmarks_only():
     assert [str(p) for p in (*MODULES, *tests) if "torch_pruning" in p.read_text(encoding="utf-8")] == []
 
 
-@pytest.mark.parametrize(
-    "package", sorted("" if p.parent == ROOT else p.parent.name for p in ROOT.rglob("__init__.py"))
-)
+@pytest.mark.parametrize("package", sorted(p.parent.relative_to(ROOT).as_posix() for p in ROOT.rglob("__init__.py")))
 def test_init_only_reexports(package):
     path = ROOT / package / "__init__.py"
     assert statements(path.read_text(encoding="utf-8")) == []
@@ -100,7 +135,7 @@ def test_the_floors_exist():
     [
         ("core.py", "from .masking import apply", "core imports masking"),
         ("core.py", "from . import zoo", "core imports zoo"),
-        ("core.py", "def f():\n    import prunelab.lab.claims", "core imports lab"),
+        ("core.py", "def f():\n    import prunelab.lab.learn.claim", "core imports lab"),
         ("batches.py", "from prunelab import lab", "batches imports lab"),
         ("batches.py", "import prunelab as pl", "batches imports __init__"),
         ("measurement/timing.py", "from ..pipeline import prune", "measurement imports pipeline"),
@@ -119,7 +154,7 @@ def test_it_can_fail(where, source, complaint):
     [
         ("pipeline.py", "from . import criteria, schedules\nfrom .core import Group\nimport torch.nn"),
         ("measurement/timing.py", "from .text import table\nfrom ..core import PruneError\nfrom . import text"),
-        ("lab/start.py", "from .. import pipeline, zoo"),
+        ("lab/learn/start.py", "from ... import pipeline, zoo"),
         ("zoo/__init__.py", "from .data import Data\nfrom . import digits"),
     ],
 )

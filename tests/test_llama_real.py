@@ -8,7 +8,7 @@ import torch
 
 import prunelab as pl
 from prunelab import zoo
-from prunelab.lab import llamas
+from prunelab.lab.lessons import llamas
 from prunelab.language import continued
 from prunelab.measurement import perplexity
 from prunelab.reconstruction import SparseGPT, Wanda, blockwise

@@ -9,11 +9,12 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from prunelab.lab import claims, exercises, publish, rules
-from prunelab.lab.display import WIDGET_VIEW
+from prunelab.lab.author import publish, rules
+from prunelab.lab.learn import claim, exercise
+from prunelab.lab.show.display import WIDGET_VIEW
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-STUBS = {e.id: e.stub for e in exercises.registry().values()}
+STUBS = {e.id: e.stub for e in exercise.registry().values()}
 ALT = "Accuracy falls slowly, then at once."
 
 
@@ -27,10 +28,10 @@ class TestHouse:
 
     def test_each_claim_fails_on_its_wrong_side(self, path):
         for call in rules.calls(nbformat.read(path, as_version=4), "claim"):
-            bound = claims.bound({k.arg: rules.ast.literal_eval(k.value) for k in call.keywords})
+            bound = claim.bound({k.arg: rules.ast.literal_eval(k.value) for k in call.keywords})
             for value in rules.wrong_values(bound):
-                with pytest.raises(claims.ClaimError):
-                    claims.claim("Wrong side.", value, **{bound.kind: bound.limit})
+                with pytest.raises(claim.ClaimError):
+                    claim.claim("Wrong side.", value, **{bound.kind: bound.limit})
 
     def test_it_starts_under_its_own_number_and_is_valid(self, path):
         nb = nbformat.read(path, as_version=4)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from prunelab.lab import course
+from prunelab.lab.workshop import course
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 import prunelab as pl
 from prunelab import lab, zoo
-from prunelab.lab import bank, course, editions, guide, site
+from prunelab.lab.workshop import course, editions, guide, site
 assert Path(pl.__file__).is_relative_to(sys.prefix), pl.__file__
 lab.start("00")
 data, model = zoo.load("digits"), zoo.checkpoint("digits-cnn")

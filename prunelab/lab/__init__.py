@@ -1,35 +1,25 @@
 """What only a notebook needs: `from prunelab import lab`. Nothing else in prunelab imports it."""
 
-from . import (
-    fronts,
-    llamas,
-    maps,
-    movement_plots,
-    plots,
-    plots_heads,
-    plots_llama,
-    plots_recovery,
-    recoveries,
-    returning,
-    scoreboard,
-    transfers,
-)
-from .claims import ClaimError, claim
-from .contests import kept, moved, pruned, rewritten, shares_of, spread
-from .exams import exam
-from .exercises import check, exercise, hint, solution
-from .explorers import explorer
-from .figures import figure, table
-from .grids import agreement_of, by_name, collect, grid
-from .intervals import ahead
-from .measuring import NO_CUDA, measured
-from .picking import pick
-from .predictions import predict, reveal
-from .races import race, trials
-from .readings import by_hand, reading, reading_of, sweep
-from .session import start
-from .store import progress, reset
-from .workbenches import workbench
+from .learn import scoreboard
+from .learn.claim import ClaimError, claim
+from .learn.exam import exam
+from .learn.exercise import check, exercise, hint, solution
+from .learn.network_choice import pick
+from .learn.predict import predict, reveal
+from .learn.progress import progress, reset
+from .learn.session import start
+from .learn.stored_grid import agreement_of, by_name, collect, grid
+from .learn.workbench import workbench
+from .lessons import llamas, movement_plots, plots_heads, plots_llama, plots_recovery, recoveries, returning, transfers
+from .lessons.contests import kept, moved, pruned, rewritten, shares_of, spread
+from .lessons.readings import by_hand, reading, reading_of, sweep
+from .show import agreement_map as maps
+from .show import fronts, plots
+from .show.explorer import explorer
+from .show.figure import figure, table
+from .show.intervals import ahead
+from .show.measuring import NO_CUDA, measured
+from .show.timing_table import race, trials
 
 __all__ = [
     "NO_CUDA",

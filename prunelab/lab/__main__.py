@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from ..core import PruneError
-from . import checkpoints, classroom, course, doctor, editions, grids, guide, publish, rules, site, timings
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
-    command("doctor", doctor.main, "is this machine ready for the course?")
+    command("doctor", _doctor, "is this machine ready for the course?")
     made = command("copy", _copy, "put the notebooks into a folder; what a learner has changed there stays")
     made.add_argument("folder", type=Path)
     made = command("class", _class, "count the guesses in a folder of progress files")
@@ -42,50 +42,99 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--execute", action="store_true", help="run the instructor's edition from top to bottom")
     made = command("site", _site, "make a web site of the course, with the API reference")
     made.add_argument("out", type=Path, nargs="?", default=Path("build/site"))
-    made = command("timings", timings.measure, "measure the notebooks' time and memory, for the guide")
+    made = command("timings", _timings, "measure the notebooks' time and memory, for the guide")
     made.add_argument("numbers", nargs="*", metavar="NN", help="which notebooks; by default all")
     made.add_argument("--runs", type=int, default=5)
     made = command("publish", _publish, "run notebooks from the top, as their authors store them")
     made.add_argument("notebooks", nargs="+", type=Path)
     made = command("rules", _rules, "check notebooks against the house rules")
     made.add_argument("notebooks", nargs="+", type=Path)
-    made = command("checkpoints", checkpoints.remake, "train the course's networks again and rewrite data/")
-    made.add_argument("names", nargs="*", choices=[*checkpoints.PLANS, []], help="which; by default all")
-    made = command("grids", grids.remake, "run the long experiments again and rewrite data/grid-*.json")
-    made.add_argument("names", nargs="*", choices=[*grids.GRIDS, []], help="which; by default all")
+    made = command("checkpoints", _checkpoints, "train the course's networks again and rewrite data/")
+    made.add_argument("names", nargs="*", help="which; by default all")
+    made = command("grids", _grids, "run the long experiments again and rewrite data/grid-*.json")
+    made.add_argument("names", nargs="*", help="which; by default all")
     return parser
 
 
+# Each imports what it runs only when it runs: `--help` waits for none of them.
+
+
+def _doctor() -> int:
+    from .workshop import doctor
+
+    return doctor.main()
+
+
 def _copy(folder: Path) -> None:
+    from .workshop import course
+
     for name, what in course.copy(folder).items():
         print(f"{name}: {what}")
     print(f"Now: jupyter lab {folder}")
 
 
 def _class(folder: Path) -> None:
+    from .workshop import classroom
+
     print(classroom.text(classroom.gather(folder)))
 
 
 def _guide() -> None:
+    from .workshop import guide
+
     print(guide.text())
 
 
 def _build(out: Path, execute: bool) -> None:
+    from .workshop import editions
+
     for name, files in editions.build(out, execute).items():
         print(f"{name}: {len(files)} files in {out / name}")
 
 
 def _site(out: Path) -> None:
+    from .workshop import site
+
     print(f"{len(site.build(out))} pages; open {out / site.HOME}")
 
 
+def _timings(numbers: list[str], runs: int) -> None:
+    from .author import timings
+
+    timings.measure(numbers, runs)
+
+
 def _publish(notebooks: list[Path]) -> None:
+    from .author import publish
+
     for path in notebooks:
         publish.publish(path)
 
 
 def _rules(notebooks: list[Path]) -> int:
+    from .author import rules
+
     return rules.main(list(map(str, notebooks)))
+
+
+def _checkpoints(names: list[str]) -> None:
+    from .author import checkpoints
+
+    checkpoints.remake(_among(names, checkpoints.PLANS))
+
+
+def _grids(names: list[str]) -> None:
+    from .author import grids
+
+    grids.remake(_among(names, grids.GRIDS))
+
+
+def _among(names: list[str], known: Collection[str]) -> list[str]:
+    """The names; PruneError if there is nothing of such a name."""
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise PruneError(f"there is no {', '.join(unknown)}: choose from {', '.join(known)}")
+    return names
 
 
 if __name__ == "__main__":

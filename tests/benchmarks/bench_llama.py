@@ -20,7 +20,7 @@ import plain_methods
 
 import prunelab as pl
 from prunelab import zoo
-from prunelab.lab import llamas
+from prunelab.lab.lessons import llamas
 from prunelab.measurement import perplexity, rates
 from prunelab.reconstruction import SparseGPT, Wanda, blockwise
 

@@ -27,7 +27,7 @@ FOLDER = Path(__file__).parents[2] / "notebooks"
 
 MOVES = """
 import json, time
-from prunelab.lab.explorers import Explorer
+from prunelab.lab.show.explorer import Explorer
 
 def timed_moves(panel, moves):
     for n in range(moves):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from prunelab.lab import course
+from prunelab.lab.workshop import course
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = [

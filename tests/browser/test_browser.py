@@ -6,7 +6,7 @@ import pytest
 from driver import Opened
 
 from prunelab import zoo
-from prunelab.lab import course, lessons
+from prunelab.lab.workshop import contents, course
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 NOTEBOOKS = course.notebooks()
@@ -69,7 +69,7 @@ def test_each_slider_of_each_panel_moves_its_picture(notebook):
 
 
 def test_each_exercise_is_answered_wrongly_and_rightly(notebook):
-    cells = lessons.checked(course.read(course.folder() / notebook.name))
+    cells = contents.checked(course.read(course.folder() / notebook.name))
     assert cells
     for cell, asked in cells:
         (index,) = notebook.cells(f'lab.check("{asked.id}"')

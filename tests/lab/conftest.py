@@ -2,14 +2,15 @@
 
 import pytest
 
-from prunelab.lab import display, exercises, scoreboard, store
+from prunelab.lab.learn import exercise, progress, scoreboard
+from prunelab.lab.show import display
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     """An empty folder for the progress file, and no memory of other tests."""
     monkeypatch.setenv("PRUNELAB_HOME", str(tmp_path / "home"))
-    for memory in (store._stores, scoreboard._here, exercises._levels):
+    for memory in (progress._stores, scoreboard._here, exercise._levels):
         memory.clear()
     return tmp_path / "home"
 

@@ -12,7 +12,8 @@ import prunelab as pl
 from prunelab import PruneError, zoo
 from prunelab.budget import Trial
 from prunelab.budget.goals import goals
-from prunelab.lab import exams, fronts, picking, workbenches
+from prunelab.lab.learn import exam, network_choice, workbench
+from prunelab.lab.show import fronts
 from prunelab.measurement import Speedup
 
 OWN = """
@@ -41,20 +42,20 @@ TRIALS = [
 
 
 def test_pick_from_the_zoo():
-    model, data = picking.pick("digits-mlp")
+    model, data = network_choice.pick("digits-mlp")
     assert pl.measurement.evaluate(model, data, "valid").accuracy > 0.8
 
 
 def test_pick_ones_own(tmp_path):
     (tmp_path / "mine.py").write_text(OWN)
-    model, data = picking.pick(str(tmp_path / "mine.py"))
+    model, data = network_choice.pick(str(tmp_path / "mine.py"))
     assert model(data.train[0]).shape == (6, 3)
     assert data.valid[1].tolist() == [0, 1, 2, 0, 1, 2]
 
 
 def test_pick_from_torchvision_without_a_download(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # where no weights are
-    model, data = picking.pick("torchvision:shufflenet_v2_x0_5", pixels=16, steps=1, progress=False)
+    model, data = network_choice.pick("torchvision:shufflenet_v2_x0_5", pixels=16, steps=1, progress=False)
     assert model(data.train[:2][0]).shape == (2, 10)
     assert list(tmp_path.iterdir()) == []
 
@@ -72,7 +73,7 @@ def test_what_can_not_be_picked(tmp_path, monkeypatch, name, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.py").write_text("x = 1\n")
     with pytest.raises(PruneError, match=message):
-        picking.pick(name)
+        network_choice.pick(name)
 
 
 def test_the_front_fills_in(capsys):
@@ -135,22 +136,22 @@ def test_stored_fronts(capsys):
     ],
 )
 def test_the_marks(ratio, hidden, kept):
-    marks = exams.judged(ratio, dict(zip(("dense", "yours", "equal shares"), hidden, strict=True)))
+    marks = exam.judged(ratio, dict(zip(("dense", "yours", "equal shares"), hidden, strict=True)))
     assert tuple(m.kept for m in marks) == kept
     assert "50% allowed" in marks[0].found
-    assert ("too little to tell" in marks[2].found) == (abs(hidden[1] - hidden[2]) < exams.TIE)
+    assert ("too little to tell" in marks[2].found) == (abs(hidden[1] - hidden[2]) < exam.TIE)
 
 
 @pytest.mark.slow
 def test_the_exam_hides_its_digits_and_marks_calmly(capsys, monkeypatch):
-    paper = exams.exam()
+    paper = exam.exam()
     assert not hasattr(paper.data, "test")
     assert "hidden" not in repr(paper)
     paper.mark(...)
     assert "not attempted yet" in capsys.readouterr().out
     assert [m.found[:20] for m in paper.marks(7)] == ["it is a int: hand in"]
     assert "the exam's" in paper.marks(paper.model)[0].found
-    monkeypatch.setattr(exams, "equal_shares", lambda paper: paper.model)
+    monkeypatch.setattr(exam, "equal_shares", lambda paper: paper.model)
     assert "cannot run on inputs" in paper.marks(nn.Linear(3, 10))[0].found
     twin = copy.deepcopy(paper.model)
     assert [m.kept for m in paper.marks(twin)] == [False, True, False]  # no smaller, no worse, no better
@@ -159,7 +160,7 @@ def test_the_exam_hides_its_digits_and_marks_calmly(capsys, monkeypatch):
 
 
 def test_the_workbench_says_what_goes_wrong_and_shows_what_goes_right(monkeypatch, capsys, tmp_path):
-    bench = workbenches.workbench()
+    bench = workbench.workbench()
     assert "Nothing runs before" in capsys.readouterr().out
     bench.network.value = "nowhere.py"
     bench.button.click()
@@ -173,7 +174,7 @@ def test_the_workbench_says_what_goes_wrong_and_shows_what_goes_right(monkeypatc
         options["on_trial"](TRIALS[0])
         return SimpleNamespace(model=model, _repr_html_=lambda: "<p>the report</p>")
 
-    monkeypatch.setattr(workbenches, "fit_budget", fit)
+    monkeypatch.setattr(workbench, "fit_budget", fit)
     bench.network.value, bench.cost.value, bench.share.value, bench.steps.value = "digits-mlp", "bytes", 0.3, 50
     bench.folder.value = str(tmp_path)
     bench.button.click()

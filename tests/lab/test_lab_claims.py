@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from prunelab import lab
-from prunelab.lab import claims
+from prunelab.lab.learn import claim
 
 HOLDS = [
     (5, {"equals": 5}),
@@ -83,7 +83,7 @@ def test_a_claim_within_bounds_shows_the_value_in_the_measured_form(capsys):
 
 
 def test_bounds_read_as_words():
-    assert [str(claims.Bound(k, 2)) for k in ("equals", "at_least", "at_most")] == [
+    assert [str(claim.Bound(k, 2)) for k in ("equals", "at_least", "at_most")] == [
         "equals 2",
         "at least 2",
         "at most 2",

@@ -3,9 +3,9 @@ import json
 import pytest
 
 from prunelab.core import PruneError
-from prunelab.lab import classroom, course, lessons
+from prunelab.lab.workshop import classroom, contents, course
 
-QUESTIONS = {q.id: q for p in course.notebooks() for q in lessons.questions(course.read(p))}
+QUESTIONS = {q.id: q for p in course.notebooks() for q in contents.questions(course.read(p))}
 CHOICE = next(q for q in QUESTIONS.values() if q.options)
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from prunelab.lab import __main__ as commands
-from prunelab.lab import classroom, course, doctor, editions, grids, guide, site, timings
+from prunelab.lab.author import checkpoints, grids, timings
+from prunelab.lab.workshop import classroom, course, doctor, editions, guide, site
 
 OUT = {"build": editions, "site": site}
 
@@ -12,15 +13,29 @@ OUT = {"build": editions, "site": site}
     ("line", "module", "name", "given"),
     [
         (["doctor"], doctor, "main", ()),
-        (["timings", "02", "--runs", "3"], timings, "measure", {"numbers": ["02"], "runs": 3}),
-        (["grids", "scopes"], grids, "remake", {"names": ["scopes"]}),
+        (["timings", "02", "--runs", "3"], timings, "measure", (["02"], 3)),
+        (["grids", "scopes"], grids, "remake", (["scopes"],)),
+        (["checkpoints"], checkpoints, "remake", ([],)),
     ],
 )
 def test_a_command_calls_its_function_with_what_was_given(monkeypatch, line, module, name, given):
     calls = []
-    monkeypatch.setattr(module, name, lambda **kwargs: calls.append(kwargs) or 3)
-    assert commands.main(line) == 3
-    assert calls == [dict(given)]
+    monkeypatch.setattr(module, name, lambda *given: calls.append(given) or 0)
+    assert commands.main(line) == 0
+    assert calls == [given]
+
+
+def test_a_commands_exit_code_is_that_of_what_it_ran(monkeypatch):
+    monkeypatch.setattr(doctor, "main", lambda: 3)
+    assert commands.main(["doctor"]) == 3
+
+
+@pytest.mark.parametrize(("command", "known"), [("grids", "scopes"), ("checkpoints", "digits-mlp")])
+def test_an_unknown_name_is_refused_with_those_there_are(capsys, command, known):
+    assert commands.main([command, "nothing"]) == 1
+    said = capsys.readouterr().err
+    assert "there is no nothing" in said
+    assert known in said
 
 
 def test_copy_says_what_became_of_each_notebook(tmp_path, capsys):

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from prunelab.core import PruneError
-from prunelab.lab import course
+from prunelab.lab.workshop import course
 
 
 @pytest.fixture

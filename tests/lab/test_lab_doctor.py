@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from prunelab.lab import doctor, session, store, timings
-from prunelab.lab.doctor import BAD, GOOD, NOTE, Facts
+from prunelab.lab.learn import progress, session
+from prunelab.lab.workshop import doctor, stored_timings
+from prunelab.lab.workshop.doctor import BAD, GOOD, NOTE, Facts
 
 HEALTHY = Facts(
     python=(3, 12), versions=None, folder=Path("/home/ada/prunelab"), unwritable=None, unsaved=None, disk=50e9, cores=4,
@@ -16,7 +17,7 @@ HEALTHY = Facts(
 
 @pytest.fixture(autouse=True)
 def unmeasured(monkeypatch):
-    monkeypatch.setattr(timings, "known", dict)
+    monkeypatch.setattr(stored_timings, "known", dict)
 
 
 def test_a_healthy_machine_is_ready():
@@ -94,7 +95,7 @@ def test_a_folder_that_cant_be_written_is_found(tmp_path, monkeypatch):
 def test_whatever_breaks_in_the_trial_is_told(monkeypatch):
     monkeypatch.setattr(doctor.zoo, "load", lambda name: (_ for _ in ()).throw(ImportError("no sklearn")))
     assert doctor.look().broken == "ImportError: no sklearn"
-    assert store.current().read()["predictions"] == {}
+    assert progress.current().read()["predictions"] == {}
 
 
 def test_the_trial_trains_for_a_moment_and_leaves_the_threads_alone():

@@ -9,7 +9,9 @@ import pytest
 from nbclient import NotebookClient
 
 from prunelab.core import PruneError
-from prunelab.lab import course, editions, exercises, guide, lessons, rules
+from prunelab.lab.author import rules
+from prunelab.lab.learn import exercise
+from prunelab.lab.workshop import contents, course, editions, guide, notebook
 
 NOTEBOOKS = {p.stem: course.read(p) for p in course.notebooks()}
 ALL = os.environ.get("PRUNELAB_EDITIONS") == "all"
@@ -29,11 +31,11 @@ def test_the_instructors_has_every_solution_and_its_notes(name):
     nb = editions.instructor(NOTEBOOKS[name])
     nbformat.validate(nb)
     text = "\n".join(c.source for c in nb.cells if editions.NOTE in c.metadata.get("tags", []))
-    for cell, asked in lessons.checked(nb):
+    for cell, asked in contents.checked(nb):
         assert asked.solution.strip() in cell.source
         assert asked.stub not in cell.source
         assert f"**{asked.id}.** Show it" in text
-    for question in lessons.questions(NOTEBOOKS[name]):
+    for question in contents.questions(NOTEBOOKS[name]):
         assert f"**{question.id}.** Show it" in text
     assert "**Cut:**" in text
     assert "**Discuss:**" in text
@@ -45,13 +47,13 @@ def test_the_instructors_has_every_solution_and_its_notes(name):
 @each
 def test_every_solution_passes_where_it_stands(name, capsys):
     nb, here = editions.instructor(NOTEBOOKS[name]), {}
-    for cell in rules.code_cells(nb):
-        imports = [n for n in rules.tree(cell).body if isinstance(n, (ast.Import, ast.ImportFrom))]
+    for cell in notebook.code_cells(nb):
+        imports = [n for n in notebook.tree(cell).body if isinstance(n, (ast.Import, ast.ImportFrom))]
         exec(compile(ast.Module(imports, []), "<imports>", "exec"), here)
         if "lab.check(" in cell.source:
             exec(compile(cell.source, f"<{cell.id}>", "exec"), here)
     marks = re.findall(r"^(.) (\d\d-\d): ", capsys.readouterr().out, re.M)
-    assert marks == [("✓", asked.id) for _, asked in lessons.checked(NOTEBOOKS[name])]
+    assert marks == [("✓", asked.id) for _, asked in contents.checked(NOTEBOOKS[name])]
 
 
 @pytest.mark.slow
@@ -60,7 +62,7 @@ def test_the_instructors_runs_from_top_to_bottom(name, tmp_path):
     nb = editions.instructor(NOTEBOOKS[name])
     NotebookClient(nb, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert rules.executed(nb) == []
-    said = [out["data"]["text/plain"] for c, _ in lessons.checked(nb) for out in c.outputs]
+    said = [out["data"]["text/plain"] for c, _ in contents.checked(nb) for out in c.outputs]
     assert said
     assert all(text.startswith("✓") for text in said)
 
@@ -89,7 +91,7 @@ def test_slides_begin_at_headings_and_leave_the_stubs_out(name):
     nb = editions.slides(NOTEBOOKS[name])
     kinds = {c.id: c.metadata.slideshow.slide_type for c in nb.cells}
     assert set(kinds.values()) == {"slide", "-", "skip"}
-    assert {i for i, kind in kinds.items() if kind == "skip"} == {c.id for c, _ in lessons.checked(nb)}
+    assert {i for i, kind in kinds.items() if kind == "skip"} == {c.id for c, _ in contents.checked(nb)}
     assert all(kinds[c.id] == "slide" for c in nb.cells if c.cell_type == "markdown")
 
 
@@ -112,7 +114,7 @@ def test_all_are_written_outside_the_notebooks(tmp_path):
 def test_the_guide_has_a_chapter_for_every_notebook_and_three_plans():
     text = guide.text()
     for name, nb in NOTEBOOKS.items():
-        assert f"\n## {name[:2]}: {lessons.title(nb)}\n" in text
+        assert f"\n## {name[:2]}: {contents.title(nb)}\n" in text
     for words in ("Ninety minutes", "Half a day", "Five weeks", "On a JupyterHub", "doctor"):
         assert words in text
-    assert all(id in text for id in exercises.registry())
+    assert all(id in text for id in exercise.registry())

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from prunelab import lab
-from prunelab.lab import exercises, store
+from prunelab.lab.learn import exercise as exercises
+from prunelab.lab.learn import progress
 
 EVERY = exercises.registry()
 
@@ -59,7 +60,7 @@ def test_an_id_belongs_to_its_file():
     import importlib
 
     for id in EVERY:
-        module = importlib.import_module(f"prunelab.lab.exercises_{id[:2]}")
+        module = importlib.import_module(f"prunelab.lab.lessons.exercises_{id[:2]}")
         assert EVERY[id] in module.EXERCISES
 
 
@@ -88,12 +89,12 @@ def test_not_implemented_is_not_attempted():
 
 def test_check_shows_a_line_and_keeps_the_result(capsys):
     lab.check("01-1", ...)
-    assert store.current().read()["exercises"] == {}
+    assert progress.current().read()["exercises"] == {}
     lab.check("01-1", [0.9, -1.2])
-    assert store.current().read()["exercises"] == {"01-1": {"solved": False, "tries": 1}}
+    assert progress.current().read()["exercises"] == {"01-1": {"solved": False, "tries": 1}}
     lab.check("01-1", [0.9, -1.2, 0.4, -0.7])
     lab.check("01-1", [0.9])
-    assert store.current().read()["exercises"] == {"01-1": {"solved": True, "tries": 3}}, "solved stays solved"
+    assert progress.current().read()["exercises"] == {"01-1": {"solved": True, "tries": 3}}, "solved stays solved"
     marks = [line[0] for line in capsys.readouterr().out.splitlines()]
     assert marks == ["○", "✗", "✓", "✗"]
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from prunelab import lab
-from prunelab.lab import display, explorers, rules
+from prunelab.lab.show import display, explorer
+from prunelab.lab.workshop import notebook
 
 CONTROLS = {"sparsity": [0.0, 0.5, 0.9], "bins": [5, 10]}
 
@@ -27,7 +28,7 @@ def test_the_output_holds_a_live_view_a_picture_and_a_line(shown):
     ((data, metadata),) = shown
     text = "The threshold stands at 0.5, over 5 bins."
     assert data["text/plain"] == text
-    assert rules.alts_of(data["text/html"]) == [text]
+    assert notebook.alts_of(data["text/html"]) == [text]
     assert metadata["image/png"]["alt"] == text
     assert {"image/png", display.WIDGET_VIEW} < set(data)
 
@@ -40,7 +41,7 @@ def test_a_move_shows_the_picture_of_its_state():
             panel["sparsity"].value, panel["bins"].value = sparsity, bins
             assert panel.state == {"sparsity": sparsity, "bins": bins}
             assert panel.alt == describe(sparsity, bins)
-            assert rules.alts_of(panel.picture.value) == [panel.alt]
+            assert notebook.alts_of(panel.picture.value) == [panel.alt]
             seen.add(panel.png)
     assert len(seen) == 6, "each state has a picture of its own"
     assert repr(panel) == "Explorer(sparsity, bins)"
@@ -70,17 +71,17 @@ def test_sliders_are_labelled():
 
 def test_the_bar_shows_only_when_drawing_takes_long(monkeypatch):
     bars = []
-    monkeypatch.setattr(explorers, "PATIENCE", -1.0)
+    monkeypatch.setattr(explorer, "PATIENCE", -1.0)
     monkeypatch.setattr(display, "show", lambda *a, widget, **k: bars.append(widget.children[-2]))
     displays = []
-    original = explorers.Explorer.add
+    original = explorer.Explorer.add
 
     def add(self, *args):
         if bars:
             displays.append(bars[0].layout.display)
         original(self, *args)
 
-    monkeypatch.setattr(explorers.Explorer, "add", add)
+    monkeypatch.setattr(explorer.Explorer, "add", add)
     make()
     assert displays == [""] * 5
     assert bars[0].layout.display == "none", "and is gone once all is drawn"
@@ -111,7 +112,7 @@ def test_the_table_says_what_every_picture_shows(shown, monkeypatch):
         assert text in data["text/html"]
     assert data["text/plain"] == describe(0.0, 5), "the line of text is the picture's alone"
     shown.clear()
-    monkeypatch.setattr(explorers, "LONG_TABLE", 5)
+    monkeypatch.setattr(explorer, "LONG_TABLE", 5)
     make(**options)
     assert "<details><summary>" in shown[0][0]["text/html"]
 

@@ -8,7 +8,8 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from prunelab import lab
-from prunelab.lab import display, figures, rules
+from prunelab.lab.show import display, figure
+from prunelab.lab.workshop import notebook
 
 ALT = "Accuracy falls slowly, then all at once."
 
@@ -18,7 +19,7 @@ def test_a_figure_is_an_opaque_picture_with_its_alt_in_every_form(shown):
         ax.plot([0, 1], [1, 0])
     ((data, metadata),) = shown
     assert data["text/plain"] == ALT
-    assert rules.alts_of(data["text/html"]) == [ALT]
+    assert notebook.alts_of(data["text/html"]) == [ALT]
     assert metadata == {"image/png": {"alt": ALT}}
     picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
     assert picture.size == (330, 220)
@@ -46,11 +47,11 @@ def test_a_figure_whose_block_fails_is_not_shown(shown):
 def test_an_alt_is_escaped_and_on_one_line(shown):
     with lab.figure(alt='A "quote" <b>\n and more'):
         pass
-    assert rules.alts_of(shown[0][0]["text/html"]) == ['A "quote" <b> and more']
+    assert notebook.alts_of(shown[0][0]["text/html"]) == ['A "quote" <b> and more']
 
 
 def test_the_cycle_tells_lines_apart_without_colour():
-    entries = list(figures.STYLE["axes.prop_cycle"])
+    entries = list(figure.STYLE["axes.prop_cycle"])
     for key in ("color", "marker", "linestyle"):
         assert len({entry[key] for entry in entries}) == len(entries)
     for entry in entries:
@@ -113,7 +114,7 @@ def cielab(colour, eye):
 
 @pytest.mark.parametrize("eye", EYES)
 def test_the_colours_are_told_apart_by_every_eye(eye):
-    seen = [cielab(colour, EYES[eye]) for colour in figures.COLOURS]
+    seen = [cielab(colour, EYES[eye]) for colour in figure.COLOURS]
     apart = [float(np.linalg.norm(a - b)) for a, b in itertools.combinations(seen, 2)]
     assert min(apart) > 15
     red, green = (cielab(colour, EYES["deuteranopia"]) for colour in ("#A05050", "#507A50"))

@@ -2,7 +2,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from prunelab.lab import course, exercises, lessons, rules
+from prunelab.lab.learn import exercise
+from prunelab.lab.workshop import contents, course, notebook
 
 NOTEBOOKS = {p.stem: course.read(p) for p in course.notebooks()}
 
@@ -28,9 +29,9 @@ def test_a_question_is_read_with_its_result_and_reasons():
         new_code_cell("x", outputs=[shown(t) for t in tells]),
     ]
     nbformat.validate(nb)
-    assert lessons.questions(nb) == [
-        lessons.Question("07-x", "How many [of 3]?", ("few", "many"), None, "few", {"many": "it sounds: much."}),
-        lessons.Question("07-y", "When?", (), (0, 1, 0.1, "%"), "≈ 93.6 %", {"": "Late is late."}),
+    assert contents.questions(nb) == [
+        contents.Question("07-x", "How many [of 3]?", ("few", "many"), None, "few", {"many": "it sounds: much."}),
+        contents.Question("07-y", "When?", (), (0, 1, 0.1, "%"), "≈ 93.6 %", {"": "Late is late."}),
     ]
 
 
@@ -38,8 +39,8 @@ def test_a_question_is_read_with_its_result_and_reasons():
 class TestEveryNotebook:
     def test_all_its_questions_are_read(self, name):
         nb = NOTEBOOKS[name]
-        asked = lessons.questions(nb)
-        assert len(asked) == len(list(rules.calls(nb, "predict"))) > 0
+        asked = contents.questions(nb)
+        assert len(asked) == len(list(notebook.calls(nb, "predict"))) > 0
         assert all(q.id.startswith(name[:2]) and q.text and q.result and any(q.wrong.values()) for q in asked)
         for q in asked:
             assert (q.slider is None) == bool(q.options)
@@ -47,13 +48,13 @@ class TestEveryNotebook:
             assert not q.options or q.result in q.options
 
     def test_each_of_its_exercises_is_found_where_its_stub_is(self, name):
-        found = {asked.id: cell for cell, asked in lessons.checked(NOTEBOOKS[name])}
-        assert sorted(found) == sorted(id for id in exercises.registry() if id.startswith(name[:2]))
-        assert all(exercises.get(id).stub in cell.source for id, cell in found.items())
+        found = {asked.id: cell for cell, asked in contents.checked(NOTEBOOKS[name])}
+        assert sorted(found) == sorted(id for id in exercise.registry() if id.startswith(name[:2]))
+        assert all(exercise.get(id).stub in cell.source for id, cell in found.items())
 
     def test_it_has_a_title_a_strip_and_minutes(self, name):
         nb = NOTEBOOKS[name]
-        assert lessons.title(nb).endswith("?")
-        assert "minutes" in lessons.strip(nb)
-        assert 5 <= lessons.minutes(nb) <= 120
-        assert lessons.panels(nb)
+        assert contents.title(nb).endswith("?")
+        assert "minutes" in contents.strip(nb)
+        assert 5 <= contents.minutes(nb) <= 120
+        assert contents.panels(nb)

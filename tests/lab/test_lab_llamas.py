@@ -10,7 +10,8 @@ from tiny_decoders import decoder, token_ids
 
 import prunelab as pl
 from prunelab import zoo
-from prunelab.lab import figures, grids_llama, llamas, plots_llama
+from prunelab.lab.lessons import grids_llama, llamas, plots_llama
+from prunelab.lab.show import figure
 from prunelab.language import next_token_loss, next_tokens
 from prunelab.reconstruction import SparseGPT, Wanda
 
@@ -121,7 +122,7 @@ def test_drawings():
         (lambda ax: plots_llama.said(ax, "2 out", {"perplexity": 30.0, "text": "It costs $5 and $6. " * 60}), {}),
         (lambda ax: plots_llama.said(ax, "all out", {"perplexity": 3e5, "text": ""}), {}),
     ):
-        assert figures.draw(paint, **shape)[:4] == b"\x89PNG"
+        assert figure.draw(paint, **shape)[:4] == b"\x89PNG"
 
 
 def test_a_conversation(llama, capsys):
@@ -155,7 +156,7 @@ def test_the_grids_run(llama, tmp_path, monkeypatch):
     big = zoo.Llama(decoder(num_hidden_layers=9), Words())
     rows = token_ids(2, 8)
     text = llamas.Text(rows, rows, CALIB)
-    module = sys.modules["prunelab.lab.grids_llama"]
+    module = sys.modules["prunelab.lab.lessons.grids_llama"]
     monkeypatch.setattr(module.zoo, "llama", lambda: big)
     monkeypatch.setattr(module.llamas, "text_for", lambda _: text)
     monkeypatch.setattr(module.llamas, "answer", lambda llama, model: "a tree")

@@ -5,7 +5,7 @@ import pytest
 from nbval.plugin import get_sanitize_patterns
 
 from prunelab import lab
-from prunelab.lab import display, figures, measuring
+from prunelab.lab.show import display, figure, measuring
 
 RULES = get_sanitize_patterns((Path(__file__).parents[1] / "nbval_sanitize.cfg").read_text(encoding="utf-8"))
 
@@ -57,8 +57,8 @@ def test_a_table_compares_equal_with_and_without_a_gpu(gpu):
     columns = {"network": None, "accuracy": "%", "on cuda": "s"}
     forms = [
         sanitized(form)
-        for form in figures.render_table("Speed", columns, [["dense", 0.9, gpu]])
-        + figures.render_table("Speed", columns, [["dense", 0.8123, 12.0]])
+        for form in figure.render_table("Speed", columns, [["dense", 0.9, gpu]])
+        + figure.render_table("Speed", columns, [["dense", 0.8123, 12.0]])
     ]
     assert forms[0] == forms[2]
     assert forms[1] == forms[3]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from prunelab.lab import movement_plots, transfers
+from prunelab.lab.lessons import movement_plots, transfers
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@ import re
 import pytest
 
 from prunelab import lab
-from prunelab.lab import display, store
+from prunelab.lab.learn import progress
+from prunelab.lab.show import display
 
 OPTIONS = ["ten times as fast", "twice as fast", "just as fast"]
 WHY = {"ten times as fast": "Zeros look free.", "twice as fast": "A compromise feels safe."}
@@ -38,7 +39,7 @@ def test_a_locked_guess_is_stored_and_taken_up_again():
     assert guess.value != "twice as fast" or not guess.locked
     guess.button.click()
     assert (guess.value, guess.locked, guess.control.disabled) == ("twice as fast", True, True)
-    assert store.current().read()["predictions"]["01-test"]["guess"] == "twice as fast"
+    assert progress.current().read()["predictions"]["01-test"]["guess"] == "twice as fast"
     again = ask()
     assert (again.value, again.locked, again.button.disabled) == ("twice as fast", True, True)
     again.lock()
@@ -54,7 +55,7 @@ def test_locking_without_a_choice_asks_for_one():
 
 @pytest.mark.parametrize("stored", [{"guess": "an old option"}, {"guess": 7}, {}, "nonsense", None, {"guess": [1]}])
 def test_a_stored_guess_that_no_longer_fits_is_left_out(stored):
-    store.current().record("predictions", "01-test", stored)
+    progress.current().record("predictions", "01-test", stored)
     assert not ask().locked
     assert not ask(slider=(0, 1, 0.1, "%")).locked
 

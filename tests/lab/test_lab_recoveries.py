@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from prunelab import zoo
-from prunelab.lab import grids, grids_recovery, recoveries
+from prunelab.lab.learn import stored_grid
+from prunelab.lab.lessons import grids_recovery, recoveries
 from prunelab.layers import prunable
 from prunelab.masking import current_masks
 
@@ -96,7 +97,7 @@ def test_every_course_ends_at_the_same_sparsity(short, course):
     ],
 )
 def test_the_stored_grids_are_whole(name, keys, count):
-    runs = grids.grid(name)
+    runs = stored_grid.grid(name)
     for seed in grids_recovery.SEEDS:
         own = [run for run in runs if run["network"] == grids_recovery.name_of(seed)]
         assert len({tuple(run[k] for k in keys) for run in own}) == len(own) == count

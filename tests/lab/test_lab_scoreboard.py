@@ -1,7 +1,8 @@
 import pytest
 
 from prunelab import lab
-from prunelab.lab import display, scoreboard, store
+from prunelab.lab.learn import progress, scoreboard
+from prunelab.lab.show import display
 
 ROW = {"accuracy": 0.944, "bytes": 328_000, "macs": 1_200_000, "latency": (0.001, 0.0009, 0.0012)}
 
@@ -33,12 +34,12 @@ def test_the_same_name_replaces_its_row():
     lab.scoreboard.add("01", "sparse", **ROW)
     lab.scoreboard.add("01", "sparse", **ROW | {"accuracy": 0.5})
     assert scoreboard.rows("01")["sparse"]["accuracy"] == 0.5
-    assert len(store.current().read()["scoreboard"]) == 1
+    assert len(progress.current().read()["scoreboard"]) == 1
 
 
 def test_odd_rows_in_the_file_are_left_out(shown):
-    store.current().record("scoreboard", "00 old", {"accuracy": 1})
-    store.current().record("scoreboard", "00 odd", "text")
+    progress.current().record("scoreboard", "00 old", {"accuracy": 1})
+    progress.current().record("scoreboard", "00 odd", "text")
     lab.scoreboard.show("01")
     assert shown
 

@@ -7,7 +7,7 @@ import torch
 from packaging.requirements import Requirement
 
 from prunelab import lab
-from prunelab.lab import session
+from prunelab.lab.learn import session
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def test_start_gives_the_same_numbers_and_the_same_line_each_time(capsys):
 def test_the_line_says_what_gpu_there_is_in_the_measured_form(capsys, monkeypatch):
     import re
 
-    from prunelab.lab.measuring import PATTERN
+    from prunelab.lab.show.measuring import PATTERN
 
     lines = []
     for count in (0, 1, 2):

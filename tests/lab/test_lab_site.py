@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 import prunelab as pl
-from prunelab.lab import course, pages, reference, site
+from prunelab.lab.workshop import course, pages, reference, site
 
 
 class Links(HTMLParser):

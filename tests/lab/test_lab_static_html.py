@@ -9,7 +9,7 @@ from html import unescape
 import pytest
 from nbconvert.exporters import HTMLExporter
 
-from prunelab.lab import course, lessons, rules
+from prunelab.lab.workshop import contents, course, notebook
 
 NOTEBOOKS = course.notebooks()
 
@@ -22,21 +22,21 @@ def exported(request) -> tuple[object, str]:
 
 
 def html_of(cell) -> list[str]:
-    return [unescape(rules.joined(out.get("data", {}).get("text/html"))) for out in cell.get("outputs", [])]
+    return [unescape(notebook.joined(out.get("data", {}).get("text/html"))) for out in cell.get("outputs", [])]
 
 
 @pytest.mark.slow
 def test_every_panel_shows_a_picture_and_its_description(exported):
     nb, page = exported
-    for cell in lessons.panels(nb):
-        alts = [alt for html in html_of(cell) for alt in rules.alts_of(html)]
+    for cell in contents.panels(nb):
+        alts = [alt for html in html_of(cell) for alt in notebook.alts_of(html)]
         assert alts, f"{cell.id}: the panel left no picture"
-        assert set(alts) <= set(rules.alts_of(page))
+        assert set(alts) <= set(notebook.alts_of(page))
 
 
 def test_every_panel_has_a_table(exported):
     nb, page = exported
-    explore = [html for section, cell in rules.section_of(nb) if section == "Explore" for html in html_of(cell)]
+    explore = [html for section, cell in notebook.section_of(nb) if section == "Explore" for html in html_of(cell)]
     tables = [html[html.index("<table>") :] for html in explore if "<table>" in html]
     assert tables, "pass numbers=lambda ...: {column: value} to lab.explorer, or show a lab.table below the panel"
     assert all(table in page for table in tables), "and the table is in the export as it is here"
@@ -44,19 +44,19 @@ def test_every_panel_has_a_table(exported):
 
 def test_every_picture_and_every_table_is_there(exported):
     nb, page = exported
-    every = "".join(html for cell in rules.code_cells(nb) for html in html_of(cell))
-    assert rules.alts_of(page) == rules.alts_of(every)
-    assert all(rules.alts_of(page))
+    every = "".join(html for cell in notebook.code_cells(nb) for html in html_of(cell))
+    assert notebook.alts_of(page) == notebook.alts_of(every)
+    assert all(notebook.alts_of(page))
     for caption in re.findall(r"<caption.*?</caption>", every):
         assert page.count(caption) == every.count(caption)
 
 
 def test_every_question_and_every_exercise_is_there_in_words(exported):
     nb, page = exported
-    for question in lessons.questions(nb):
+    for question in contents.questions(nb):
         assert question.text in page
         assert all(option in page for option in question.options)
-    for _, asked in lessons.checked(nb):
+    for _, asked in contents.checked(nb):
         assert f"Exercise {asked.id}: {asked.title}" in page
 
 
@@ -68,6 +68,6 @@ def test_no_view_of_a_dead_widget_is_left(exported):
 
 def test_its_headings_are_in_order(exported):
     nb, _ = exported
-    levels = [level for level, _ in rules.headings(nb)]
+    levels = [level for level, _ in notebook.headings(nb)]
     assert levels[0] == 1
     assert all(after - before <= 1 for before, after in itertools.pairwise(levels))

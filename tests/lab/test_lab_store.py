@@ -6,14 +6,14 @@ import warnings
 import pytest
 
 from prunelab import lab
-from prunelab.lab import store
+from prunelab.lab.learn import progress
 
 
 def test_what_is_recorded_is_read_again(home):
-    store.current().record("exercises", "01-1", {"solved": True})
-    store._stores.clear()
-    assert store.current().read()["exercises"] == {"01-1": {"solved": True}}
-    assert json.loads((home / "progress.json").read_text())["schema"] == store.SCHEMA
+    progress.current().record("exercises", "01-1", {"solved": True})
+    progress._stores.clear()
+    assert progress.current().read()["exercises"] == {"01-1": {"solved": True}}
+    assert json.loads((home / "progress.json").read_text())["schema"] == progress.SCHEMA
     assert not list(home.glob("*.tmp"))
 
 
@@ -25,21 +25,21 @@ def test_a_corrupt_file_is_kept_aside_and_the_course_goes_on(home, text):
     raw = text if isinstance(text, bytes) else text.encode()
     (home / "progress.json").write_bytes(raw)
     with pytest.warns(UserWarning, match="could not be read") as caught:
-        store.current().record("predictions", "00-loss", {"guess": 1})
+        progress.current().record("predictions", "00-loss", {"guess": 1})
     (kept,) = home.glob("progress.*.corrupt.json")
     assert kept.read_bytes() == raw
     assert str(kept) in str(caught[0].message)
-    assert store.current().read()["predictions"] == {"00-loss": {"guess": 1}}
+    assert progress.current().read()["predictions"] == {"00-loss": {"guess": 1}}
 
 
 def test_a_newer_file_is_left_alone(home):
     home.mkdir()
-    newer = json.dumps({"schema": store.SCHEMA + 1, "exercises": {"x": 1}})
+    newer = json.dumps({"schema": progress.SCHEMA + 1, "exercises": {"x": 1}})
     (home / "progress.json").write_text(newer)
     with pytest.warns(UserWarning, match="newer prunelab"):
-        store.current().record("exercises", "01-1", {"solved": True})
+        progress.current().record("exercises", "01-1", {"solved": True})
     assert (home / "progress.json").read_text() == newer
-    assert store.current().read()["exercises"] == {"01-1": {"solved": True}}
+    assert progress.current().read()["exercises"] == {"01-1": {"solved": True}}
 
 
 def test_an_unwritable_place_is_said_once_and_memory_serves(tmp_path, monkeypatch):
@@ -47,22 +47,22 @@ def test_an_unwritable_place_is_said_once_and_memory_serves(tmp_path, monkeypatc
     blocked.write_text("")
     monkeypatch.setenv("PRUNELAB_HOME", str(blocked / "below"))
     with pytest.warns(UserWarning, match="PRUNELAB_HOME"):
-        store.current().record("exercises", "01-1", {"solved": True})
+        progress.current().record("exercises", "01-1", {"solved": True})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        store.current().record("exercises", "01-2", {"solved": False})
-        assert sorted(store.current().read()["exercises"]) == ["01-1", "01-2"]
+        progress.current().record("exercises", "01-2", {"solved": False})
+        assert sorted(progress.current().read()["exercises"]) == ["01-1", "01-2"]
 
 
 def test_an_unreadable_file_is_said_and_left(home):
     (home / "progress.json").mkdir(parents=True)
     with pytest.warns(UserWarning, match="can't be kept"):
-        assert store.current().read()["exercises"] == {}
+        assert progress.current().read()["exercises"] == {}
     assert (home / "progress.json").is_dir()
 
 
 def test_a_write_that_fails_leaves_the_old_file_whole(home, monkeypatch):
-    store.current().record("exercises", "01-1", {"solved": True})
+    progress.current().record("exercises", "01-1", {"solved": True})
     before = (home / "progress.json").read_bytes()
 
     def full(*_args):
@@ -70,26 +70,26 @@ def test_a_write_that_fails_leaves_the_old_file_whole(home, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.warns(UserWarning, match="no space left"):
-        store.current().record("exercises", "01-2", {"solved": True})
+        progress.current().record("exercises", "01-2", {"solved": True})
     assert (home / "progress.json").read_bytes() == before
     assert not list(home.glob("*.tmp"))
-    assert sorted(store.current().read()["exercises"]) == ["01-1", "01-2"], "what was solved before is still known"
+    assert sorted(progress.current().read()["exercises"]) == ["01-1", "01-2"], "what was solved before is still known"
 
 
 def test_a_lock_that_is_never_given_back_does_not_stop_the_course(home, monkeypatch):
     from filelock import FileLock
 
     home.mkdir()
-    monkeypatch.setattr(store, "LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(progress, "LOCK_SECONDS", 0.05)
     with FileLock(f"{home / 'progress.json'}.lock"), pytest.warns(UserWarning, match="can't be kept"):
-        store.current().record("exercises", "01-1", {"solved": True})
-    assert "01-1" in store.current().read()["exercises"]
+        progress.current().record("exercises", "01-1", {"solved": True})
+    assert "01-1" in progress.current().read()["exercises"]
 
 
 def _write_many(folder, who):
     from pathlib import Path
 
-    mine = store.Store(Path(folder))
+    mine = progress.Store(Path(folder))
     for n in range(15):
         mine.record("exercises", f"{who}-{n}", {"solved": True})
 
@@ -103,16 +103,16 @@ def test_two_kernels_lose_nothing_of_each_other(home):
             kernel.start()
     for kernel in kernels:
         kernel.join()
-    assert len(store.current().read()["exercises"]) == 30
+    assert len(progress.current().read()["exercises"]) == 30
 
 
 def test_reset_asks_first_and_keeps_a_backup(home, capsys):
-    store.current().record("exercises", "01-1", {"solved": True})
+    progress.current().record("exercises", "01-1", {"solved": True})
     lab.reset()
     assert "confirm=True" in capsys.readouterr().out
-    assert store.current().read()["exercises"]
+    assert progress.current().read()["exercises"]
     lab.reset(confirm=True)
-    assert store.current().read()["exercises"] == {}
+    assert progress.current().read()["exercises"] == {}
     (kept,) = home.glob("progress.*.backup.json")
     assert json.loads(kept.read_text())["exercises"] == {"01-1": {"solved": True}}
     lab.reset(confirm=True)  # nothing there: nothing happens
@@ -120,8 +120,8 @@ def test_reset_asks_first_and_keeps_a_backup(home, capsys):
 
 def test_progress_shows_the_place_in_the_live_view_only(home, shown, monkeypatch):
     views = []
-    monkeypatch.setattr(store.display, "panel_html", lambda html="": views.append(html))
-    store.current().record("exercises", "01-1", {"solved": True})
+    monkeypatch.setattr(progress.display, "panel_html", lambda html="": views.append(html))
+    progress.current().record("exercises", "01-1", {"solved": True})
     lab.progress()
     ((data, _),) = shown
     assert str(home) in views[0]

@@ -4,26 +4,27 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from prunelab.lab import course, guide, timings
+from prunelab.lab.author import timings
+from prunelab.lab.workshop import course, guide, stored_timings
 
 
 @pytest.fixture
 def stored(tmp_path, monkeypatch):
-    monkeypatch.setattr(timings, "path", lambda: tmp_path / "timings.json")
+    monkeypatch.setattr(stored_timings, "path", lambda: tmp_path / "timings.json")
     return tmp_path / "timings.json"
 
 
 def test_a_summary_of_runs_by_hand():
-    found = timings.summary([[10, 9, 5], [20, 19, 7], [30, 29, 6]])
+    found = stored_timings.summary([[10, 9, 5], [20, 19, 7], [30, 29, 6]])
     assert (found.runs, found.p50, found.wall, found.peak) == (3, 19, 20, 7)
     assert found.p90 == pytest.approx(27)
 
 
 def test_nothing_measured_is_said(stored):
-    assert timings.known() == {}
-    assert timings.reference() is None
+    assert stored_timings.known() == {}
+    assert stored_timings.reference() is None
     stored.write_text("damaged")
-    assert timings.known() == {}
+    assert stored_timings.known() == {}
     assert "was not measured" in guide._measured("00")
 
 
@@ -39,13 +40,13 @@ def test_a_notebook_is_run_in_a_kernel_of_its_own(tmp_path, stored, monkeypatch)
     timings.measure(runs=2)
     timings.measure(["77"], runs=1)
     assert path.read_bytes() == before
-    (found,) = timings.known().values()
+    (found,) = stored_timings.known().values()
     assert found.runs == 2
     assert found.wall >= 0.3
     assert found.p50 > 0
     assert 1e7 < found.peak < 1e10
-    assert timings.reference() == 0.05
-    assert "torch" in timings.machine()
+    assert stored_timings.reference() == 0.05
+    assert "torch" in stored_timings.machine()
     assert f"{found.peak / 1e9:.1f} GB" in guide._measured("00")
 
 

@@ -8,8 +8,9 @@ import torch
 from scipy import stats
 
 import prunelab as pl
-from prunelab.lab import grids_movement, intervals, transfers
-from prunelab.lab.resuming import resumable
+from prunelab.lab.author.resuming import resumable
+from prunelab.lab.lessons import grids_movement, transfers
+from prunelab.lab.show import intervals
 
 
 @pytest.fixture(scope="module")

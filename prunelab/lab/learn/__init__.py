@@ -1,0 +1,1 @@
+"""What a learner calls: predict, exercise, claim, exam, and what is kept of them."""

@@ -1,0 +1,100 @@
+"""Every number in the prose stands behind a claim that this run has checked."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from ..show import display
+from ..show.measuring import measured
+
+KINDS = ("equals", "between", "at_least", "at_most")
+
+
+class ClaimError(AssertionError):
+    """A claim of the course does not hold here."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One way for a claim to hold, and so at least one way for it to fail."""
+
+    kind: str
+    limit: Any
+
+    def __post_init__(self) -> None:
+        if self.kind == "equals":
+            limits: tuple[Any, ...] = (self.limit,) if isinstance(self.limit, float) else ()
+        elif self.kind == "between":
+            limits = tuple(self.limit)
+            if len(limits) != 2 or not limits[0] < limits[1]:
+                raise ValueError(f"between={self.limit!r}: give (low, high) with low < high")
+        else:
+            limits = (self.limit,)
+        if not all(_is_number(x) and math.isfinite(x) for x in limits):
+            raise ValueError(f"{self.kind}={self.limit!r}: a bound must be a finite number, or the claim can't fail")
+
+    def holds(self, value: Any) -> bool:
+        """Whether the value keeps the bound; NaN never does."""
+        if self.kind == "equals":
+            return _equal(value, self.limit)
+        if not _is_number(value) or math.isnan(value):
+            return False
+        low, high = self.interval
+        return low <= value <= high
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The closed interval of values that keep the bound."""
+        if self.kind == "between":
+            return self.limit
+        return (self.limit, math.inf) if self.kind == "at_least" else (-math.inf, self.limit)
+
+    def __str__(self) -> str:
+        if self.kind == "between":
+            return f"between {self.limit[0]} and {self.limit[1]}"
+        return f"{self.kind.replace('_', ' ')} {self.limit!r}"
+
+
+def bound(kinds: dict[str, Any]) -> Bound:
+    """The one bound of a claim; none or several raise ValueError."""
+    if len(kinds) != 1 or not set(kinds) <= set(KINDS):
+        raise ValueError(f"a claim takes exactly one of {', '.join(KINDS)}; it got {', '.join(kinds) or 'none'}")
+    return Bound(*next(iter(kinds.items())))
+
+
+def claim(text: str, value: Any, **kinds: Any) -> None:
+    """Check what the prose says and show a line with a check mark; raise ClaimError if it does not hold.
+
+    >>> claim("Half of the 10 weights stay.", 5, equals=5)
+    ✓ Half of the 10 weights stay.
+
+    `equals=` for counts, `between=(low, high)` for accuracies, `at_least=`/`at_most=` for directions with a margin.
+    Write the bounds as literals: a test tries each claim at a value on the wrong side.
+    """
+    rule = bound(kinds)
+    value = plain(value)
+    if not rule.holds(value):
+        raise ClaimError(f'The course claims: "{text}" ({rule}). Here it is {value!r}.')
+    line = text if rule.kind == "equals" else f"{text} ({measured(value)}; claimed: {rule})"
+    mark = f'<span style="color: {display.GOOD}; font-weight: bold">✓</span> '
+    display.show(f"✓ {line}", html=f'<div style="max-width: {display.WIDTH}">{mark}{escape(line)}</div>')
+
+
+def plain(value: Any) -> Any:
+    """A tensor's or an array's content as plain Python; anything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _equal(value: Any, limit: Any) -> bool:
+    if isinstance(value, bool) is not isinstance(limit, bool):
+        return False  # 1 is not True: a count is not a yes
+    if isinstance(value, (list, tuple)) and isinstance(limit, (list, tuple)):
+        return len(value) == len(limit) and all(map(_equal, value, limit))
+    return bool(value == limit)

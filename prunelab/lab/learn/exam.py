@@ -1,0 +1,127 @@
+"""The exam of notebook 09: a network nobody has pruned yet, a budget, and marks that say why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ... import zoo
+from ...budget import GoalNotMet, How, fit_budget
+from ...core import PruneError
+from ...measurement import compare, evaluate
+from ..show import display
+from ..show.measuring import measured
+from . import progress
+from .network_choice import Pair
+
+BUDGET = 0.5  # of the dense network's time, at batch 64 on one thread
+STEPS = 100  # of retraining, at most
+LOST = 0.05  # of the hidden digits, at most
+TIE = 0.005  # of the hidden digits: less than this apart, nobody has beaten anybody
+NETWORK = "exam"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One rule, whether it was kept, and what was found."""
+
+    rule: str
+    kept: bool
+    found: str
+
+
+@dataclass(frozen=True)
+class Exam:
+    """The paper: `model`, and `data` to learn and to choose on; the budget; and `mark` for the answer."""
+
+    model: nn.Module = field(repr=False)
+    data: Pair = field(repr=False)
+    hidden: Any = field(repr=False)  # digits that only `mark` looks at
+    budget: float = BUDGET
+    steps: int = STEPS
+
+    def mark(self, answer: Any) -> None:
+        """Judge an answer, a smaller nn.Module, by three rules, and show why. `...` is not attempted yet.
+
+        1. Timed in turns with the dense network, it takes no more than the budget. 2. On the hidden digits it loses no
+        more than allowed. 3. There it beats equal shares of magnitude at the same budget, with the same steps.
+        """
+        if answer is None or answer is Ellipsis:
+            text = (
+                "○ The exam: not attempted yet. Put your smaller network in place of the `...`, and run the cell again."
+            )
+            display.show(text, html=display.box(display.prose(text)))
+            return
+        marks = self.marks(answer)
+        _show(marks)
+        progress.current().record("exercises", "09-exam", {"solved": all(m.kept for m in marks), "tries": 1})
+
+    def marks(self, answer: Any) -> tuple[Mark, ...]:
+        """The marks alone; shows and stores nothing."""
+        if not isinstance(answer, nn.Module):
+            return (Mark("The answer is a network", False, f"it is a {type(answer).__name__}: hand in an nn.Module"),)
+        if answer is self.model:
+            return (
+                Mark("The answer is a smaller network", False, "it is the exam's own: hand in what you made of it"),
+            )
+        rival = equal_shares(self)
+        try:
+            ratio, hidden = self._worth(answer.eval(), rival)
+        except PruneError as error:
+            return (Mark("The answer runs on the exam's digits", False, str(error)),)
+        return judged(ratio, hidden, self.budget)
+
+    def _worth(self, answer: nn.Module, rival: nn.Module) -> tuple[float, dict[str, float]]:
+        batch = self.hidden[:64][0]
+        with torch.no_grad():
+            timed = compare({"dense": self.model, "yours": answer}, batch, clock="steady", rounds=15)
+        networks = {"dense": self.model, "yours": answer, "equal shares": rival}
+        hidden = {name: evaluate(m, self.hidden).accuracy for name, m in networks.items()}
+        return 1 / timed.speedup["yours"].ratio, hidden
+
+
+def exam() -> Exam:
+    """The exam's network, trained, with digits to learn and to choose on; those that it is marked on stay hidden."""
+    digits = zoo.load("digits")
+    return Exam(zoo.checkpoint(NETWORK), Pair(digits.train, digits.valid), digits.test)
+
+
+def equal_shares(paper: Exam) -> nn.Module:
+    """The rival: magnitude, the same share of every layer, the same budget and steps."""
+    how = How(criteria=("magnitude",), rules=("uniform",), finalists=1, front=())
+    try:
+        return fit_budget(
+            paper.model, paper.data, latency=paper.budget, recover_steps=paper.steps, how=how, progress=False
+        ).model
+    except GoalNotMet as missed:
+        if missed.result is None:
+            raise
+        return missed.result.model
+
+
+def judged(ratio: float, hidden: dict[str, float], budget: float = BUDGET) -> tuple[Mark, ...]:
+    """The three rules, on what was measured: the share of the time, and the accuracies on the hidden digits."""
+    lost = hidden["dense"] - hidden["yours"]
+    lead = hidden["yours"] - hidden["equal shares"]
+    beaten = "ahead by" if lead >= 0 else "behind by"
+    close = " (too little to tell)" if abs(lead) < TIE else ""
+    return (
+        Mark(
+            "It is within the budget",
+            ratio <= budget,
+            f"it takes {measured(ratio, '%')} of the time, {budget:.0%} allowed",
+        ),
+        Mark("It still reads", lost <= LOST, f"{measured(lost, 'points')} of the hidden digits lost, 5 allowed"),
+        Mark("It beats equal shares", lead >= TIE, f"{beaten} {measured(abs(lead), 'points')}{close}"),
+    )
+
+
+def _show(marks: tuple[Mark, ...]) -> None:
+    lines = [f"{'✓' if m.kept else '✗'} {m.rule}: {m.found}." for m in marks]
+    grade = f"{sum(m.kept for m in marks)} of {len(marks)} rules kept."
+    text = "\n".join([*lines, grade])
+    edge = display.GOOD if all(m.kept for m in marks) else display.WARN
+    display.show(text, html=display.box("".join(display.prose(x) for x in (*lines, grade)), edge))

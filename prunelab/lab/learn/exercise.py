@@ -1,0 +1,213 @@
+"""The engine of the exercises: ask, check, hint, solve. The content lies in one file a notebook (exercises_01.py)."""
+
+from __future__ import annotations
+
+import importlib
+import linecache
+import pkgutil
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import ipywidgets as widgets
+
+from ..show import display
+from . import progress
+
+KINDS = ("read", "modify", "make")
+
+
+@dataclass(frozen=True)
+class WrongAnswer:
+    """A known wrong answer, as source, and a piece of the message that names its misconception."""
+
+    source: str
+    says: str
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One exercise. `stub`, `solution` and each wrong source define the name `answer`, which `check` is given.
+
+    `check` returns None if all is right, or a message that names the misconception. It calls the learner's function
+    through `call`, which tells "not attempted" and "raised an error" from a wrong result.
+    """
+
+    id: str
+    title: str
+    kind: str
+    difficulty: int  # 1 to 3 stars
+    minutes: int
+    task: str
+    answer: str
+    stub: str
+    hints: tuple[str, ...]
+    solution: str
+    check: Callable[[Any], str | None]
+    wrong: tuple[WrongAnswer, ...]
+    praise: str  # what the learner now knows, in a sentence
+
+
+class Unattempted(Exception):
+    """The learner's function still is the stub."""
+
+
+class Crashed(Exception):
+    """The learner's function raised; the message says what, and on which line."""
+
+
+def call(function: Any, *arguments: Any) -> Any:
+    """The result of the learner's function; Unattempted for None or `...`, Crashed for an exception in it."""
+    if not callable(function):
+        raise Crashed(f"This exercise checks a function, and it was given {_kind(function)}: pass the function's name.")
+    try:
+        result = function(*arguments)
+    except NotImplementedError:
+        raise Unattempted from None
+    except Exception as error:
+        raise Crashed(_where(function, error)) from None
+    if result is None or result is Ellipsis:
+        raise Unattempted
+    return result
+
+
+def registry() -> dict[str, Exercise]:
+    """Every exercise of the course by id, from the files lessons/exercises_NN.py."""
+    package = importlib.import_module("..lessons", __package__)
+    names = sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name.startswith("exercises_"))
+    every = [e for n in names for e in importlib.import_module(f"{package.__name__}.{n}").EXERCISES]
+    return {e.id: e for e in every}
+
+
+def get(id: str) -> Exercise:
+    """An exercise by its id; an unknown one raises KeyError with those there are."""
+    every = registry()
+    if id not in every:
+        raise KeyError(f"no exercise {id!r}; there are {', '.join(every)}")
+    return every[id]
+
+
+def exercise(id: str) -> None:
+    """Show an exercise: its task, how hard and how long, and buttons for hints and the solution."""
+    asked = get(id)
+    head, body = _card(asked)
+    hint_button = widgets.Button(description=f"Hint 1 of {len(asked.hints)}", icon="lightbulb-o")
+    solution_button = widgets.Button(description="Show a solution", icon="key")
+    area = display.panel_html()
+    level = 0
+
+    def next_hint(_button: object) -> None:
+        nonlocal level
+        level = min(level + 1, len(asked.hints))
+        area.value = f'<div aria-live="polite">{_hints_html(asked, level)}</div>'
+        hint_button.description = f"Hint {min(level + 1, len(asked.hints))} of {len(asked.hints)}"
+        hint_button.disabled = level == len(asked.hints)
+
+    def solve(_button: object) -> None:
+        area.value = _solution_html(asked)
+
+    hint_button.on_click(next_hint)
+    solution_button.on_click(solve)
+    row = widgets.HBox([hint_button, solution_button])
+    view = widgets.VBox([display.panel_html(_card_html(asked)), row, area])
+    display.show(f"{head}\n{body}", html=_card_html(asked), widget=view)
+
+
+def check(id: str, answer: Any) -> None:
+    """Check an answer and say, calmly, whether it is right, and if not which idea went astray."""
+    asked = get(id)
+    verdict, message = judge(asked, answer)
+    if verdict != "unattempted":
+        _record(id, verdict == "right")
+    mark, edge = {"right": ("✓", display.GOOD), "wrong": ("✗", display.WARN)}.get(verdict, ("○", display.LINE))
+    text = f"{mark} {id}: {message}"
+    display.show(text, html=display.box(display.prose(text), edge))
+
+
+def judge(asked: Exercise, answer: Any) -> tuple[str, str]:
+    """("right" | "wrong" | "unattempted", message) for an answer; shows and stores nothing."""
+    try:
+        if answer is None or answer is Ellipsis:
+            raise Unattempted
+        message = asked.check(answer)
+    except Unattempted:
+        return "unattempted", "not attempted yet. Put your answer in place of the `...`, and run the cell again."
+    except Crashed as crash:
+        return "wrong", str(crash)
+    except Exception as error:  # the check could not make sense of the answer: its message, never our traceback
+        return "wrong", (
+            f"the check could not read your answer, {_kind(answer)} ({type(error).__name__}: {error}). "
+            f"`lab.hint({asked.id!r})` shows what form it takes."
+        )
+    return ("right", f"right. {asked.praise}") if message is None else ("wrong", message)
+
+
+_levels: dict[str, int] = {}  # hints shown in this kernel
+
+
+def hint(id: str, level: int | None = None) -> None:
+    """Show the next hint (or the hints up to `level`); each says a little more."""
+    asked = get(id)
+    wanted = _levels.get(id, 0) + 1 if level is None else level
+    if wanted < 1:
+        raise ValueError(f"level={level!r}: hints count from 1 to {len(asked.hints)}")
+    shown = _levels[id] = min(wanted, len(asked.hints))
+    lines = [f"Hint {n} of {len(asked.hints)}: {text}" for n, text in enumerate(asked.hints[:shown], 1)]
+    if shown < wanted or shown == len(asked.hints):
+        lines.append(f"There are no more hints; lab.solution({id!r}) shows a solution.")
+    display.show("\n".join(lines), html=_hints_html(asked, shown))
+
+
+def solution(id: str) -> None:
+    """Show a solution's source."""
+    asked = get(id)
+    display.show(f"A solution of {id}:\n{asked.solution.strip()}", html=_solution_html(asked))
+
+
+def _record(id: str, solved: bool) -> None:
+    kept = progress.current()
+    before = kept.read()["exercises"].get(id)
+    before = before if isinstance(before, dict) else {}
+    tries = int(before.get("tries", 0)) + 1
+    kept.record("exercises", id, {"solved": solved or bool(before.get("solved")), "tries": tries})
+
+
+def _card(asked: Exercise) -> tuple[str, str]:
+    stars = "★" * asked.difficulty + "☆" * (3 - asked.difficulty)
+    return f"Exercise {asked.id}: {asked.title} ({asked.kind}, {stars}, {asked.minutes} min)", asked.task.strip()
+
+
+def _card_html(asked: Exercise) -> str:
+    head, body = _card(asked)
+    level = f'<span role="img" aria-label="difficulty {asked.difficulty} of 3">'
+    stars = head[head.rindex("★" * asked.difficulty) :].split(",")[0]
+    titled = escape(head).replace(stars, f"{level}{stars}</span>")
+    return display.box(f"<strong>{titled}</strong>{display.prose(body)}")
+
+
+def _hints_html(asked: Exercise, level: int) -> str:
+    shown = enumerate(asked.hints[:level], 1)
+    return display.box("".join(display.prose(f"Hint {n} of {len(asked.hints)}: {text}") for n, text in shown))
+
+
+def _solution_html(asked: Exercise) -> str:
+    return f"A solution of {asked.id}, one of several:{display.code_block(asked.solution)}"
+
+
+def _kind(value: Any) -> str:
+    name = type(value).__name__
+    return f"an {name}" if name[0].lower() in "aeiou" else f"a {name}"
+
+
+def _where(function: Any, error: Exception) -> str:
+    """What was raised, and the last line of the learner's own code that led there."""
+    said = f"{type(error).__name__}: {error}".rstrip(": ")
+    home = getattr(getattr(function, "__code__", None), "co_filename", None)
+    own = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == home]
+    if not own or own[-1].lineno is None:
+        return f"your function stopped with {said}. Try it on a small tensor of your own first."
+    line = (own[-1].line or linecache.getline(own[-1].filename, own[-1].lineno)).strip()
+    code = f": `{line}`" if line else ""
+    return f"your function stopped with {said} on line {own[-1].lineno}{code}."

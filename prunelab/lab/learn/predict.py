@@ -1,0 +1,234 @@
+"""A guess before the result: recorded, then drawn beside what was found."""
+
+from __future__ import annotations
+
+import random
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from html import escape
+from typing import Any
+
+import ipywidgets as widgets
+
+from ..show import display, figure
+from ..show.measuring import measured, quantity
+from . import progress
+
+Slider = tuple[float, float, float, str]  # low, high, step, unit
+
+
+@dataclass
+class Prediction:
+    """A question with the learner's guess; `value` is the course's own placeholder until one is locked in."""
+
+    id: str
+    question: str
+    options: tuple[str, ...] = ()
+    slider: Slider | None = None
+    default: Any = None
+    value: Any = None
+    locked: bool = False
+    control: Any = field(default=None, repr=False)
+    button: Any = field(default=None, repr=False)
+    status: Any = field(default=None, repr=False)
+
+    def lock(self, _button: object = None) -> None:
+        """Keep the control's value as the guess, here and in the progress file."""
+        if self.locked or self.control.value is None:
+            self._say()
+            return
+        self.value, self.locked = self.control.value, True
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        progress.current().record("predictions", self.id, {"guess": self.value, "at": when})
+        self._say()
+
+    def restore(self) -> None:
+        """Take up a guess of a former run, if the question still allows it."""
+        record = progress.current().read()["predictions"].get(self.id)
+        guess = record.get("guess") if isinstance(record, dict) else None
+        if self.allows(guess):
+            self.value, self.locked = guess, True
+            self.control.value = guess
+        self._say()
+
+    def allows(self, guess: Any) -> bool:
+        """Whether a guess is one of the options, or lies on the slider."""
+        if self.slider is None:
+            return guess in self.options
+        return isinstance(guess, (int, float)) and self.slider[0] <= guess <= self.slider[1]
+
+    def written(self, value: Any) -> str:
+        """A guess as text."""
+        return str(value) if self.slider is None else exact(value, self.slider[3])
+
+    def _say(self) -> None:
+        self.control.disabled = self.button.disabled = self.locked
+        if self.locked:
+            text = f"Locked in: <strong>{escape(self.written(self.value))}</strong>. Now let the result surprise you."
+        elif self.control.value is None:
+            text = "Choose first; a wrong guess teaches more than none."
+        else:
+            text = "A guess is only yours once it is locked in."
+        self.status.value = f'<span aria-live="polite">{text}</span>'
+
+
+def predict(
+    id: str,
+    question: str,
+    *,
+    options: Sequence[str] = (),
+    slider: Slider | None = None,
+    default: Any = None,
+) -> Prediction:
+    """Ask for a guess before any result; Run All goes on with the default.
+
+    >>> guess = predict("00-loss", "How many of the weights can go?", slider=(0, 1, 0.05, "%"))  # doctest: +SKIP
+    >>> guess = predict("00-fast", "Is it faster?", options=["twice", "the same"])               # doctest: +SKIP
+
+    Give `options` or `slider=(low, high, step, unit)`; the unit "%" takes fractions. Without a default, one is drawn
+    with the id as the seed. A guess locked in during a former run is taken up again.
+    """
+    _check(options, slider)
+    asked = Prediction(id, question, tuple(options), slider)
+    asked.default = _seeded(asked) if default is None else default
+    if not asked.allows(asked.default):
+        raise ValueError(f"default={default!r} is not a possible answer to {id!r}")
+    asked.value = asked.default
+    asked.control = _control(asked)
+    asked.button = widgets.Button(description="Lock in my guess", icon="lock", tooltip="Keep this guess")
+    asked.status = display.panel_html()
+    asked.status.layout.margin = "0 0 0 0.6em"
+    asked.button.on_click(asked.lock)
+    asked.restore()
+    asked.control.observe(lambda _change: asked._say(), "value")
+    heading = f"<strong>Your prediction.</strong> {escape(question)}"
+    row = widgets.HBox([asked.button, asked.status], layout=widgets.Layout(align_items="center", flex_flow="row wrap"))
+    view = widgets.VBox([display.panel_html(display.box(heading)), asked.control, row])
+    choices = list(options) if slider is None else [f"{asked.written(slider[0])} to {asked.written(slider[1])}"]
+    listed = "".join(f"<li>{escape(c)}</li>" for c in choices)
+    display.show(
+        f"Your prediction: {question} [{' / '.join(choices)}]",
+        html=display.box(f'{heading}<ul style="margin: 0.3em 0">{listed}</ul>'),
+        widget=view,
+    )
+    return asked
+
+
+def reveal(prediction: Prediction, answer: Any, explain: Mapping[Any, str] | str = "") -> None:
+    """Draw the guess beside the result, and say why the wrong guesses attract.
+
+    `explain` maps each wrong option to why it attracts (for a slider: one text). Only the picture and the live view
+    show the learner's own guess; the text that nbval compares is the same for everyone.
+    """
+    if not prediction.allows(answer):
+        raise ValueError(f"the answer {answer!r} is not a possible answer to {prediction.id!r}")
+    result = str(answer) if prediction.slider is None else measured(answer, prediction.slider[3])
+    alt = f"The guess beside the result for: {prediction.question} The result: {result}."
+    painted = _paint_options if prediction.slider is None else _paint_slider
+    height = 0.35 + 0.36 * len(prediction.options) if prediction.slider is None else 1.5
+    picture = figure.draw(lambda ax: painted(ax, prediction, answer), figsize=(7.0, height))
+    reasons = [("", explain)] if isinstance(explain, str) else [(f"“{k}”: ", v) for k, v in explain.items()]
+    reasons = [(who, why) for who, why in reasons if why]
+    text = "\n".join([alt, *(f"- {who}{why}" for who, why in reasons)])
+    items = "".join(f"<li>{escape(who)}{escape(why)}</li>" for who, why in reasons)
+    why_all = f"<p style='margin: 0.4em 0 0'>Why a wrong guess attracts:</p><ul>{items}</ul>" if items else ""
+    mine = display.box(_verdict(prediction, answer, result, explain), display.GOOD)
+    live = display.panel_html(display.image(picture, alt, figure.size_of(picture)) + mine + why_all)
+    display.show(text, html=display.image(picture, alt) + why_all, png=picture, alt=alt, widget=live)
+
+
+def _verdict(prediction: Prediction, answer: Any, result: str, explain: Mapping[Any, str] | str) -> str:
+    guess = escape(prediction.written(prediction.value))
+    if not prediction.locked:
+        return f"No guess was locked in, so the course's placeholder stands in: {guess}. The result: {escape(result)}."
+    if prediction.slider is None and prediction.value == answer:
+        return f"You guessed <strong>{guess}</strong>, and so it is."
+    own = "" if isinstance(explain, str) else explain.get(prediction.value, "")
+    own = escape(own[:1].upper() + own[1:])
+    return f"You guessed <strong>{guess}</strong>; the result is <strong>{escape(result)}</strong>. {own}"
+
+
+def _check(options: Sequence[str], slider: Slider | None) -> None:
+    if (slider is None) == (len(options) == 0):
+        raise ValueError("give either options=[...] or slider=(low, high, step, unit)")
+    if slider is None:
+        if len(options) < 2 or len(set(options)) != len(options):
+            raise ValueError(f"options={list(options)!r}: give at least two, all different")
+        return
+    if len(slider) != 4 or not slider[0] < slider[1] or not 0 < slider[2] <= slider[1] - slider[0]:
+        raise ValueError(f"slider={slider!r}: give (low, high, step, unit) with low < high and a step that fits")
+    if slider[3] == "%" and slider[1] > 1:
+        raise ValueError(f'slider={slider!r}: "%" takes fractions; did you mean (..., {slider[1] / 100:g}, ..., "%")?')
+
+
+def _seeded(asked: Prediction) -> Any:
+    """A guess drawn with the id as the seed: the same in every run, and no hint at the answer."""
+    source = random.Random(asked.id)
+    if asked.slider is None:
+        return source.choice(asked.options)
+    low, high, step, _unit = asked.slider
+    return round(low + step * source.randint(0, round((high - low) / step)), 9)
+
+
+def exact(value: float, unit: str) -> str:
+    """A chosen value, not a measured one: no more digits than it has."""
+    return f"{100 * value:g} %" if unit == "%" else f"{value:g} {unit}".rstrip()
+
+
+def _control(asked: Prediction) -> widgets.Widget:
+    style = {"description_width": "6em"}
+    if asked.slider is None:
+        layout = widgets.Layout(width="auto", max_width=display.WIDTH)
+        return widgets.RadioButtons(
+            options=asked.options,
+            value=None,
+            description="My guess",
+            tooltip=asked.question,
+            style=style,
+            layout=layout,
+        )
+    low, high, step, unit = asked.slider
+    decimals = max(0, len(f"{step * (100 if unit == '%' else 1):g}".partition(".")[2]))
+    return widgets.FloatSlider(
+        value=asked.default,
+        min=low,
+        max=high,
+        step=step,
+        description="My guess" + (f" ({unit})" if unit not in ("", "%") else ""),
+        tooltip=asked.question,
+        readout_format=f".{decimals}%" if unit == "%" else f".{decimals}f",
+        style={"description_width": "initial"},
+        layout=widgets.Layout(width="34em", max_width="100%"),
+    )
+
+
+def _paint_options(ax: Any, prediction: Prediction, answer: str) -> None:
+    ax.set_axis_off()
+    ax.set(xlim=(0, 1), ylim=(len(prediction.options) - 0.4, -0.9))
+    for row, option in enumerate(prediction.options):
+        wrapped = textwrap.fill(option, 62)
+        ax.text(0.17, row, wrapped, va="center", weight="bold" if option == answer else "normal")
+        if option == prediction.value:
+            ax.plot([0.05], [row], marker="o", markersize=11, color=figure.COLOURS[1], clip_on=False)
+        if option == answer:
+            ax.plot([0.12], [row], marker="*", markersize=17, color=figure.COLOURS[0], clip_on=False)
+    ax.text(0.05, -0.75, "guess", ha="center", va="center", color=figure.COLOURS[1])
+    ax.text(0.12, -0.75, "result", ha="center", va="center", color=figure.COLOURS[0])
+
+
+def _paint_slider(ax: Any, prediction: Prediction, answer: float) -> None:
+    assert prediction.slider is not None
+    low, high, _step, unit = prediction.slider
+    margin = 0.03 * (high - low)
+    ax.set(xlim=(low - margin, high + margin), ylim=(-1, 1))
+    ax.get_yaxis().set_visible(False)
+    ax.spines["left"].set_visible(False)
+    ax.xaxis.set_major_formatter(lambda x, _position: exact(x, unit))
+    ax.plot([prediction.value, answer], [0, 0], marker="", linestyle=":", color="#777777")
+    guess = prediction.value, "o", 11, 1, f"guess: {exact(prediction.value, unit)}", 0.45
+    result = answer, "*", 17, 0, f"result: {quantity(answer, unit)}", -0.75
+    for value, marker, size, colour, written, y in (guess, result):
+        ax.plot([value], [0], marker=marker, markersize=size, color=figure.COLOURS[colour])
+        ax.text(value, y, written, ha="center", color=figure.COLOURS[colour])

@@ -1,0 +1,53 @@
+"""The runs of a stored grid, an experiment too long for a lesson, and tables of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ... import zoo
+from ...agreement import rank_correlation
+from ...core import PruneError
+
+Run = dict[str, Any]
+
+
+def grid(name: str) -> list[Run]:
+    """The runs of a stored grid. PruneError if the file is missing or damaged names the command that remakes it."""
+    file = path(name)
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))["runs"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PruneError(
+            f"the grid {file.name} can't be read ({type(error).__name__}: {error}). Restore it from the repository, or "
+            f"make it again: python -m prunelab.lab grids {name}"
+        ) from error
+
+
+def collect(runs: list[Run], value: str, by: str, along: str) -> dict[Any, np.ndarray]:
+    """Tables (networks, points) of one value: a table for each `by`, its columns in the order of `along`."""
+    names = list(dict.fromkeys(r["network"] for r in runs))
+    points = sorted({r[along] for r in runs})
+    found = {(r[by], r["network"], r[along]): r[value] for r in runs}
+    kinds = list(dict.fromkeys(r[by] for r in runs))
+    return {k: np.array([[found[k, n, p] for p in points] for n in names]) for k in kinds}
+
+
+def by_name(runs: list[Run], key: str, value: str) -> dict[str, list[float]]:
+    """A list of values for each name, one a network."""
+    return {k: [r[value] for r in runs if r[key] == k] for k in dict.fromkeys(r[key] for r in runs)}
+
+
+def agreement_of(run: Run) -> float:
+    """The rank correlation of one stored layer's scores with the truth about it."""
+    scores, truth = ({"layer": torch.tensor(run[key])} for key in ("scores", "truth"))
+    return rank_correlation(scores, truth).overall
+
+
+def path(name: str) -> Path:
+    """Where a grid lies."""
+    return zoo.data_dir() / f"grid-{name}.json"

@@ -1,0 +1,1 @@
+"""What is shown: figures, tables, panels, and the form of measured values."""

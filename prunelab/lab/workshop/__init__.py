@@ -1,0 +1,1 @@
+"""The course as a whole: notebooks copied, machines checked, editions, guide and site."""

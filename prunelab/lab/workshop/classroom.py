@@ -1,0 +1,86 @@
+"""What a class guessed: the predictions in its progress files, counted; no file's name and no order is kept."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...core import PruneError
+from ..learn.predict import exact
+from . import contents, course
+
+FEWEST = 3  # learners; a count over fewer would tell who guessed what
+BINS = 5  # of a slider
+WIDTH = 30  # characters of the longest bar
+
+
+@dataclass(frozen=True)
+class Tally:
+    """One question with how often each answer was given; `learners` have answered it."""
+
+    question: contents.Question
+    counts: dict[str, int]
+
+    @property
+    def learners(self) -> int:
+        """How many have answered."""
+        return sum(self.counts.values())
+
+
+def gather(folder: Path) -> list[Tally]:
+    """The tallies of all progress files in a folder and the folders in it, in the course's order.
+
+    Files that are no progress files are passed over. PruneError with fewer than three, or where there is none.
+    """
+    files = sorted(Path(folder).rglob("*.json"))
+    learners = [x for x in map(_predictions, files) if x is not None]
+    if len(learners) < FEWEST:
+        raise PruneError(
+            f"{folder} holds {len(learners)} progress files (of {len(files)} JSON files); at least {FEWEST} are needed "
+            "(fewer could be traced to a person). A learner's is called progress.json; lab.progress() shows where."
+        )
+    asked = [q for path in course.notebooks() for q in contents.questions(course.read(path))]
+    tallies = [Tally(q, _count(q, [x[q.id] for x in learners if q.id in x])) for q in asked]
+    return [tally for tally in tallies if tally.learners >= FEWEST]
+
+
+def text(tallies: list[Tally]) -> str:
+    """The tallies as bars of text, the result beside each question."""
+    return "\n\n".join(map(_text, tallies)) or "No question has been answered by three learners yet."
+
+
+def _text(tally: Tally) -> str:
+    most = max(tally.counts.values())
+    wide = max(map(len, tally.counts))
+    bars = (
+        f"  {name:<{wide}}  {'█' * round(WIDTH * count / most):<{WIDTH}} {count}"
+        for name, count in tally.counts.items()
+    )
+    asked = tally.question
+    return "\n".join([f"{asked.id}  {asked.text}", f"  (the result: {asked.result}; {tally.learners} learners)", *bars])
+
+
+def _predictions(path: Path) -> dict[str, Any] | None:
+    """The guesses of one file by question; None if it is not a progress file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        records = content["predictions"]
+        return {id: record["guess"] for id, record in records.items() if "guess" in record}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _count(question: contents.Question, guesses: list[Any]) -> dict[str, int]:
+    """Each option with its count; a slider's range is cut into five."""
+    if question.slider is None:
+        found = Counter(map(str, guesses))
+        return {option: found[option] for option in question.options}
+    low, high, _step, unit = question.slider
+    width = (high - low) / BINS
+    numbers = [float(x) for x in guesses if isinstance(x, (int, float)) and low <= x <= high]
+    places = Counter(min(int((x - low) / width + 1e-9), BINS - 1) for x in numbers)
+    ends = [exact(low + i * width, unit) for i in range(BINS + 1)]
+    return {f"{ends[i]} to {ends[i + 1]}": places[i] for i in range(BINS)}

@@ -1,0 +1,80 @@
+"""Where the course's notebooks lie, in a source folder or in an installed wheel, and a learner's own copies of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from ... import zoo
+from ...core import PruneError
+from ...files import write_whole
+
+PATTERN = "[0-9][0-9]_*.ipynb"
+MANIFEST = ".prunelab.json"  # in a learner's folder: what each notebook was when it was copied
+
+
+def folder() -> Path:
+    """The folder of the notebooks. PruneError if the installation has none."""
+    place = zoo.data_dir().parent / "notebooks"
+    if next(place.glob(PATTERN), None) is None:
+        raise PruneError(f"no notebooks in {place}: install prunelab again, or start from the repository's folder")
+    return place
+
+
+def notebooks() -> list[Path]:
+    """The course's notebooks, in order."""
+    return sorted(folder().glob(PATTERN))
+
+
+def read(path: Path) -> Any:
+    """A notebook, in memory."""
+    return nbformat.read(path, as_version=4)
+
+
+def copy(target: Path) -> dict[str, str]:
+    """Put the notebooks into a folder; {file name: "new", "updated", "as it was" or "yours, kept"}.
+
+    A notebook that the learner has changed is never overwritten: the course's newer version, if there is one, then
+    stands beside it as `NN_name.new.ipynb`. Copying twice changes nothing.
+    """
+    target = Path(target)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PruneError(f"{target} can't be made ({error}): name a folder that you may write to") from error
+    before = _manifest(target)
+    done = {path.name: _copy(path, target, before) for path in notebooks()}
+    write_whole(target / MANIFEST, json.dumps({p.name: _digest(p) for p in notebooks()}, indent=1).encode())
+    return done
+
+
+def _copy(source: Path, target: Path, before: dict[str, str]) -> str:
+    """Put one notebook there; what became of it in words."""
+    place = target / source.name
+    if not place.exists():
+        write_whole(place, source.read_bytes())
+        return "new"
+    if _digest(place) == _digest(source):
+        return "as it was"
+    if _digest(place) == before.get(source.name):  # the course's older version, untouched
+        write_whole(place, source.read_bytes())
+        return "updated"
+    if before.get(source.name) != _digest(source):
+        write_whole(place.with_suffix(".new.ipynb"), source.read_bytes())
+    return "yours, kept"
+
+
+def _manifest(target: Path) -> dict[str, str]:
+    try:
+        known = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,143 @@
+"""Four editions from one source, so that none can drift: the learner's, the instructor's, slides, and the hosted one.
+
+The source is the notebooks, the exercises' registry and the notes in `lessons/`; nothing is written into an edition
+that does not come from there.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat.v4 import new_code_cell, new_markdown_cell
+
+from ...core import PruneError
+from ...files import write_whole
+from ..author import publish
+from ..learn.exercise import Exercise
+from . import bank, contents, course, guide, pages
+from .notebook import Notebook, calls_in, code_cells, joined, text_of, tree
+
+SOURCE = "https://github.com/prunelab/prunelab"  # where a hosted notebook gets the course from
+NOTE = "instructor"  # the tag of what only the instructor's edition holds
+
+
+def learner(nb: Notebook) -> Notebook:
+    """The notebook with its stubs and no outputs: a result that stands there already can't surprise anybody."""
+    nb = copy.deepcopy(nb)
+    for cell in nb.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    return nb
+
+
+def instructor(nb: Notebook) -> Notebook:
+    """The notebook with solutions for stubs, and notes under the title, the predictions and the exercises."""
+    nb = copy.deepcopy(nb)
+    number, told = _number(nb), {}
+    for cell, asked in contents.checked(nb):
+        cell.source = cell.source.replace(asked.stub, asked.solution.strip())
+        cell.outputs = []
+        told[cell.id] = _on_exercise(asked)
+    for question in contents.questions(nb):
+        cell = _asking(nb, question.id)
+        told[cell.id] = told.get(cell.id, "") + _on_question(question)
+    told[nb.cells[0].id] = guide.opening(number, nb)
+    nb.cells = [x for cell in nb.cells for x in (cell, *_note(cell.id, told.get(cell.id, "")))]
+    return nb
+
+
+def hosted(nb: Notebook) -> Notebook:
+    """The learner's edition with one cell before it that installs the course: for Colab, Kaggle and their like."""
+    nb = learner(nb)
+    words = (
+        "**On a hosted notebook**, run the next cell once. It installs the course and takes a few minutes; if it asks "
+        "you to restart the session, do so, and go on below it. Your progress lasts as long as the session. Where a "
+        "slider does not appear, its picture and its table do."
+    )
+    install = new_code_cell(f'%pip install --quiet "prunelab @ git+{SOURCE}"', id="install")
+    nb.cells = [new_markdown_cell(words, id="hosted"), install, *nb.cells]
+    return nb
+
+
+def slides(nb: Notebook) -> Notebook:
+    """The notebook marked up for slides: one for each heading and one for each cell with a picture or a table."""
+    nb = copy.deepcopy(nb)
+    exercise_cells = {cell.id for cell, _ in contents.checked(nb)}
+    fresh = True
+    for cell in nb.cells:
+        kind = "slide" if cell.cell_type == "markdown" or (_shows(cell) and not fresh) else "-"
+        if cell.id in exercise_cells:
+            kind = "skip"
+        fresh = cell.cell_type == "markdown"
+        cell.metadata["slideshow"] = {"slide_type": kind}
+    return nb
+
+
+EDITIONS: dict[str, Callable[[Notebook], Notebook]] = {
+    "learner": learner,
+    "instructor": instructor,
+    "slides": slides,
+    "hosted": hosted,
+}
+
+
+def build(out: Path, execute: bool = False) -> dict[str, list[Path]]:
+    """Write all editions into `out`, the guide beside the instructor's; {edition: files}.
+
+    `execute` runs the instructor's edition from top to bottom. PruneError if `out` lies in the folder of the notebooks.
+    """
+    out = Path(out).resolve()
+    if out.is_relative_to(course.folder().resolve()):
+        raise PruneError(f"{out} lies among the notebooks themselves: name another folder")
+    written: dict[str, list[Path]] = {name: [] for name in EDITIONS}
+    for path in course.notebooks():
+        for name, edition in EDITIONS.items():
+            place = out / name / path.name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            nb = edition(course.read(path))
+            nbformat.validate(nb)
+            write_whole(place, (nbformat.writes(nb) + "\n").encode())
+            written[name].append(place)
+            if name == "slides":
+                deck = place.with_suffix(".html")
+                write_whole(deck, pages.notebook(nb, contents.title(nb), template="deck").encode())
+                written[name].append(deck)
+            if name == "instructor" and execute:
+                publish.publish(place, timeout=600)
+    written["instructor"] += guide.build(out / "instructor")
+    return written
+
+
+def _number(nb: Notebook) -> str:
+    return next(text_of(c.args[0]) for cell in code_cells(nb) for c in calls_in(tree(cell), "start"))
+
+
+def _asking(nb: Notebook, id: str) -> Any:
+    """The cell that asks a question."""
+    return next(cell for cell in code_cells(nb) if f'"{id}"' in cell.source and "lab.predict(" in cell.source)
+
+
+def _on_question(asked: contents.Question) -> str:
+    return f"**For the instructor**: the result is {asked.result}.\n\n{bank.table(bank.of_questions([asked]))}\n"
+
+
+def _on_exercise(asked: Exercise) -> str:
+    return f"**For the instructor**: known wrong answers.\n\n{bank.table(bank.of_exercise(asked))}"
+
+
+def _note(id: str, text: str) -> list[Any]:
+    """A cell for the instructor alone, if there is anything to say."""
+    return [new_markdown_cell(text.strip(), id=f"{id}-note", metadata={"tags": [NOTE]})] if text.strip() else []
+
+
+def _shows(cell: Any) -> bool:
+    """Whether a cell's output holds a picture or a table."""
+    return any(
+        part in joined(out.get("data", {}).get("text/html"))
+        for out in cell.get("outputs", [])
+        for part in ("<img", "<table")
+    )

@@ -1,0 +1,58 @@
+"""How long each notebook takes and how much memory its kernel needs, as `python -m prunelab.lab timings` found."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ... import zoo
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One notebook: seconds of one core (median and ninth decile), of waiting (median), and the greatest memory."""
+
+    runs: int
+    p50: float
+    p90: float
+    wall: float
+    peak: int  # bytes
+
+
+def path() -> Path:
+    """Where the measurements lie."""
+    return zoo.data_dir() / "timings.json"
+
+
+def known() -> dict[str, Timing]:
+    """The stored measurements by the notebook's two digits; empty where nothing was measured."""
+    return {number: summary(runs) for number, runs in stored().get("notebooks", {}).items() if runs}
+
+
+def reference() -> float | None:
+    """How long the doctor's trial takes on the machine of the stored measurements; None where nothing was measured."""
+    return stored().get("trial")
+
+
+def machine() -> str:
+    """The machine of the stored measurements, in words."""
+    return str(stored().get("machine", "not measured"))
+
+
+def summary(runs: list[list[float]]) -> Timing:
+    """Several runs of one notebook, (seconds, CPU seconds, bytes) each."""
+    wall, cpu, peak = np.array(runs, dtype=float).T
+    p50, p90 = np.percentile(cpu, [50, 90]).tolist()
+    return Timing(len(runs), p50, p90, float(np.median(wall)), int(peak.max()))
+
+
+def stored() -> dict[str, Any]:
+    """All that is stored, as it lies in the file; empty where nothing is."""
+    try:
+        return json.loads(path().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
