@@ -77,7 +77,7 @@
     const reads = element("div", "pl-reads", live), left = element("div", "pl-score", reads);
     const score = element("p", "pl-accuracy", left);
     if (state.read === "fresh") {
-      const kinds = [["fresh", "Statistics estimated again"], ["stale", "Old statistics"]];
+      const kinds = [["fresh", "Fresh statistics"], ["stale", "Old statistics"]];
       choice(left, "BatchNorm's statistics", kinds, "fresh", (kind) => { state.read = kind; later(); });
     }
     const chart = plot(left);
@@ -100,64 +100,65 @@
 
     function paint(layer) {
       const rows = stay(layer.filters, layer.rows), columns = stay(layer.inputs, layer.columns);
-      const [h, w] = layer.kernel, gap = h * w > 1 ? size.gap : 0;
-      const width = columns.length * (w + gap) - gap, height = rows.length * (h + gap) - gap;
+      const [h, w] = layer.kernel, width = columns.length * w, height = rows.length * h;
       const gone = state.way === "weights" ? at.weights : 0;
       const context = layer.canvas.getContext("2d");
-      Object.assign(layer.canvas, { width, height });
+      if (layer.canvas.width !== width || layer.canvas.height !== height) Object.assign(layer.canvas, { width, height });
       const image = context.createImageData(width, height), pixels = new Uint32Array(image.data.buffer);
       let weights = 0;
-      rows.forEach((row, r) => columns.forEach((column, c) => {
-        const from = layer.start + (row * layer.columns + column) * h * w;
-        for (let k = 0; k < h * w; k++) {
-          const value = signed[from + k], stays = Math.abs(value) > gone;
+      let place = 0;
+      for (const row of rows) for (let y = 0; y < h; y++) for (const column of columns) {
+        let from = layer.start + ((row * layer.columns + column) * h + y) * w;
+        for (let x = 0; x < w; x++, from++) {
+          const value = signed[from], stays = value > gone || -value > gone;
           weights += stays;
-          const place = (r * (h + gap) + Math.floor(k / w)) * width + c * (w + gap) + (k % w);
-          pixels[place] = stays ? TONES[value & 255] : HOLE;
+          pixels[place++] = stays ? TONES[value & 255] : HOLE;
         }
-      }));
+      }
       context.putImageData(image, 0, 0);
-      layer.canvas.style.width = `${width * size.scale}px`;
-      layer.canvas.style.height = `${height * size.scale}px`;
+      layer.canvas.style.width = `${width * scale}px`;
+      layer.canvas.style.height = `${height * scale}px`;
       layer.caption.textContent = state.way === "filters" ? `${rows.length} × ${columns.length}` : number(weights);
     }
 
-    // How large a square is: whole device pixels, with gaps between kernels where there is room.
-    const size = { gap: 1, scale: 1 };
+    // How large a square is: as large as the room lets the layers stand in a row, but no smaller than a pixel.
+    let scale = 1;
     function fit() {
-      const sharp = devicePixelRatio || 1, room = net.clientWidth;
-      const wide = (gap) => layers.reduce((sum, l) => sum + Math.max(44, reach(l, gap)[0]) + 14, 0);
-      size.gap = wide(1) <= room ? 1 : 0;
-      size.scale = Math.max(1, Math.floor((room / wide(size.gap)) * sharp) / sharp);
-      for (const layer of layers) {
-        const [width, height] = reach(layer, size.gap);
-        layer.frame.style.width = `${width * size.scale}px`;
-        layer.frame.style.height = `${height * size.scale}px`;
+      const wide = layers.reduce((sum, l) => sum + l.columns * l.kernel[1], 0), between = 20 * layers.length + 44;
+      scale = Math.max(1, (net.clientWidth - between) / wide);
+      for (const { frame, rows, columns, kernel: [h, w] } of layers) {
+        frame.style.width = `${columns * w * scale}px`;
+        frame.style.height = `${rows * h * scale}px`;
       }
-    }
-    function reach(layer, gap) {
-      const [h, w] = layer.kernel, between = h * w > 1 ? gap : 0;
-      return [layer.columns * (w + between) - between, layer.rows * (h + between) - between];
     }
 
     // Accuracy against what is gone: two lines with their measured points, and where we are.
     function plot(parent) {
       const box = element("div", "pl-chart", parent);
+      let drawn, mark;
       return (way, step, read) => {
         const x = (s) => 32 + (s / (way.steps - 1)) * 262, y = (a) => 104 - 0.96 * a;
+        const here = parseFloat(way[read][step.near][0].slice(1));
+        const move = () => {
+          mark[0].setAttribute("d", `M${x(step.now)} 8V104`);
+          mark[1].setAttribute("cx", x(step.near));
+          mark[1].setAttribute("cy", y(here));
+        };
+        if (drawn === way.name + read) return move();
+        drawn = way.name + read;
         const lines = ["stale", "fresh"].filter((kind) => Object.keys(way[kind]).length).map((kind) => {
           const points = Object.entries(way[kind]).map(([s, [a]]) => [x(s), y(parseFloat(a.slice(1)))]);
           const dots = points.map(([px, py]) => `<circle cx="${px}" cy="${py}" r="2.2"/>`).join("");
           return `<g class="pl-${kind}${kind === read ? " pl-now" : ""}"><polyline points="${points.join(" ")}"/>${dots}</g>`;
         });
-        const here = parseFloat(way[read][step.near][0].slice(1));
         box.innerHTML = `<svg viewBox="0 0 300 124" role="img" aria-label="Accuracy against the share that is gone.">
           <g class="pl-axes"><path d="M32 8H294M32 56H294M32 104H294"/>
           <text x="26" y="11">100 %</text><text x="26" y="59">50 %</text><text x="26" y="107">0 %</text>
           <text x="32" y="120" class="pl-first">nothing gone</text>
           <text x="294" y="120">${Math.round(100 * share(way, way.steps - 1))} % gone</text></g>
-          <path class="pl-here" d="M${x(step.now)} 8V104"/>${lines.join("")}
-          <circle class="pl-spot" cx="${x(step.near)}" cy="${y(here)}" r="4.5"/></svg>`;
+          <path class="pl-here"/>${lines.join("")}<circle class="pl-spot" r="4.5"/></svg>`;
+        mark = box.querySelectorAll(".pl-here, .pl-spot");
+        move();
       };
     }
 
@@ -176,6 +177,10 @@
       });
     }
 
+    const notes = {
+      fresh: `; BatchNorm's statistics estimated again on ${number(facts.statistics)} training images`,
+      stale: state.read === "fresh" ? "; BatchNorm's statistics as the dense network left them" : "",
+    };
     const share = (way, step) => (way.name === "weights" ? step / 100 : step / way.steps);
 
     function draw() {
@@ -194,9 +199,13 @@
       const what = state.way === "weights" ? "of the weights are zero" : "of the filters are removed";
       pulled.textContent = `${percent(now)} ${what}`;
       slider.setAttribute("aria-valuetext", pulled.textContent);
-      score.innerHTML = `<strong>${accuracy}</strong> of ${number(facts.count)} digits read correctly` +
-        `<small>measured at ${percent(near)}, nothing retrained</small>`;
       chart(way, { now, near }, state.read);
+      speak(way, now);
+      const place = `${state.way} ${state.read} ${near}`;
+      if (place === state.place) return; // the same measurement: nothing else is new
+      state.place = place;
+      score.innerHTML = `<strong>${accuracy}</strong> of ${number(facts.count)} digits read correctly` +
+        `<small>measured at ${percent(near)}, nothing retrained${notes[state.read]}</small>`;
       digits.forEach(({ item, read: line, truth }, i) => {
         const wrong = labels[i] !== facts.truth[i];
         item.className = wrong ? "pl-wrong" : "";
@@ -206,10 +215,16 @@
       said.textContent = state.way === "weights"
         ? "The weakest go first. A zero is still stored, and still multiplied: only the first number falls."
         : "The weakest of every layer go: a row here, a column in the next layer. Everything falls.";
-      net.setAttribute("aria-label", `The network's layers. ${pulled.textContent}: ${number(way.weights[now])} weights are left.`);
+    }
+
+    // For those who listen: the picture in words, and once the hand rests, a sentence.
+    function speak(way, now) {
+      const words = `The network's layers. ${pulled.textContent}: ${number(way.weights[now])} weights are left.`;
+      net.setAttribute("aria-label", words);
       clearTimeout(state.speaks);
-      const sentence = `${net.getAttribute("aria-label")} ${number(way.bytes[now])} bytes. ${score.textContent}.`;
-      state.speaks = setTimeout(() => { heard.textContent = sentence; }, 600); // once the hand rests
+      state.speaks = setTimeout(() => {
+        heard.textContent = `${words} ${number(way.bytes[now])} bytes. ${score.innerText.replace("\n", ": ")}.`;
+      }, 600);
     }
 
     // One picture a frame, however fast the hand is.

@@ -10,7 +10,7 @@ import base64
 import copy
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,7 @@ import torch
 from torch import nn
 
 from ...allocation import allocate, expand
-from ...batches import batches, call
-from ...core import Group, PruneError, mode
+from ...core import Group, PruneError
 from ...criteria import magnitude
 from ...granularity import filters, weights
 from ...layers import BATCH_NORM, prunable
@@ -29,12 +28,12 @@ from ...masking import apply, bake
 from ...measurement import macs, stored_bytes
 from ...recovery import reestimate
 from ...surgery import shrink
-from .. import display, figures
-from ..measuring import measured
-from ..readings import Reading
+from ..lessons.readings import Reading, read
+from . import display, figure
+from .measuring import measured
 
 PERCENT = tuple(range(99))  # the steps of single weights: the sparsity in percent
-READ_AT = (0, 20, 40, 50, 60, 65, 70, 75, 80, 85, 90, 95, 98)  # of those, where the network is run
+READ_AT = (0, 20, 40, 50, 60, 70, 80, 85, 90, 95, 98)  # of those, where the network is run
 MOST_STEPS = 32  # of whole filters
 READ_EVERY = 4  # of those
 DIGITS = 30  # pictures shown
@@ -59,8 +58,8 @@ class Way:
 
     def accuracy(self, sparsity: float, fresh: bool = True) -> float:
         """The share that was read correctly at the measured step nearest to a sparsity."""
-        read = self.fresh if fresh and self.fresh else self.stale
-        return read[min(read, key=lambda step: abs(self.sparsity[step] - sparsity))].accuracy
+        found = self.fresh if fresh and self.fresh else self.stale
+        return found[min(found, key=lambda step: abs(self.sparsity[step] - sparsity))].accuracy
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def drawing(model: nn.Module, data: Any, *, start: float = 0.7, alt: str = "") -
     24547
     """
     layers = _layers(model, data)
-    net = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)  # twice as fast here
     single, lasts = _single_weights(net, data)
     whole, leaves = _whole_filters(net, data)
     facts = {
@@ -96,9 +95,10 @@ def drawing(model: nn.Module, data: Any, *, start: float = 0.7, alt: str = "") -
         "truth": data.valid.tensors[1][:DIGITS].tolist(),
         "digits": _bytes(_grey(data.valid.tensors[0][:DIGITS])),
         "count": len(data.valid),
+        "statistics": min(STATISTICS, len(data.train)),
     }
     alt = alt or "The network drawn layer by layer, a square for each weight; the weakest are gone."
-    _show(net, facts, lasts, (single, whole), figures.check_alt(alt))
+    _show(net, facts, lasts, (single, whole), figure.check_alt(alt))
     return Drawing(single, whole, facts)
 
 
@@ -109,7 +109,7 @@ def _single_weights(net: nn.Module, data: Any) -> tuple[Way, dict[str, torch.Ten
     """Weights become zero, the weakest of all first; and for each weight the number of steps for which it stays."""
     groups, scores = weights(net), magnitude(net)
     keeps = [allocate(scores, groups, percent / 100) for percent in PERCENT]
-    lasts = {g.name: sum(keep[g.name].int() for keep in keeps) for g in groups}
+    lasts = {g.name: torch.stack([keep[g.name] for keep in keeps]).sum(0) for g in groups}
 
     def pruned(step: int) -> nn.Module:
         sparse = copy.deepcopy(net)
@@ -125,7 +125,7 @@ def _whole_filters(net: nn.Module, data: Any) -> tuple[Way, dict[str, list[int]]
     groups, scores = _filters(net, data), magnitude(net)
     steps = min(MOST_STEPS, *(g.units for g in groups))
     keeps = [allocate(scores, groups, step / steps, "layer") for step in range(steps)]
-    leaves = {g.name: sum(keep[g.name].int() for keep in keeps).tolist() for g in groups}
+    leaves = {g.name: torch.stack([keep[g.name] for keep in keeps]).sum(0).tolist() for g in groups}
     small = [shrink(net, groups, keep) for keep in keeps]
     left = [sum(w.numel() for w in prunable(each).values()) for each in small]
     sizes = [_size(each, data) for each in small]
@@ -146,19 +146,12 @@ def _way(
     stale, fresh = {}, {}
     for step in read_at:
         net = copy.deepcopy(pruned(step))
-        stale[step] = _read(net, data.valid)
+        stale[step] = read(net, data.valid)
         if any(isinstance(m, BATCH_NORM) and m.running_mean is not None for m in net.modules()):
             reestimate(net, data.train[:STATISTICS])
-            fresh[step] = _read(net, data.valid)
+            fresh[step] = read(net, data.valid)
     parameters, stored, operations = (list(column) for column in zip(*sizes, strict=True))
     return Way(name, sparsity, left, parameters, stored, operations, stale, fresh)
-
-
-def _read(net: nn.Module, pictures: Any) -> Reading:
-    with mode(net, training=False), torch.no_grad():
-        found = [(call(net, x).argmax(1), y) for x, y in batches(pictures)]
-    read, truth = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return Reading(read.tolist(), float((read == truth).double().mean()))
 
 
 def _size(net: nn.Module, data: Any) -> tuple[int, int, int]:
@@ -188,7 +181,7 @@ def _layers(model: nn.Module, data: Any) -> list[dict[str, Any]]:
         raise PruneError(f"{type(model).__name__} has {total:,} weights; at most {MOST_WEIGHTS:,} fit in the page")
     members = [(m, g.name) for g in _filters(model, data) for m in g.members]
     rows = {m.tensor: name for m, name in members if m.dim == 0}
-    columns = {m.tensor: (name, m.block) for m, name in members if m.dim == 1}
+    columns: dict[str, tuple[str | None, int]] = {m.tensor: (name, m.block) for m, name in members if m.dim == 1}
     layers = []
     for name, shape in shapes.items():
         comes_from, block = columns.get(name, (None, 1))
@@ -207,11 +200,9 @@ def _square(count: int) -> tuple[int, int]:
 
 
 def _facts(way: Way) -> dict[str, Any]:
-    """A way as JSON: accuracies in the measured form, labels as a string of digits."""
+    """A way as JSON, its accuracies in the measured form."""
     read = {
-        kind: {
-            str(step): [measured(r.accuracy, "%"), r.labels[:DIGITS]] for step, r in getattr(way, kind).items()
-        }
+        kind: {str(step): [measured(r.accuracy, "%"), r.labels[:DIGITS]] for step, r in getattr(way, kind).items()}
         for kind in ("stale", "fresh")
     }
     counts = {key: getattr(way, key) for key in ("weights", "parameters", "bytes", "macs")}
@@ -237,8 +228,8 @@ def _show(net: nn.Module, facts: dict[str, Any], lasts: dict[str, torch.Tensor],
     signed = [lasts[name].flatten() * w.detach().sign().flatten() for name, w in tensors.items()]
     packed = _bytes(torch.cat(signed).to(torch.int8))
     told = base64.b64encode(json.dumps(facts, separators=(",", ":")).encode()).decode()
-    still = figures.draw(lambda ax: _still(ax, tensors, facts, lasts), figsize=(8.6, 2.5))
-    text, table = figures.render_table("Every measured position of the drawing", _COLUMNS, _rows(ways))
+    still = figure.draw(lambda ax: _still(ax, tensors, facts, lasts), figsize=(8.6, 2.5))
+    text, table = figure.render_table("Every measured position of the drawing", _COLUMNS, _rows(ways))
     script, style = ((HERE / f"drawing.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
     display.show(
         f"{alt}\n{text}",
@@ -269,7 +260,7 @@ def _rows(ways: Sequence[Way]) -> list[list[Any]]:
     return rows
 
 
-def _still(ax: Any, tensors: dict[str, torch.Tensor], facts: dict[str, Any], lasts: dict[str, torch.Tensor]) -> None:
+def _still(ax: Any, tensors: Mapping[str, torch.Tensor], facts: dict[str, Any], lasts: dict[str, torch.Tensor]) -> None:
     """The drawing as it stands at first, on white."""
     left = 0
     for layer, (name, weight) in zip(facts["layers"], tensors.items(), strict=True):
