@@ -45,7 +45,6 @@
     root.querySelector(".pl-still").hidden = true;
     const live = document.createElement("div");
     live.className = "pl-live";
-    live.dataset.lmSuppressShortcuts = "true"; // in JupyterLab the arrow keys would leave the cell
     root.querySelector("details").before(live);
 
     const bar = element("div", "pl-bar", live);
@@ -67,12 +66,12 @@
     const key = element("p", "pl-key", live);
     key.innerHTML = "Each square is a weight: <i></i> above zero, <b></b> below; the fuller, the larger.";
     const stats = {};
-    const list = element("dl", "pl-stats", live);
+    const list = element("div", "pl-stats", live);
     const shown = { weights: "weights left", parameters: "parameters", bytes: "bytes stored", macs: "MACs a digit" };
     for (const [name, text] of Object.entries(shown)) {
       const pair = element("div", "", list);
-      element("dt", "", pair, text);
-      stats[name] = element("dd", "", pair);
+      element("span", "", pair, text);
+      stats[name] = element("strong", "", pair);
     }
     const reads = element("div", "pl-reads", live), left = element("div", "pl-score", reads);
     const score = element("p", "pl-accuracy", left);
@@ -246,6 +245,8 @@
       })();
     }
 
+    // In JupyterLab the arrow keys would leave the cell: it looks for this mark from the focused element upwards.
+    for (const control of root.querySelectorAll("input, summary")) control.dataset.lmSuppressShortcuts = "true";
     slider.addEventListener("input", () => { at[state.way] = Number(slider.value); later(); });
     new ResizeObserver(() => { fit(); draw(); }).observe(net);
   }
