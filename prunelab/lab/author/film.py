@@ -18,7 +18,7 @@ from ... import zoo
 from ...files import write_whole
 from ..show import display, drawing
 
-WIDTH, HEIGHT = 820, 780
+WIDTH, HEIGHT = 900, 800
 PAGE = '<!DOCTYPE html><meta charset="utf-8"><style>body {{ margin: 14px 20px; background: #fff }}</style>{}'
 WEIGHTS, FILTERS = range(0, 97, 4), range(0, 25, 2)  # the steps shown
 FRAME, REST = 120, 1600  # milliseconds

@@ -136,7 +136,7 @@
       const box = element("div", "pl-chart", parent);
       let drawn, mark;
       return (way, step, read) => {
-        const x = (s) => 32 + (s / (way.steps - 1)) * 262, y = (a) => 104 - 0.96 * a;
+        const x = (s) => 38 + (s / (way.steps - 1)) * 256, y = (a) => 104 - 0.96 * a;
         const here = parseFloat(way[read][step.near][0].slice(1));
         const move = () => {
           mark[0].setAttribute("d", `M${x(step.now)} 8V104`);
@@ -151,9 +151,9 @@
           return `<g class="pl-${kind}${kind === read ? " pl-now" : ""}"><polyline points="${points.join(" ")}"/>${dots}</g>`;
         });
         box.innerHTML = `<svg viewBox="0 0 300 124" role="img" aria-label="Accuracy against the share that is gone.">
-          <g class="pl-axes"><path d="M32 8H294M32 56H294M32 104H294"/>
-          <text x="26" y="11">100 %</text><text x="26" y="59">50 %</text><text x="26" y="107">0 %</text>
-          <text x="32" y="120" class="pl-first">nothing gone</text>
+          <g class="pl-axes"><path d="M38 8H294M38 56H294M38 104H294"/>
+          <text x="32" y="11">100 %</text><text x="32" y="59">50 %</text><text x="32" y="107">0 %</text>
+          <text x="38" y="120" class="pl-first">nothing gone</text>
           <text x="294" y="120">${Math.round(100 * share(way, way.steps - 1))} % gone</text></g>
           <path class="pl-here"/>${lines.join("")}<circle class="pl-spot" r="4.5"/></svg>`;
         mark = box.querySelectorAll(".pl-here, .pl-spot");
@@ -191,8 +191,8 @@
       layers.forEach(paint);
       for (const [name, place] of Object.entries(stats)) {
         const left = way[name][now] / way[name][0];
-        place.innerHTML = `${number(way[name][now])} <small>${left < 1 ? `${(100 * left).toPrecision(3)} %` : "as before"}</small>`;
-        place.className = left < 1 ? "" : "pl-same";
+        place.innerHTML = `${number(way[name][now])} <small>${left < 1 ? `${(100 * left).toPrecision(3)} %` : now ? "as before" : ""}</small>`;
+        place.className = left < 1 || !now ? "" : "pl-same";
       }
       const [accuracy, labels] = read[near];
       const what = state.way === "weights" ? "of the weights are zero" : "of the filters are removed";
