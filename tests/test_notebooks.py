@@ -241,7 +241,7 @@ def test_every_rule_is_shown_able_to_fail():
     "prose",
     [
         "Han et al. 2015 (arXiv 1506.02626, § 3.1)",
-        "see notebook 03 and [the next](02_structure.ipynb), exercise 01-2",
+        "see notebook 04 and [the next](02_structure.ipynb), exercise 01-2",
         "a CIFAR-10 net in float32 with L1 and L2 norms, 3×3 and 16 x 16, 2:4",
         "`0.9` and $10^{-3}$ and\n```\n0.5\n```\n",
         "1. first\n2. second",

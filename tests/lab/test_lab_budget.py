@@ -1,4 +1,4 @@
-"""What notebook 09 stands on: networks to pick, the live front, stored fronts, the exam's marks, the workbench."""
+"""What notebook 16 stands on: networks to pick, the live front, stored fronts, the exam's marks, the workbench."""
 
 import copy
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""What notebook 08 and its grids are made of, on a tiny decoder."""
+"""What notebook 13 and its grids are made of, on a tiny decoder."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The drawings of notebook 05 show what they were given."""
+"""The drawings of notebook 07 show what they were given."""
 
 import numpy as np
 import pytest

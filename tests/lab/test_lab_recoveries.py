@@ -1,4 +1,4 @@
-"""The ways of notebook 06 on a tiny budget, and the stored grids they filled."""
+"""The ways of notebook 09 on a tiny budget, and the stored grids they filled."""
 
 from types import SimpleNamespace
 

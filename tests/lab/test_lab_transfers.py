@@ -1,4 +1,4 @@
-"""Notebook 05's experiment: the halves of the task, the runs, the interval, and a grid that survives a kill."""
+"""Notebook 07's experiment: the halves of the task, the runs, the interval, and a grid that survives a kill."""
 
 import json
 

@@ -36,7 +36,7 @@ EPOCHS = 1
 
 
 def scopes() -> Iterator[Run]:
-    """Notebook 03: five networks, five ways to share the loss out, before and after one epoch of retraining."""
+    """Notebook 04: five networks, five ways to share the loss out, before and after one epoch of retraining."""
     data = zoo.load("digits")
     for seed, name in enumerate(SEEDS):
         for rule in contests.RULES:
@@ -52,7 +52,7 @@ LEVELS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # of the layer scans
 
 
 def budgets() -> Iterator[Run]:
-    """Notebook 04: five networks, the same budget spent equally, by sensitivity, and by one contest."""
+    """Notebook 05: five networks, the same budget spent equally, by sensitivity, and by one contest."""
     data = zoo.load("digits")
     for seed, name in enumerate(SEEDS):
         dense = zoo.checkpoint(name)
@@ -77,7 +77,7 @@ JUDGES = ("random", "fpgm", "magnitude", "bn_slimming", "synflow", "gradient", "
 
 
 def truths() -> Iterator[Run]:
-    """Notebook 04: five networks, the loss without each filter, and how each criterion had judged it."""
+    """Notebook 05: five networks, the loss without each filter, and how each criterion had judged it."""
     data = zoo.load("digits")
     for name in SEEDS:
         model = zoo.checkpoint(name)

@@ -1,4 +1,4 @@
-"""The exam of notebook 09: a network nobody has pruned yet, a budget, and marks that say why."""
+"""The exam of notebook 16: a network nobody has pruned yet, a budget, and marks that say why."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Exam:
             return
         marks = self.marks(answer)
         _show(marks)
-        progress.current().record("exercises", "09-exam", {"solved": all(m.kept for m in marks), "tries": 1})
+        progress.current().record("exercises", "16-exam", {"solved": all(m.kept for m in marks), "tries": 1})
 
     def marks(self, answer: Any) -> tuple[Mark, ...]:
         """The marks alone; shows and stores nothing."""

@@ -1,4 +1,4 @@
-"""The rules of notebook 03: ways to share a loss out between layers, each by its name."""
+"""The rules of notebook 04: ways to share a loss out between layers, each by its name."""
 
 from __future__ import annotations
 

@@ -1,208 +1,233 @@
-"""The exercises of notebook 05: large, or growing."""
+"""The exercises of notebook 05: asking the data."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import nn
 
+from ..learn.claim import plain
 from ..learn.exercise import Exercise, WrongAnswer, call
 
 
 def check_read(answer: Any) -> str | None:
-    """Four weights before and after: the two that magnitude keeps, and the two that movement keeps."""
-    if not isinstance(answer, (tuple, list)) or len(answer) != 2 or not all(isinstance(x, str) for x in answer):
-        return 'give two texts of two letters each: `("magnitude keeps", "movement keeps")`, such as `("ab", "cd")`.'
+    """Of a scan with 0.97 dense: which layer to prune first, and which last."""
     known = {
-        ("ac", "bc"): None,
-        ("bc", "ac"): "the other way round: first what is large, then what is growing.",
-        ("ad", "bc"): "magnitude looks at the weight as it is now, after fine-tuning. `d` was large.",
-        ("ac", "ac"): "that is magnitude twice. `a` is large, but it is on its way to zero.",
-        ("ac", "ab"): "`c` went down as a number, but *away from zero*: it is growing. Look at the size.",
-        ("ac", "ad"): "those two move most *towards* zero. Movement keeps what moves away from it.",
-    }  # fmt: skip
-    large, growing = ("".join(sorted(x)) for x in answer)
-    return known.get((large, growing), "not these. Write down the size of each, before and after; two sizes grow.")
+        ("fc1", "conv1"): None,
+        ("conv1", "fc1"): "the other way round: first comes the layer that forgives, last the one that hurts.",
+        ("conv2", "conv1"): "you read the column at 50 %, where `conv2` has lost least. At 90 % it has fallen far, and "
+        "`fc1` has not.",
+        (
+            "fc1",
+            "conv2",
+        ): "you looked at 90 % only, where the two are alike. At 50 % one of them has already lost a lot.",
+    }
+    if not isinstance(answer, (tuple, list)) or len(answer) != 2:
+        return 'give two names: `("first", "last")`.'
+    return known.get(tuple(answer), "not these two. Compare how *early* and how *far* each row falls.")
 
 
 def check_modify(answer: Any) -> str | None:
-    """One step of the scores under the straight-through estimator."""
+    """|w g|, the first-order Taylor score."""
     source = torch.Generator().manual_seed(0)
-    scores, weight, gradient = (torch.randn(3, 4, generator=source) for _ in range(3))
-    mask = torch.rand(3, 4, generator=source) > 0.5
-    found = call(answer, scores.clone(), weight.clone(), gradient.clone(), mask.clone(), 0.1)
-    if not torch.is_tensor(found) or found.shape != scores.shape:
-        return "return a tensor of the scores' shape: the scores after the step."
-    moved = gradient * weight
+    weight, gradient = (torch.randn(3, 4, generator=source) for _ in range(2))
+    found = call(answer, weight.clone(), gradient.clone())
+    if not torch.is_tensor(found) or found.shape != weight.shape:
+        return "return a tensor of the weight's shape: one score a weight."
     wrong = (
-        (scores - 0.1 * moved * mask, "the mask still holds the gradient back: a weight that is out can never return."),
-        (scores + 0.1 * moved, "uphill: a step *down* the loss subtracts the gradient."),
-        (scores - 0.1 * gradient, "that is the weights' own step. The score's gradient is dL/dW' times W."),
-        (scores - 0.1 * moved.abs(), "without its sign no score can ever rise."),
-        (scores - moved, "you forgot the learning rate."),
-    )
-    if torch.allclose(found, scores - 0.1 * moved):
+        (gradient.abs(), "that is still the bare gradient: it says how steep the loss is, not how far removal walks."),
+        (weight.abs(), "that is magnitude: the data is not asked at all. Multiply by the gradient."),
+        (weight * gradient, "you kept the signs. The score is the size of the change: take `abs()`."),
+        (weight.square() * gradient, "one factor of the weight is enough: the loss changes by about −w · g."),
+        ((weight * gradient).square(), None),
+        (0.5 * gradient.square() * weight.square(), None),
+        (weight.abs() + gradient.abs(), "a sum lets a large weight with no slope win. First order is a *product*."),
+        (gradient.abs() / weight.abs(), "divided, the smallest weights score highest. First order is a *product*."),
+    )  # fmt: skip
+    if torch.allclose(found, (weight * gradient).abs()):
         return None
-    near = [message for value, message in wrong if torch.allclose(found, value)]
-    return (
-        near[0]
-        if near
-        else "a step is `scores - lr * gradient of the scores`, and that gradient is `gradient * weight`."
-    )
+    for value, message in wrong:
+        if message and torch.allclose(found, value):
+            return message
+    if torch.allclose(found, (weight * gradient).square()):
+        return "squared, it ranks the same, but the task asks for the estimated change itself: |w · g|."
+    return "the estimated change of the loss is the size of weight times gradient."
 
 
-ROWS = torch.tensor([[4.0, 1.0, -2.0, 0.5], [8.0, 0.5, 0.5, 1.0]])
-KEPT = torch.tensor([[True, False, True, False], [True, False, False, False]])
+ROWS = torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, -1.5], [0.5, 0.0, 0.0]])
+
+
+def _loss(weight: torch.Tensor) -> float:
+    return float((weight.detach().sum() - 3) ** 2)
+
+
+def _loss_without(row: int) -> float:
+    left = ROWS.clone()
+    left[row] = 0
+    return _loss(left)
 
 
 def check_make(answer: Any) -> str | None:
-    """What is pruned, shared out among the kept of its row."""
-    weight, mask = ROWS.clone(), KEPT.clone()
-    found = call(answer, weight.clone(), mask)
-    if not torch.is_tensor(found) or found.shape != weight.shape:
-        return "return a tensor of the weight's shape."
-    removed = weight.masked_fill(mask, 0).sum(1, keepdim=True)
-    count = mask.sum(1, keepdim=True)
-    wrong = (
-        (weight * mask, "nothing moved. If you zeroed first and summed then, you summed zeros: that is the very slip "
-                        "of the published code."),
-        ((weight + removed / count), "the pruned weights are still there: put zeros where the mask is False."),
-        ((weight + removed) * mask, "every heir got the *whole* of it. Divide it among them."),
-        ((weight + removed / 4) * mask, "you divided by all weights of the row; only the kept ones inherit."),
-        ((weight + weight[~mask].sum() / mask.sum()) * mask, "the layer keeps its sum, but the rows do not: each row "
-                                                             "for itself."),
-    )  # fmt: skip
-    if torch.allclose(found, (weight + removed / count) * mask):
+    """Leave one out: the rise of the loss, the weight given back whole."""
+    weight = nn.Parameter(ROWS.clone())
+    found = plain(call(answer, weight, lambda: _loss(weight)))
+    if not torch.equal(weight.detach(), ROWS):
+        return "the layer was not put back: restore each row, or the next one is judged without it."
+    if not isinstance(found, (list, tuple)) or len(found) != len(ROWS):
+        return "return one number a row, four here."
+    base, left = _loss(ROWS), [_loss_without(row) for row in range(len(ROWS))]
+    given = torch.tensor([float(x) for x in found])
+    if torch.allclose(given, torch.tensor(left) - base):
         return None
-    near = [message for value, message in wrong if torch.allclose(found, value)]
-    return near[0] if near else "check one row by hand: its sum must be the same before and after."
+    wrong = (
+        (left, "that is the loss without each row. Its importance is the *rise*: subtract the loss of the whole."),
+        ([base - x for x in left], "the sign is reversed: a row is important if the loss *rises* without it."),
+        ([abs(x - base) for x in left], "you took the size. A row may also do harm: then the loss falls without it."),
+    )
+    near = [message for value, message in wrong if torch.allclose(given, torch.tensor(value))]
+    return near[0] if near else "each number is the loss with that row at zero, minus the loss of the whole."
 
 
 EXERCISES = (
     Exercise(
         id="05-1",
-        title="Large or growing",
+        title="Read a scan",
         kind="read",
         difficulty=1,
         minutes=4,
         task=(
-            "Four weights, before and after fine-tuning:\n\n"
-            "`a`: 0.90 → 0.80. `b`: 0.10 → 0.30. `c`: −0.20 → −0.45. `d`: 0.50 → 0.35.\n\n"
-            "**After** it two of them stay. Which two does magnitude keep, and which two does movement, if it goes by "
-            "the net change? "
-            'Set `kept = ("magnitude", "movement")`, two letters each.'
+            "Accuracy with one layer pruned and the others dense (0.97 with none pruned):\n\n"
+            "`conv1`: 0.70 at 50 %, 0.20 at 90 %. `conv2`: 0.97 at 50 %, 0.20 at 90 %. "
+            "`fc1`: 0.96 at 50 %, 0.90 at 90 %.\n\n"
+            'Which layer would you prune hardest, and which would you touch last? Set `order = ("hardest", "last")`.'
         ),
-        answer="kept",
-        stub='kept = ...  # ("two letters: magnitude", "two letters: movement")',
+        answer="order",
+        stub='order = ...  # ("the one to prune hardest", "the one to touch last")',
         hints=(
-            "Magnitude asks: how large is it *now*?",
-            "Movement asks: did its size grow? A negative number grows when it goes further below zero.",
-            "`b` and `c` grow. After fine-tuning, `a` and `c` are the largest.",
+            "Hardest: which row still reads well at 90 %?",
+            "Last: which row falls first, already at 50 %?",
+            "`fc1` hardly minds; `conv1` minds at once.",
         ),
-        solution='kept = ("ac", "bc")',
+        solution='order = ("fc1", "conv1")',
         check=check_read,
         wrong=(
-            WrongAnswer('kept = ("bc", "ac")', "other way round"),
-            WrongAnswer('kept = ("ad", "bc")', "as it is now"),
-            WrongAnswer('kept = ("ac", "ab")', "away from zero"),
-            WrongAnswer('kept = ("ac", "ac")', "magnitude twice"),
+            WrongAnswer('order = ("conv1", "fc1")', "other way round"),
+            WrongAnswer('order = ("conv2", "conv1")', "column at 50 %"),
+            WrongAnswer('order = ("fc1", "conv2")', "90 % only"),
+            WrongAnswer('order = "fc1"', "two names"),
         ),
-        praise="Both keep `c`, and that is MAMA's bet: large *and* moving.",
+        praise="A scan is read in both directions: how early a layer falls, and how far.",
     ),
     Exercise(
         id="05-2",
-        title="Let the dead vote",
+        title="From slope to change",
         kind="modify",
-        difficulty=2,
-        minutes=6,
+        difficulty=1,
+        minutes=5,
         task=(
-            "This function makes one step of the movement scores, but a weight under the mask gets no gradient, so it "
-            "is out for good. Change it to the straight-through estimator: the score's gradient is `gradient * weight` "
-            "for every weight, kept or not. `gradient` is that of the masked weight, dL/dW'."
+            "The function scores weights by the gradient. But removing a weight is a move of −w: to first "
+            "order the loss changes by −w · g. Change the function to the size of that."
         ),
-        answer="score_step",
+        answer="taylor",
         stub=(
-            "def score_step(scores, weight, gradient, mask, lr):\n"
-            "    return ...  # it was scores - lr * gradient * weight * mask"
+            "def taylor(weight, gradient):\n"
+            "    return ...  # it was gradient.abs(): how steep. But how far does removal go?"
         ),
         hints=(
-            "Straight through means: backward, pretend that there is no mask.",
-            "Gradient *descent*: subtract.",
-            "`scores - lr * gradient * weight`",
+            "Removing a weight is a step of length |w|.",
+            "First order: change = slope × step.",
+            "`(weight * gradient).abs()`",
         ),
-        solution="def score_step(scores, weight, gradient, mask, lr):\n    return scores - lr * gradient * weight",
+        solution="def taylor(weight, gradient):\n    return (weight * gradient).abs()",
         check=check_modify,
         wrong=(
-            WrongAnswer(
-                "def score_step(scores, weight, gradient, mask, lr):\n"
-                "    return scores - lr * gradient * weight * mask",
-                "never return",
-            ),
-            WrongAnswer(
-                "def score_step(scores, weight, gradient, mask, lr):\n    return scores + lr * gradient * weight",
-                "uphill",
-            ),
-            WrongAnswer(
-                "def score_step(scores, weight, gradient, mask, lr):\n    return scores - lr * gradient",
-                "weights' own step",
-            ),
-            WrongAnswer(
-                "def score_step(scores, weight, gradient, mask, lr):\n"
-                "    return scores - lr * (gradient * weight).abs()",
-                "no score can ever rise",
-            ),
+            WrongAnswer("def taylor(weight, gradient):\n    return gradient.abs()", "bare gradient"),
+            WrongAnswer("def taylor(weight, gradient):\n    return weight.abs()", "that is magnitude"),
+            WrongAnswer("def taylor(weight, gradient):\n    return weight * gradient", "kept the signs"),
+            WrongAnswer("def taylor(weight, gradient):\n    return weight.abs() + gradient.abs()", "a sum"),
+            WrongAnswer("def taylor(weight, gradient):\n    return gradient.abs() / weight.abs()", "divided"),
         ),
-        praise="A weight that is out still says whether it would help: that is how movement changes its mind.",
+        praise="Slope times step: this is SNIP, and the Taylor criterion of most pruning papers.",
     ),
     Exercise(
         id="05-3",
-        title="Inheritance",
+        title="The truth, one row at a time",
         kind="make",
         difficulty=2,
-        minutes=8,
+        minutes=10,
         task=(
-            "Write `inherit(weight, mask)`: the weight with zeros where the mask is False, and the sum of what stood "
-            "there, row by row, shared out equally among the row's kept weights. Every row keeps its sum."
+            "Write `leave_one_out(weight, loss)`: for each row of `weight`, set it to zero, call `loss()`, and put the "
+            "row back. Return a list: how much the loss rises without each row. `loss()` without arguments gives the "
+            "loss of the model as it is at that moment."
         ),
-        answer="inherit",
-        stub="def inherit(weight, mask):\n    return ...  # a tensor like weight: zeros where pruned, the rest richer",
+        answer="leave_one_out",
+        stub="def leave_one_out(weight, loss):\n    return ...  # a list: the rise of the loss without each row",
         hints=(
-            "First find what each row loses: `weight.masked_fill(mask, 0).sum(1, keepdim=True)`.",
-            "How many heirs has a row? `mask.sum(1, keepdim=True)`.",
-            "Add the quotient to the weight, and only *then* multiply by the mask.",
+            "First ask `loss()` once, with everything in place.",
+            "Inside `with torch.no_grad():` you may write into a weight: `weight[i] = 0`.",
+            "Keep `row = weight[i].clone()` first, and `weight[i] = row` afterwards.",
         ),
         solution=(
-            "def inherit(weight, mask):\n"
-            "    estate = weight.masked_fill(mask, 0).sum(1, keepdim=True)\n"
-            "    heirs = mask.sum(1, keepdim=True)\n"
-            "    return (weight + estate / heirs) * mask"
+            "def leave_one_out(weight, loss):\n"
+            "    whole, rises = loss(), []\n"
+            "    with torch.no_grad():\n"
+            "        for i in range(len(weight)):\n"
+            "            row = weight[i].clone()\n"
+            "            weight[i] = 0\n"
+            "            rises.append(loss() - whole)\n"
+            "            weight[i] = row\n"
+            "    return rises"
         ),
         check=check_make,
         wrong=(
             WrongAnswer(
-                "def inherit(weight, mask):\n"
-                "    weight = weight * mask\n"
-                "    estate = weight.masked_fill(mask, 0).sum(1, keepdim=True)\n"
-                "    return weight + mask * estate / mask.sum(1, keepdim=True)",
-                "you summed zeros",
+                "def leave_one_out(weight, loss):\n"
+                "    whole, rises = loss(), []\n"
+                "    with torch.no_grad():\n"
+                "        for i in range(len(weight)):\n"
+                "            weight[i] = 0\n"
+                "            rises.append(loss() - whole)\n"
+                "    return rises",
+                "not put back",
             ),
             WrongAnswer(
-                "def inherit(weight, mask):\n"
-                "    estate = weight.masked_fill(mask, 0).sum(1, keepdim=True)\n"
-                "    return (weight + estate) * mask",
-                "Divide it",
+                "def leave_one_out(weight, loss):\n"
+                "    rises = []\n"
+                "    with torch.no_grad():\n"
+                "        for i in range(len(weight)):\n"
+                "            row = weight[i].clone()\n"
+                "            weight[i] = 0\n"
+                "            rises.append(loss())\n"
+                "            weight[i] = row\n"
+                "    return rises",
+                "subtract",
             ),
             WrongAnswer(
-                "def inherit(weight, mask):\n"
-                "    estate = weight.masked_fill(mask, 0).sum(1, keepdim=True)\n"
-                "    return (weight + estate / weight.shape[1]) * mask",
-                "only the kept ones inherit",
+                "def leave_one_out(weight, loss):\n"
+                "    whole, rises = loss(), []\n"
+                "    with torch.no_grad():\n"
+                "        for i in range(len(weight)):\n"
+                "            row = weight[i].clone()\n"
+                "            weight[i] = 0\n"
+                "            rises.append(whole - loss())\n"
+                "            weight[i] = row\n"
+                "    return rises",
+                "reversed",
             ),
             WrongAnswer(
-                "def inherit(weight, mask):\n    return (weight + weight[~mask].sum() / mask.sum()) * mask",
-                "each row for itself",
+                "def leave_one_out(weight, loss):\n"
+                "    whole, rises = loss(), []\n"
+                "    with torch.no_grad():\n"
+                "        for i in range(len(weight)):\n"
+                "            row = weight[i].clone()\n"
+                "            weight[i] = 0\n"
+                "            rises.append(abs(loss() - whole))\n"
+                "            weight[i] = row\n"
+                "    return rises",
+                "took the size",
             ),
         ),
-        praise="Four lines, in the right order. In the wrong order they run without an error, and do nothing.",
+        praise="Slow, and right: every criterion is an attempt to say this number without computing it.",
     ),
 )

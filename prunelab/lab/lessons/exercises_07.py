@@ -1,228 +1,208 @@
-"""The exercises of notebook 07: heads."""
+"""The exercises of notebook 07: large, or growing."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..learn.exercise import Exercise, WrongAnswer, call
 
 
 def check_read(answer: Any) -> str | None:
-    """9 query heads, 3 key-value heads, head size 64, width 576: what leaves with one key-value head."""
-    known: dict[tuple[int, ...], str | None] = {
-        (192, 64, 64, 192): None,
-        (
-            64,
-            64,
-            64,
-            64,
-        ): "one query head alone cannot leave: each key-value head serves 9 / 3 = 3 of them, and all three "
-        "would ask a head that is gone.",
-        (
-            192,
-            192,
-            192,
-            192,
-        ): "keys and values are shared: the three query heads have *one* key-value head between them.",
-        (192, 64, 64, 64): "`o_proj` reads what the *query* heads bring: count its columns by those.",
-        (576, 192, 192, 576): "that is all of the layer. One key-value head of three leaves.",
-    }
-    if not isinstance(answer, (tuple, list)) or len(answer) != 4:
-        return "give four numbers: rows of `q_proj`, of `k_proj`, of `v_proj`, and columns of `o_proj`."
-    return known.get(
-        tuple(answer), "not these four. How many query heads share a key-value head, and how wide is a head?"
-    )
+    """Four weights before and after: the two that magnitude keeps, and the two that movement keeps."""
+    if not isinstance(answer, (tuple, list)) or len(answer) != 2 or not all(isinstance(x, str) for x in answer):
+        return 'give two texts of two letters each: `("magnitude keeps", "movement keeps")`, such as `("ab", "cd")`.'
+    known = {
+        ("ac", "bc"): None,
+        ("bc", "ac"): "the other way round: first what is large, then what is growing.",
+        ("ad", "bc"): "magnitude looks at the weight as it is now, after fine-tuning. `d` was large.",
+        ("ac", "ac"): "that is magnitude twice. `a` is large, but it is on its way to zero.",
+        ("ac", "ab"): "`c` went down as a number, but *away from zero*: it is growing. Look at the size.",
+        ("ac", "ad"): "those two move most *towards* zero. Movement keeps what moves away from it.",
+    }  # fmt: skip
+    large, growing = ("".join(sorted(x)) for x in answer)
+    return known.get((large, growing), "not these. Write down the size of each, before and after; two sizes grow.")
 
 
 def check_modify(answer: Any) -> str | None:
-    """Michel: absolute by sample, mean, L2-normalised."""
-    gradients = torch.tensor([[2.0, 0.8, 0.0], [-2.0, 0.8, 0.5], [2.0, 0.8, -0.5], [-2.0, 0.8, 0.0]])
-    found = call(answer, gradients.clone())
-    if not torch.is_tensor(found) or found.shape != (3,):
-        return "return one number a head: three here."
-    mean, size = gradients.mean(0).abs(), gradients.abs().mean(0)
-    if torch.allclose(found, size / size.norm()):
-        return None
+    """One step of the scores under the straight-through estimator."""
+    source = torch.Generator().manual_seed(0)
+    scores, weight, gradient = (torch.randn(3, 4, generator=source) for _ in range(3))
+    mask = torch.rand(3, 4, generator=source) > 0.5
+    found = call(answer, scores.clone(), weight.clone(), gradient.clone(), mask.clone(), 0.1)
+    if not torch.is_tensor(found) or found.shape != scores.shape:
+        return "return a tensor of the scores' shape: the scores after the step."
+    moved = gradient * weight
     wrong = (
-        (mean, "the first head pulls every picture hard, half of them one way and half the other. Your mean calls it "
-         "worthless: take the absolute value *before* the mean."),
-        (mean / mean.norm(), "normalised, but the signs have cancelled before: absolute value first, then the mean."),
-        (size, "right by picture; now divide by the length (the L2 norm) of it all, so that layers compare."),
-        (size / size.sum(), "you divided by the sum. The paper divides by the length, the root of the sum of squares."),
-        (gradients.square().mean(0), "squares favour the few pictures that pull hardest: take the absolute value."),
-    )  # fmt: skip
+        (scores - 0.1 * moved * mask, "the mask still holds the gradient back: a weight that is out can never return."),
+        (scores + 0.1 * moved, "uphill: a step *down* the loss subtracts the gradient."),
+        (scores - 0.1 * gradient, "that is the weights' own step. The score's gradient is dL/dW' times W."),
+        (scores - 0.1 * moved.abs(), "without its sign no score can ever rise."),
+        (scores - moved, "you forgot the learning rate."),
+    )
+    if torch.allclose(found, scores - 0.1 * moved):
+        return None
     near = [message for value, message in wrong if torch.allclose(found, value)]
     return (
-        near[0] if near else "absolute value of each picture's gradient, mean over the pictures, divided by the norm."
+        near[0]
+        if near
+        else "a step is `scores - lr * gradient of the scores`, and that gradient is `gradient * weight`."
     )
 
 
-def _layer() -> tuple[Tensor, ...]:
-    dice = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(6, 6, generator=dice) for _ in range(4))
-
-
-def _attend(x: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor) -> Tensor:
-    queries, keys, values = ((x @ w.T).unflatten(-1, (-1, 2)).transpose(0, 1) for w in (q, k, v))
-    mixed = (queries @ keys.mT / 2**0.5).softmax(-1) @ values  # (heads, tokens, 2)
-    return mixed.transpose(0, 1).flatten(1) @ o.T
+ROWS = torch.tensor([[4.0, 1.0, -2.0, 0.5], [8.0, 0.5, 0.5, 1.0]])
+KEPT = torch.tensor([[True, False, True, False], [True, False, False, False]])
 
 
 def check_make(answer: Any) -> str | None:
-    """Remove head 1 of three heads of size 2."""
-    q, k, v, o = _layer()
-    found = call(answer, q.clone(), k.clone(), v.clone(), o.clone(), 1, 2)
-    if not isinstance(found, (tuple, list)) or len(found) != 4 or not all(map(torch.is_tensor, found)):
-        return "return four tensors: q, k, v, o without the head."
-    shapes = " ".join("x".join(map(str, t.shape)) for t in found)
-    messages = {
-        "6x6 6x6 6x6 6x6": "every shape is as before: zeroed is not removed. Leave the rows and columns out.",
-        "4x6 4x6 4x6 4x6": "`o` makes the layer's output, which must keep its width: of `o` the head owns *columns*.",
-        "6x4 6x4 6x4 6x4": "the columns of `q`, `k`, `v` read the input, which stays: there the head owns *rows*.",
-        "5x6 5x6 5x6 6x5": "you removed one row. Head 1 of size 2 owns rows 2 and 3.",
-        "2x6 2x6 2x6 6x2": "you kept the head and removed the others: turn the choice round.",
-    }
-    if shapes != "4x6 4x6 4x6 6x4":
-        return messages.get(shapes, f"the shapes are {shapes}; of 6 rows (of `o`: columns), 4 should be left.")
-    masked = o.clone()
-    masked[:, 2:4] = 0
-    x = torch.linspace(-1, 1, 24).view(4, 6)
-    if torch.allclose(_attend(x, *found), _attend(x, q, k, v, masked), atol=1e-5):
+    """What is pruned, shared out among the kept of its row."""
+    weight, mask = ROWS.clone(), KEPT.clone()
+    found = call(answer, weight.clone(), mask)
+    if not torch.is_tensor(found) or found.shape != weight.shape:
+        return "return a tensor of the weight's shape."
+    removed = weight.masked_fill(mask, 0).sum(1, keepdim=True)
+    count = mask.sum(1, keepdim=True)
+    wrong = (
+        (weight * mask, "nothing moved. If you zeroed first and summed then, you summed zeros: that is the very slip "
+                        "of the published code."),
+        ((weight + removed / count), "the pruned weights are still there: put zeros where the mask is False."),
+        ((weight + removed) * mask, "every heir got the *whole* of it. Divide it among them."),
+        ((weight + removed / 4) * mask, "you divided by all weights of the row; only the kept ones inherit."),
+        ((weight + weight[~mask].sum() / mask.sum()) * mask, "the layer keeps its sum, but the rows do not: each row "
+                                                             "for itself."),
+    )  # fmt: skip
+    if torch.allclose(found, (weight + removed / count) * mask):
         return None
-    if torch.equal(found[3], o[:, [0, 2, 3, 5]]) or torch.equal(found[0], q[[0, 2, 3, 5]]):
-        return "heads lie one after another: head 1 owns rows 2 and 3, not every third one."
-    return (
-        "the shapes are right, but another head has gone: head 1 of size 2 owns 2 to 4, counted from 0, end left out."
-    )
+    near = [message for value, message in wrong if torch.allclose(found, value)]
+    return near[0] if near else "check one row by hand: its sum must be the same before and after."
 
 
 EXERCISES = (
     Exercise(
         id="07-1",
-        title="What leaves with a head",
+        title="Large or growing",
         kind="read",
-        difficulty=2,
+        difficulty=1,
         minutes=4,
         task=(
-            "The Llama of notebook 08 is 576 wide. Each attention layer has 9 query heads and 3 key-value heads, of "
-            "size 64: three query heads share each key-value head. If one key-value head leaves, how many rows leave "
-            "`q_proj`, `k_proj` and `v_proj`, and how many columns `o_proj`? Set `leaves = (q, k, v, o)`."
+            "Four weights, before and after fine-tuning:\n\n"
+            "`a`: 0.90 → 0.80. `b`: 0.10 → 0.30. `c`: −0.20 → −0.45. `d`: 0.50 → 0.35.\n\n"
+            "**After** it two of them stay. Which two does magnitude keep, and which two does movement, if it goes by "
+            "the net change? "
+            'Set `kept = ("magnitude", "movement")`, two letters each.'
         ),
-        answer="leaves",
-        stub="leaves = ...  # (rows of q_proj, rows of k_proj, rows of v_proj, columns of o_proj)",
+        answer="kept",
+        stub='kept = ...  # ("two letters: magnitude", "two letters: movement")',
         hints=(
-            "A head is 64 rows of its projection.",
-            "Who asks the key-value head? All of them must leave with it.",
-            "Three query heads leave with one key-value head: 3 × 64 rows of `q_proj`.",
+            "Magnitude asks: how large is it *now*?",
+            "Movement asks: did its size grow? A negative number grows when it goes further below zero.",
+            "`b` and `c` grow. After fine-tuning, `a` and `c` are the largest.",
         ),
-        solution="leaves = (3 * 64, 64, 64, 3 * 64)",
+        solution='kept = ("ac", "bc")',
         check=check_read,
         wrong=(
-            WrongAnswer("leaves = (64, 64, 64, 64)", "cannot leave"),
-            WrongAnswer("leaves = (192, 192, 192, 192)", "shared"),
-            WrongAnswer("leaves = (192, 64, 64, 64)", "count its columns"),
-            WrongAnswer("leaves = (576, 192, 192, 576)", "all of the layer"),
+            WrongAnswer('kept = ("bc", "ac")', "other way round"),
+            WrongAnswer('kept = ("ad", "bc")', "as it is now"),
+            WrongAnswer('kept = ("ac", "ab")', "away from zero"),
+            WrongAnswer('kept = ("ac", "ac")', "magnitude twice"),
         ),
-        praise="With grouped queries the unit is a key-value head and all who ask it.",
+        praise="Both keep `c`, and that is MAMA's bet: large *and* moving.",
     ),
     Exercise(
         id="07-2",
-        title="Before or after the mean",
+        title="Let the dead vote",
         kind="modify",
-        difficulty=1,
-        minutes=5,
+        difficulty=2,
+        minutes=6,
         task=(
-            "`gradients` has a row a picture and a column a head: how the loss of that picture moves with the head's "
-            "gate. The function takes the mean and then its size. Change it to Michel's importance: the size by "
-            "picture, then the mean, and all of the layer divided by the L2 norm of that vector (the root of the sum "
-            "of its squares)."
+            "This function makes one step of the movement scores, but a weight under the mask gets no gradient, so it "
+            "is out for good. Change it to the straight-through estimator: the score's gradient is `gradient * weight` "
+            "for every weight, kept or not. `gradient` is that of the masked weight, dL/dW'."
         ),
-        answer="importance",
+        answer="score_step",
         stub=(
-            "def importance(gradients):\n"
-            "    return ...  # it was gradients.mean(0).abs(): what if pictures pull in opposite directions?"
+            "def score_step(scores, weight, gradient, mask, lr):\n"
+            "    return ...  # it was scores - lr * gradient * weight * mask"
         ),
         hints=(
-            "One head, two pictures: +3 and -3. Is the head worth nothing?",
-            "`gradients.abs().mean(0)` is the size by picture.",
-            "`size / size.norm()`",
+            "Straight through means: backward, pretend that there is no mask.",
+            "Gradient *descent*: subtract.",
+            "`scores - lr * gradient * weight`",
         ),
-        solution="def importance(gradients):\n    size = gradients.abs().mean(0)\n    return size / size.norm()",
+        solution="def score_step(scores, weight, gradient, mask, lr):\n    return scores - lr * gradient * weight",
         check=check_modify,
         wrong=(
-            WrongAnswer("def importance(gradients):\n    return gradients.mean(0).abs()", "half of them one way"),
             WrongAnswer(
-                "def importance(gradients):\n    mean = gradients.mean(0).abs()\n    return mean / mean.norm()",
-                "signs have cancelled",
+                "def score_step(scores, weight, gradient, mask, lr):\n"
+                "    return scores - lr * gradient * weight * mask",
+                "never return",
             ),
-            WrongAnswer("def importance(gradients):\n    return gradients.abs().mean(0)", "divide by the length"),
             WrongAnswer(
-                "def importance(gradients):\n    size = gradients.abs().mean(0)\n    return size / size.sum()",
-                "divided by the sum",
+                "def score_step(scores, weight, gradient, mask, lr):\n    return scores + lr * gradient * weight",
+                "uphill",
+            ),
+            WrongAnswer(
+                "def score_step(scores, weight, gradient, mask, lr):\n    return scores - lr * gradient",
+                "weights' own step",
+            ),
+            WrongAnswer(
+                "def score_step(scores, weight, gradient, mask, lr):\n"
+                "    return scores - lr * (gradient * weight).abs()",
+                "no score can ever rise",
             ),
         ),
-        praise="What pulls every picture is important, even if the pulls cancel.",
+        praise="A weight that is out still says whether it would help: that is how movement changes its mind.",
     ),
     Exercise(
         id="07-3",
-        title="Take a head out",
+        title="Inheritance",
         kind="make",
         difficulty=2,
-        minutes=10,
+        minutes=8,
         task=(
-            "Write `without(q, k, v, o, head, size)`: the four weights of an attention layer, as `nn.Linear` holds them"
-            " (rows are outputs), without one head. Heads lie one after another, `size` rows each, counted from 0. "
-            "Return the four smaller tensors."
+            "Write `inherit(weight, mask)`: the weight with zeros where the mask is False, and the sum of what stood "
+            "there, row by row, shared out equally among the row's kept weights. Every row keeps its sum."
         ),
-        answer="without",
-        stub="def without(q, k, v, o, head, size):\n    return ...  # q, k, v, o, smaller",
+        answer="inherit",
+        stub="def inherit(weight, mask):\n    return ...  # a tensor like weight: zeros where pruned, the rest richer",
         hints=(
-            "Of `q`, `k` and `v` the head owns rows; of `o`, which reads the heads, columns.",
-            "Which indices stay? All but those from `head * size` to `head * size + size`.",
-            "`stay = [i for i in range(len(q)) if i // size != head]`, then `q[stay]` and `o[:, stay]`.",
+            "First find what each row loses: `weight.masked_fill(mask, 0).sum(1, keepdim=True)`.",
+            "How many heirs has a row? `mask.sum(1, keepdim=True)`.",
+            "Add the quotient to the weight, and only *then* multiply by the mask.",
         ),
         solution=(
-            "def without(q, k, v, o, head, size):\n"
-            "    stay = [i for i in range(len(q)) if i // size != head]\n"
-            "    return q[stay], k[stay], v[stay], o[:, stay]"
+            "def inherit(weight, mask):\n"
+            "    estate = weight.masked_fill(mask, 0).sum(1, keepdim=True)\n"
+            "    heirs = mask.sum(1, keepdim=True)\n"
+            "    return (weight + estate / heirs) * mask"
         ),
         check=check_make,
         wrong=(
             WrongAnswer(
-                "def without(q, k, v, o, head, size):\n"
-                "    stay = [i for i in range(len(q)) if i // size != head]\n"
-                "    return q[stay], k[stay], v[stay], o[stay]",
-                "must keep its width",
+                "def inherit(weight, mask):\n"
+                "    weight = weight * mask\n"
+                "    estate = weight.masked_fill(mask, 0).sum(1, keepdim=True)\n"
+                "    return weight + mask * estate / mask.sum(1, keepdim=True)",
+                "you summed zeros",
             ),
             WrongAnswer(
-                "def without(q, k, v, o, head, size):\n"
-                "    for w in (q, k, v):\n"
-                "        w[head * size : head * size + size] = 0\n"
-                "    return q, k, v, o",
-                "zeroed is not removed",
+                "def inherit(weight, mask):\n"
+                "    estate = weight.masked_fill(mask, 0).sum(1, keepdim=True)\n"
+                "    return (weight + estate) * mask",
+                "Divide it",
             ),
             WrongAnswer(
-                "def without(q, k, v, o, head, size):\n"
-                "    stay = [i for i in range(len(q)) if i != head]\n"
-                "    return q[stay], k[stay], v[stay], o[:, stay]",
-                "you removed one row",
+                "def inherit(weight, mask):\n"
+                "    estate = weight.masked_fill(mask, 0).sum(1, keepdim=True)\n"
+                "    return (weight + estate / weight.shape[1]) * mask",
+                "only the kept ones inherit",
             ),
             WrongAnswer(
-                "def without(q, k, v, o, head, size):\n"
-                "    stay = [i for i in range(len(q)) if i % (len(q) // size) != head]\n"
-                "    return q[stay], k[stay], v[stay], o[:, stay]",
-                "one after another",
-            ),
-            WrongAnswer(
-                "def without(q, k, v, o, head, size):\n"
-                "    stay = [i for i in range(len(q)) if i // size == head]\n"
-                "    return q[stay], k[stay], v[stay], o[:, stay]",
-                "turn the choice round",
+                "def inherit(weight, mask):\n    return (weight + weight[~mask].sum() / mask.sum()) * mask",
+                "each row for itself",
             ),
         ),
-        praise="Rows of three, columns of the fourth: that is all `granularity.heads` knows.",
+        praise="Four lines, in the right order. In the wrong order they run without an error, and do nothing.",
     ),
 )

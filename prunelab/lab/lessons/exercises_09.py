@@ -1,277 +1,255 @@
-"""The exercises of notebook 09: choose from a report, spend by the millisecond, and meet a budget that is measured."""
+"""The exercises of notebook 09: what comes back."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ..learn.exercise import Exercise, WrongAnswer, call
+import torch
+from torch import Tensor
 
-TRIALS = [
-    {"name": "a", "time": 1.00, "valid": 0.97, "test": 0.96},
-    {"name": "b", "time": 0.62, "valid": 0.96, "test": 0.97},
-    {"name": "c", "time": 0.48, "valid": 0.93, "test": 0.92},
-    {"name": "d", "time": 0.49, "valid": 0.92, "test": 0.94},
-    {"name": "e", "time": 0.30, "valid": 0.85, "test": 0.86},
-]
+from ..learn.claim import plain
+from ..learn.exercise import Exercise, WrongAnswer, call
 
 
 def check_read(answer: Any) -> str | None:
-    """The most accurate on validation, within the limit."""
-    found = call(answer, [dict(t) for t in TRIALS], 0.5)
-    if not isinstance(found, str):
-        return "return a name, such as 'c': the trial you would take home."
-    messages = {
-        "a": "that one is the dense network: it is over the budget. First throw out what is too slow.",
-        "b": "it takes 62 % of the time, and half was allowed: over the budget.",
-        "d": "you chose by the test digits. Then nothing is left that could tell you honestly how good your choice is: "
-        "choose by `valid`.",
-        "e": "that is the fastest. Any trial within the budget is fast enough: among those, take the most accurate.",
+    """Dense 95 %, retrained 94.5, 94, 91 and 70 % at 90, 95, 97 and 99 %: within 2 points up to 95 %."""
+    known = {
+        0.95: None,
+        0.9: "that is back within 2 points, but it is not the last one: look one row further.",
+        0.97: "91 % is 4 points below dense. Within 2 points means at least 93 %.",
+        0.99: "70 % is the cliff itself: nothing came back there.",
+        95: "did you mean 0.95? Sparsity is a fraction here.",
+        0.93: "that is the accuracy which is still good enough; the question is for the sparsity.",
     }
-    if found != "c":
-        return messages.get(found, f"there is no trial {found!r}.")
-    if call(answer, [dict(t) for t in TRIALS], 0.62) != "b":
-        return "with a limit of exactly 0.62, the trial that takes 0.62 is within it: use `<=`."
-    return None
+    if isinstance(answer, bool) or not isinstance(answer, (int, float)):
+        return "give one number: a sparsity of the table, such as 0.9."
+    return known.get(answer, "that is no sparsity of the table: 0.9, 0.95, 0.97 or 0.99.")
 
 
-LAYERS = {"conv1": (0.40, 0.5), "conv2": (0.30, 3.0), "fc1": (0.01, 0.02), "conv4": (0.90, 4.0)}  # rise, saved
+FINAL, ROUNDS = 0.9, 3
 
 
 def check_modify(answer: Any) -> str | None:
-    """The least rise of the loss for each millisecond saved."""
-    rise = {name: r for name, (r, _) in LAYERS.items()}
-    saved = {name: s for name, (_, s) in LAYERS.items()}
-    found = call(answer, dict(rise), dict(saved))
-    messages = {
-        "fc1": "that is the gentlest cut, and it saves next to nothing: you would need a hundred of them. Divide by "
-        "what each one saves.",
-        "conv4": "that one saves most, and it costs most, too. Look at the price of a millisecond.",
-        "conv1": "that is the dearest millisecond of all: you turned the fraction, or the order, around.",
-    }
-    if found != "conv2":
-        return messages.get(str(found), f"return a layer's name, one of {', '.join(LAYERS)}.")
-    other = call(answer, {"x": 1.0, "y": 5.0, "z": 9.5}, {"x": 1.0, "y": 4.0, "z": 10.0})
-    if other != "z":
-        return (
-            "with other numbers, x: 1.0 for 1 ms, y: 5.0 for 4 ms, z: 9.5 for 10 ms, the cheapest millisecond is z's. "
-            "A difference is not a price: divide."
-        )
+    """1 - (1 - s)^(n / rounds): the same share of what is left, every round."""
+    for final, rounds in ((0.875, 3), (FINAL, ROUNDS), (0.5, 1), (0.99, 5)):
+        found = plain(call(answer, final, rounds))
+        if not isinstance(found, (list, tuple)) or len(found) != rounds:
+            return f"return a list of one sparsity a round; for {rounds} rounds that is {rounds} of them."
+        given = [float(x) for x in found]
+        message = _of_rounds(given, final, rounds)
+        if message:
+            return message
     return None
 
 
-class Bench:
-    """A machine of our own making: the time of a network of which a share is kept, and how often it was asked."""
+def _of_rounds(given: list[float], final: float, rounds: int) -> str | None:
+    def close(wanted: list[float]) -> bool:
+        return all(abs(a - b) < 1e-6 for a, b in zip(given, wanted, strict=True))
 
-    def __init__(self, floor: float, power: float):
-        self.floor, self.power, self.asked = floor, power, 0
+    times = [n / rounds for n in range(1, rounds + 1)]
+    right = [1 - (1 - final) ** t for t in times]
+    if close(right):
+        return None
+    wrong = (
+        ([final * t for t in times], "that is still linear: each round takes the same number of weights, and the last "
+         "one takes nearly all that is left."),
+        ([1 - x for x in right], "those are the shares that *stay*. Give the sparsities, the shares that are gone."),
+        ([1 - (1 - final) ** (1 / rounds)] * rounds, "that is what one round takes of what is left. "
+         "Give how much is gone in all, after each round."),
+        ([final**t for t in times], "you shrank the share that goes; what shrinks by the same factor is the share that "
+         "*stays*, 1 - final."),
+        ([final * (1 - (1 - t) ** 3) for t in times], "that is the cubic schedule: a good one, but not this one."),
+    )  # fmt: skip
+    for values, message in wrong:
+        if close(values):
+            return message
+    if abs(given[-1] - final) > 1e-6:
+        return f"the last round must end at the final sparsity, {final:g}; yours ends at {given[-1]:.3g}."
+    return "after n of the rounds (1 - final) ** (n / rounds) is left; the sparsity is the rest."
 
-    def truth(self, share: float) -> float:
-        """What a measurement gives."""
-        return self.floor + (1 - self.floor) * share**self.power
 
-    def __call__(self, share: float) -> float:
-        """Measure, and count."""
-        self.asked += 1
-        return self.truth(share)
+_DICE = torch.Generator().manual_seed(0)
+STUDENT, TEACHER = torch.randn(4, 3, generator=_DICE), torch.randn(4, 3, generator=_DICE)
 
 
-ASKED = 20  # measurements that are allowed: each takes a second on a real machine
+def _divergence(student: Tensor, teacher: Tensor, t_student: float, t_teacher: float) -> Tensor:
+    """KL(teacher || student), the mean over the samples."""
+    p = (teacher / t_teacher).softmax(1)
+    return (p * (p.log() - (student / t_student).log_softmax(1))).sum(1).mean()
 
 
 def check_make(answer: Any) -> str | None:
-    """The largest share within a measured limit, by halving."""
-    for floor, power, limit in ((0.1, 2.0, 0.5), (0.25, 1.2, 0.6), (0.02, 3.0, 0.3)):
-        bench = Bench(floor, power)
-        found = call(answer, bench, limit)
-        message = _settled(found, bench, limit)
-        if message:
-            return message
-    return _below_the_floor(answer)
-
-
-def _settled(found: Any, bench: Bench, limit: float) -> str | None:
-    if isinstance(found, bool) or not isinstance(found, (int, float)) or not 0 <= found <= 1:
-        return f"return a share between 0 and 1; this is {found!r}."
-    if bench.asked == 0:
-        return "you never called `measure`: a prediction is no measurement."
-    if bench.asked > ASKED:
-        return f"you measured {bench.asked} times, and each takes a second: {ASKED} are allowed. Halve the interval."
-    took = bench.truth(float(found))
-    if took > limit + 1e-9:
-        return (
-            f"measured, your share takes {took:.3f} of the time, and {limit} was allowed: over the budget. Of the "
-            "interval's two ends, return the one that is known to be within."
-        )
-    if bench.truth(min(1.0, float(found) + 0.01)) <= limit:
-        return (
-            f"your share takes only {took:.3f}, of {limit} allowed: you cut away more than you had "
-            "to. Go on until the interval is narrower than 0.01."
-        )
-    return None
-
-
-def _below_the_floor(answer: Any) -> str | None:
-    """A limit that no share can meet."""
-    bench = Bench(0.6, 1.0)
-    try:
-        found = answer(bench, 0.5)
-    except Exception as error:
-        return f"with a limit below the floor your function stops with {type(error).__name__}: return None there."
-    if found is not None:
-        return (
-            "there is a floor: even a network of which nothing is left takes 0.6 here, and 0.5 was asked for. Measure "
-            "a share of 0 first, and return None where the goal is out of reach."
-        )
-    return None
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)), the mean over the samples."""
+    t = 2.5
+    found = plain(call(answer, STUDENT.clone(), TEACHER.clone(), t))
+    if isinstance(found, bool) or not isinstance(found, (int, float)):
+        return "return one number: the mean over the samples."
+    right = _divergence(STUDENT, TEACHER, t, t)
+    p = (TEACHER / t).softmax(1)
+    entropy = -(p * p.log()).sum(1).mean()
+    wrong = (
+        (right, "the factor T² is missing: a soft target's gradient shrinks by T², and this makes up for it."),
+        (t * right, "T came in once; it must come in squared, because the gradient shrinks by T²."),
+        (_divergence(STUDENT, TEACHER, 1, 1), "the temperature did nothing: divide both outputs by it first."),
+        (t**2 * _divergence(STUDENT, TEACHER, 1, t), "only the teacher was softened. Divide the student's by T too."),
+        (t**2 * _divergence(STUDENT, TEACHER, t, 1), "only the student was softened. Divide the teacher's by T too."),
+        (t**2 * _divergence(TEACHER, STUDENT, t, t), "student and teacher changed places: it is the teacher's "
+         "probabilities that weigh the logarithms."),
+        (t**2 * right * len(STUDENT), "that is the sum over the samples; take their mean."),
+        (t**2 * right / STUDENT.shape[1], "that is the mean over the classes too: sum over them, and take the mean "
+         "over the samples. (`reduction=\"batchmean\"` does it.)"),
+        (t**2 * (right + entropy), "that is the cross-entropy. The teacher's own entropy is not the student's fault: "
+         "subtract it."),
+        (-(t**2) * right, "the sign is reversed: a divergence is never negative."),
+    )  # fmt: skip
+    if abs(found - float(t**2 * right)) < 1e-5:
+        return None
+    near = [message for value, message in wrong if abs(found - float(value)) < 1e-5]
+    return near[0] if near else "it is T² times the mean, over the samples, of the sum of p · (log p - log q)."
 
 
 EXERCISES = (
     Exercise(
         id="09-1",
-        title="Read a report",
+        title="Find the point of no return",
         kind="read",
         difficulty=1,
-        minutes=5,
+        minutes=3,
         task=(
-            "A search tried five networks. Each is a dict with its `name`, its `time` as a share of the dense "
-            "network's, and its accuracy on the `valid` and the `test` digits.\n\n"
-            "Write `choose(trials, limit)`: the name of the one you would take home, if it may take `limit` at most."
+            "A dense network reads 95 %. Pruned and retrained for long, it reads 94.5 % at sparsity 0.9, 94 % at 0.95, "
+            "91 % at 0.97, and 70 % at 0.99.\n\n"
+            "What is the highest of these sparsities from which it comes back to within 2 points of dense? Set "
+            "`returns` to it."
         ),
-        answer="choose",
-        stub="def choose(trials, limit):\n    return ...  # the name of one trial",
+        answer="returns",
+        stub="returns = ...  # a sparsity, such as 0.9",
         hints=(
-            "Two steps: who is allowed, and who of those is best?",
-            "Best by which digits? The ones you may look at as often as you like.",
-            '`within = [t for t in trials if t["time"] <= limit]`, then `max(within, key=...)["name"]`.',
+            "Within 2 points of 95 % means: at least 93 %.",
+            "Go down the rows until the first one that is below; you want the one before it.",
+            "0.95 reads 94 %, and 0.97 only 91 %.",
         ),
-        solution=(
-            "def choose(trials, limit):\n"
-            '    within = [t for t in trials if t["time"] <= limit]\n'
-            '    return max(within, key=lambda t: t["valid"])["name"]'
-        ),
+        solution="returns = 0.95",
         check=check_read,
         wrong=(
-            WrongAnswer(
-                'def choose(trials, limit):\n    return max(trials, key=lambda t: t["valid"])["name"]', "too slow"
-            ),
-            WrongAnswer(
-                'def choose(trials, limit):\n    return min(trials, key=lambda t: t["time"])["name"]', "the fastest"
-            ),
-            WrongAnswer(
-                "def choose(trials, limit):\n"
-                '    within = [t for t in trials if t["time"] <= limit]\n'
-                '    return max(within, key=lambda t: t["test"])["name"]',
-                "by the test digits",
-            ),
-            WrongAnswer(
-                "def choose(trials, limit):\n"
-                '    within = [t for t in trials if t["time"] < limit]\n'
-                '    return max(within, key=lambda t: t["valid"])["name"]',
-                "use `<=`",
-            ),
+            WrongAnswer("returns = 0.9", "one row further"),
+            WrongAnswer("returns = 0.97", "4 points below"),
+            WrongAnswer("returns = 0.99", "the cliff itself"),
+            WrongAnswer("returns = 95", "0.95"),
         ),
-        praise="Budget first, then validation, and the test digits once, at the very end.",
+        praise="A point of no return has two parameters: how long you retrain, and how far below is still good enough.",
     ),
     Exercise(
         id="09-2",
-        title="The price of a millisecond",
+        title="The same share of what is left",
         kind="modify",
         difficulty=2,
         minutes=6,
         task=(
-            "The search cuts one layer at a time. `rise` says by how much the loss rises if a layer is cut a little "
-            "further, `saved` how many milliseconds that saves; both are dicts by the layer's name.\n\n"
-            "It used to take the gentlest cut. Change it to take the one with the *cheapest millisecond*, and return "
-            "the layer's name."
+            "`targets(final, rounds)` says how sparse the network is after each round. Now it takes the same *number* "
+            "of weights each time, so that the last round takes nearly all that is left: for 0.9 in three rounds "
+            "0.3, 0.6, 0.9, which leaves 70, 40 and 10 %.\n\n"
+            "Change it so that each round takes the same *share of what is left*, as the lottery tickets were found: "
+            "for 0.875 in three rounds 0.5, 0.75, 0.875."
         ),
-        answer="next_cut",
-        stub="def next_cut(rise, saved):\n    return ...  # it was min(rise, key=rise.get)",
+        answer="targets",
+        stub=(
+            "def targets(final, rounds):\n    return ...  # it was [final * n / rounds for n in range(1, rounds + 1)]"
+        ),
         hints=(
-            "A cut that costs nothing and saves nothing brings you no nearer.",
-            "Price: what you pay, for each millisecond you get.",
-            "`min(rise, key=lambda layer: rise[layer] / saved[layer])`",
+            "Follow the share that *stays*: 1 - final in the end, and each round multiplies it by the same factor.",
+            "That factor is (1 - final) ** (1 / rounds).",
+            "After n rounds (1 - final) ** (n / rounds) stays; the sparsity is one minus that.",
         ),
-        solution="def next_cut(rise, saved):\n    return min(rise, key=lambda layer: rise[layer] / saved[layer])",
+        solution=(
+            "def targets(final, rounds):\n    return [1 - (1 - final) ** (n / rounds) for n in range(1, rounds + 1)]\n"
+        ),
         check=check_modify,
         wrong=(
-            WrongAnswer("def next_cut(rise, saved):\n    return min(rise, key=rise.get)", "gentlest cut"),
-            WrongAnswer("def next_cut(rise, saved):\n    return max(saved, key=saved.get)", "saves most"),
             WrongAnswer(
-                "def next_cut(rise, saved):\n    return max(rise, key=lambda x: rise[x] / saved[x])",
-                "turned the fraction",
+                "def targets(final, rounds):\n    return [final * n / rounds for n in range(1, rounds + 1)]",
+                "still linear",
             ),
             WrongAnswer(
-                "def next_cut(rise, saved):\n"
-                "    return max(rise, key=lambda x: saved[x] - 1.3 * rise[x] - 0.3 * (saved[x] > 3.5))",
-                "difference is not a price",
+                "def targets(final, rounds):\n    return [(1 - final) ** (n / rounds) for n in range(1, rounds + 1)]",
+                "*stay*",
+            ),
+            WrongAnswer(
+                "def targets(final, rounds):\n    return [final ** (n / rounds) for n in range(1, rounds + 1)]",
+                "what shrinks by the same factor",
+            ),
+            WrongAnswer(
+                "def targets(final, rounds):\n    return [1 - (1 - final) ** (1 / rounds)] * rounds",
+                "after each round",
+            ),
+            WrongAnswer(
+                "def targets(final, rounds):\n"
+                "    return [final * (1 - (1 - n / rounds) ** 3) for n in range(1, rounds + 1)]",
+                "cubic",
             ),
         ),
-        praise="This one line is how `fit_budget` spends your accuracy.",
+        praise="This is `schedules.Exponential`: a fifth of what is left each round found the first tickets.",
     ),
     Exercise(
         id="09-3",
-        title="Meet a budget that is measured",
+        title="Learn from the teacher",
         kind="make",
         difficulty=3,
-        minutes=12,
+        minutes=10,
         task=(
-            "`measure(share)` builds a network of which that share of every layer is kept (0 to 1), times it, and "
-            "returns its time as a share of the dense network's. More is never faster. How time depends on the share "
-            "nobody knows.\n\n"
-            "Write `settle(measure, limit)`: the *largest* share whose measured time is at most `limit`, to within "
-            f"0.01. Measure at most {ASKED} times. If even a share of 0 takes longer than `limit`, return None."
+            "Write `teachers_loss(student, teacher, temperature)`. Both are outputs (n, classes), before any softmax. "
+            "Divide them by the temperature T; let p be the teacher's probabilities and q the student's. The loss is "
+            "T² times the Kullback-Leibler divergence, the sum over the classes of p · (log p - log q), its mean over "
+            "the samples."
         ),
-        answer="settle",
-        stub="def settle(measure, limit):\n    return ...  # the largest share within the limit, or None",
+        answer="teachers_loss",
+        stub="def teachers_loss(student, teacher, temperature):\n    return ...  # one number",
         hints=(
-            "Start with two ends: 0, which must be within the limit, and 1.",
-            "Measure in the middle. Within the limit: the low end moves up. Over it: the high end moves down.",
-            "Stop when the ends are less than 0.01 apart, and return the low one: it is known to be within.",
+            "`(teacher / temperature).softmax(1)` is p; `log_softmax(1)` of the student's gives log q.",
+            "Sum over dimension 1, the classes, then take the mean over the samples.",
+            "At the end multiply by `temperature ** 2`.",
         ),
         solution=(
-            "def settle(measure, limit):\n"
-            "    low, high = 0.0, 1.0\n"
-            "    if measure(low) > limit:\n"
-            "        return None\n"
-            "    while high - low > 0.005:\n"
-            "        middle = (low + high) / 2\n"
-            "        if measure(middle) <= limit:\n"
-            "            low = middle\n"
-            "        else:\n"
-            "            high = middle\n"
-            "    return low"
+            "def teachers_loss(student, teacher, temperature):\n"
+            "    p = (teacher / temperature).softmax(1)\n"
+            "    log_q = (student / temperature).log_softmax(1)\n"
+            "    return temperature**2 * (p * (p.log() - log_q)).sum(1).mean()\n"
         ),
         check=check_make,
         wrong=(
-            WrongAnswer("def settle(measure, limit):\n    return limit", "a prediction is no measurement"),
-            WrongAnswer("def settle(measure, limit):\n    measure(limit)\n    return limit", "more than you had to"),
             WrongAnswer(
-                "def settle(measure, limit):\n"
-                "    share = 1.0\n"
-                "    while measure(share) > limit:\n"
-                "        share -= 0.005\n"
-                "    return share",
-                "Halve the interval",
+                "def teachers_loss(student, teacher, temperature):\n"
+                "    p = (teacher / temperature).softmax(1)\n"
+                "    log_q = (student / temperature).log_softmax(1)\n"
+                "    return (p * (p.log() - log_q)).sum(1).mean()",
+                "T² is missing",
             ),
             WrongAnswer(
-                "def settle(measure, limit):\n"
-                "    low, high = 0.0, 1.0\n"
-                "    while high - low > 0.005:\n"
-                "        middle = (low + high) / 2\n"
-                "        low, high = (middle, high) if measure(middle) <= limit else (low, middle)\n"
-                "    return high",
-                "known to be within",
+                "def teachers_loss(student, teacher, temperature):\n"
+                "    p = teacher.softmax(1)\n"
+                "    return (p * (p.log() - student.log_softmax(1))).sum(1).mean()",
+                "the temperature did nothing",
             ),
             WrongAnswer(
-                "def settle(measure, limit):\n"
-                "    low, high = 0.0, 1.0\n"
-                "    while high - low > 0.005:\n"
-                "        middle = (low + high) / 2\n"
-                "        low, high = (middle, high) if measure(middle) <= limit else (low, middle)\n"
-                "    return low",
-                "there is a floor",
+                "def teachers_loss(student, teacher, temperature):\n"
+                "    q = (student / temperature).softmax(1)\n"
+                "    log_p = (teacher / temperature).log_softmax(1)\n"
+                "    return temperature**2 * (q * (q.log() - log_p)).sum(1).mean()",
+                "changed places",
+            ),
+            WrongAnswer(
+                "def teachers_loss(student, teacher, temperature):\n"
+                "    p = (teacher / temperature).softmax(1)\n"
+                "    return -temperature**2 * (p * (student / temperature).log_softmax(1)).sum(1).mean()",
+                "cross-entropy",
+            ),
+            WrongAnswer(
+                "def teachers_loss(student, teacher, temperature):\n"
+                "    p = (teacher / temperature).softmax(1)\n"
+                "    log_q = (student / temperature).log_softmax(1)\n"
+                "    return temperature**2 * (p * (p.log() - log_q)).mean()",
+                "the classes too",
             ),
         ),
-        praise="Predict, measure, correct: your search keeps its word on any machine.",
+        praise="That is the soft half of distillation; the labels' own cross-entropy is the other half.",
     ),
 )

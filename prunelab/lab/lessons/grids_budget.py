@@ -1,4 +1,4 @@
-"""The grid of notebook 09: one search each on five networks, with every trial of it."""
+"""The grid of notebook 16: one search each on five networks, with every trial of it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HOW = How(front=(1.6, 1.3, 0.75, 0.6))
 
 
 def fronts() -> Iterator[dict[str, Any]]:
-    """Notebook 09: five networks, a search for half of the time on each, all that was tried."""
+    """Notebook 16: five networks, a search for half of the time on each, all that was tried."""
     for name in NETWORKS:
         yield from searched(name)
 

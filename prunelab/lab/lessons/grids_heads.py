@@ -1,4 +1,4 @@
-"""The grid of notebook 07: five Vision Transformers, five orders in which their heads leave."""
+"""The grid of notebook 12: five Vision Transformers, five orders in which their heads leave."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ VIEWS, LR = 8, 1e-3  # of the short retraining: new pictures of each training sc
 
 
 def grid() -> Iterator[dict[str, Any]]:
-    """Notebook 07: five networks, five orders of removing heads, before and after a short retraining."""
+    """Notebook 12: five networks, five orders of removing heads, before and after a short retraining."""
     for name in VITS:
         yield from of_network(name)
 

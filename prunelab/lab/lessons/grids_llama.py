@@ -1,4 +1,4 @@
-"""The grids of notebook 08: a real Llama pruned in every way the notebook names. Half an hour, resumable."""
+"""The grids of notebook 13: a real Llama pruned in every way the notebook names. Half an hour, resumable."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SOME = 4  # windows to test a depth cut on, and to measure influence on
 
 
 def weights_grid() -> Iterator[Run]:
-    """Notebook 08: single weights of the Llama to zero, three methods and patterns: perplexity and what it writes."""
+    """Notebook 13: single weights of the Llama to zero, three methods and patterns: perplexity and what it writes."""
     llama = zoo.llama()
     text = llamas.text_for(llama)
 
@@ -37,7 +37,7 @@ def weights_grid() -> Iterator[Run]:
 
 
 def depth_grid() -> Iterator[Run]:
-    """Notebook 08: layers, MLPs and attentions out of the Llama, by several rules: perplexity and what it writes."""
+    """Notebook 13: layers, MLPs and attentions out of the Llama, by several rules: perplexity and what it writes."""
     llama = zoo.llama()
     text = llamas.text_for(llama)
     calib, test = text.some(SOME), text.test[:SOME]

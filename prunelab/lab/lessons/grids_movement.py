@@ -1,4 +1,4 @@
-"""The grid of notebook 05: movement against magnitude, over the weights' learning rate and the density left."""
+"""The grid of notebook 07: movement against magnitude, over the weights' learning rate and the density left."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def points() -> Iterator[Point]:
 
 
 def movement() -> Iterator[dict[str, Any]]:
-    """Notebook 05: five networks of digits 0 to 4, fine-tuned on 5 to 9 and pruned meanwhile, by several scores."""
+    """Notebook 07: five networks of digits 0 to 4, fine-tuned on 5 to 9 and pruned meanwhile, by several scores."""
     return resumable(zoo.data_dir() / "grid-movement.part", points(), measured)
 
 

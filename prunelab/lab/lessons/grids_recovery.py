@@ -1,4 +1,4 @@
-"""The experiments of notebook 06: what comes back, by which way, in how many rounds, and where nothing does."""
+"""The experiments of notebook 09: what comes back, by which way, in how many rounds, and where nothing does."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def name_of(seed: int) -> str:
 
 
 def recoveries(seeds: Sequence[int] = SEEDS) -> Iterator[Run]:
-    """Notebook 06: five networks, nine ways back on one budget of steps, controls among them."""
+    """Notebook 09: five networks, nine ways back on one budget of steps, controls among them."""
     data = zoo.load("digits")
     for seed in seeds:
         past = ways_back.past(seed, data)
@@ -48,7 +48,7 @@ def recoveries(seeds: Sequence[int] = SEEDS) -> Iterator[Run]:
 
 
 def rounds(seeds: Sequence[int] = SEEDS) -> Iterator[Run]:
-    """Notebook 06: five networks, pruned at once, in rounds or while training, on two budgets of steps."""
+    """Notebook 09: five networks, pruned at once, in rounds or while training, on two budgets of steps."""
     data = zoo.load("digits")
     for seed in seeds:
         for sparsity in SPARSITIES:
@@ -66,7 +66,7 @@ def rounds(seeds: Sequence[int] = SEEDS) -> Iterator[Run]:
 
 
 def returns(seeds: Sequence[int] = SEEDS) -> Iterator[Run]:
-    """Notebook 06: five networks, pruned at once and retrained not at all, briefly, and for long."""
+    """Notebook 09: five networks, pruned at once and retrained not at all, briefly, and for long."""
     data = zoo.load("digits")
     for seed in seeds:
         dense = zoo.checkpoint(name_of(seed))

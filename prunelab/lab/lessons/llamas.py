@@ -1,4 +1,4 @@
-"""What notebook 08 and its grids share: the text cut in three, depth cuts by a rule, and what is left."""
+"""What notebook 13 and its grids share: the text cut in three, depth cuts by a rule, and what is left."""
 
 from __future__ import annotations
 

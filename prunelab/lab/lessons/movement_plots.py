@@ -1,4 +1,4 @@
-"""The drawings of notebook 05: who is kept, where movement wins, and the race."""
+"""The drawings of notebook 07: who is kept, where movement wins, and the race."""
 
 from __future__ import annotations
 

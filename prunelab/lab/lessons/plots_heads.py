@@ -1,4 +1,4 @@
-"""The drawings of notebook 07: what heads look at, what is lost without each, how many can go."""
+"""The drawings of notebook 12: what heads look at, what is lost without each, how many can go."""
 
 from __future__ import annotations
 

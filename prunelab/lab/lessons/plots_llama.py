@@ -1,4 +1,4 @@
-"""The drawings of notebook 08: perplexities, influence, and what a pruned Llama says."""
+"""The drawings of notebook 13: perplexities, influence, and what a pruned Llama says."""
 
 from __future__ import annotations
 

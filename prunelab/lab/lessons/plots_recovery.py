@@ -1,4 +1,4 @@
-"""The drawings of notebook 06, on axes that they are given."""
+"""The drawings of notebook 09, on axes that they are given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ways of notebook 06 to bring a pruned network back, each by its name, and all on one budget of steps."""
+"""The ways of notebook 09 to bring a pruned network back, each by its name, and all on one budget of steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The transfer of notebook 05: a network that knows the digits 0 to 4 learns 5 to 9, and is pruned meanwhile."""
+"""The transfer of notebook 07: a network that knows the digits 0 to 4 learns 5 to 9, and is pruned meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The exercises of notebook 08: a Llama loses weights, and blocks."""
+"""The exercises of notebook 13: a Llama loses weights, and blocks."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ _LOOP = "    turned = []\n    for i in range(len(streams) - n):\n"
 
 EXERCISES = (
     Exercise(
-        id="08-1",
+        id="13-1",
         title="Who leaves?",
         kind="read",
         difficulty=1,
@@ -129,7 +129,7 @@ EXERCISES = (
         praise="Low influence, low price. And they need not stand side by side.",
     ),
     Exercise(
-        id="08-2",
+        id="13-2",
         title="From magnitude to Wanda",
         kind="modify",
         difficulty=1,
@@ -157,7 +157,7 @@ EXERCISES = (
         praise="One multiplication more than magnitude, and a Llama that still talks.",
     ),
     Exercise(
-        id="08-3",
+        id="13-3",
         title="The run that does least",
         kind="make",
         difficulty=2,
