@@ -19,12 +19,6 @@ FLOORS = [
 
 # The rooms of the lab: each imports what stands before it.
 ROOMS = ["show", "learn", "lessons", "workshop", "author"]
-EXCEPTIONS = {  # module -> the room above that it imports from
-    "show/plots": "lessons",  # the type of a reading that it draws
-    "lessons/recoveries": "author",  # how the networks were trained
-    "lessons/grids_movement": "author",  # a long experiment that goes on where it stopped
-    "workshop/editions": "author",  # an edition is executed as the authors do
-}
 
 
 def floor_of(path: Path) -> str:
@@ -100,8 +94,7 @@ def test_imports_point_down(path):
     "path", [p for p in MODULES if p.parent.parent == ROOT / "lab"], ids=lambda p: str(p.relative_to(ROOT))
 )
 def test_the_rooms_of_the_lab_import_those_before_them(path):
-    exception = EXCEPTIONS.get(path.relative_to(ROOT / "lab").with_suffix("").as_posix())
-    assert rooms_above(path.read_text(encoding="utf-8"), path) == ({exception} if exception else set())
+    assert rooms_above(path.read_text(encoding="utf-8"), path) == set()
 
 
 def test_an_import_from_a_later_room_is_found():

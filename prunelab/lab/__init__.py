@@ -8,12 +8,21 @@ from .learn.network_choice import pick
 from .learn.predict import predict, reveal
 from .learn.progress import progress, reset
 from .learn.session import start
-from .learn.stored_grid import agreement_of, by_name, collect, grid
+from .learn.stored_grid import by_name, collect, grid
 from .learn.workbench import workbench
-from .lessons import llamas, movement_plots, plots_heads, plots_llama, plots_recovery, recoveries, returning, transfers
-from .lessons.contests import kept, moved, pruned, rewritten, shares_of, spread
-from .lessons.readings import by_hand, reading, reading_of, sweep
-from .show import agreement_map as maps
+from .lessons import (
+    lesson_00,
+    lesson_01,
+    lesson_02,
+    lesson_04,
+    lesson_05,
+    lesson_07,
+    lesson_09,
+    lesson_12,
+    lesson_13,
+    lesson_16,
+)
+from .lessons.pruned_networks import kept, pruned, reading, reading_of, spread
 from .show import fronts, plots
 from .show.explorer import explorer
 from .show.figure import figure, table
@@ -24,9 +33,7 @@ from .show.timing_table import race, trials
 __all__ = [
     "NO_CUDA",
     "ClaimError",
-    "agreement_of",
     "ahead",
-    "by_hand",
     "by_name",
     "check",
     "claim",
@@ -39,35 +46,32 @@ __all__ = [
     "grid",
     "hint",
     "kept",
-    "llamas",
-    "maps",
+    "lesson_00",
+    "lesson_01",
+    "lesson_02",
+    "lesson_04",
+    "lesson_05",
+    "lesson_07",
+    "lesson_09",
+    "lesson_12",
+    "lesson_13",
+    "lesson_16",
     "measured",
-    "moved",
-    "movement_plots",
     "pick",
     "plots",
-    "plots_heads",
-    "plots_llama",
-    "plots_recovery",
     "predict",
     "progress",
     "pruned",
     "race",
     "reading",
     "reading_of",
-    "recoveries",
     "reset",
-    "returning",
     "reveal",
-    "rewritten",
     "scoreboard",
-    "shares_of",
     "solution",
     "spread",
     "start",
-    "sweep",
     "table",
-    "transfers",
     "trials",
     "workbench",
 ]
