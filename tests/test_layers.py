@@ -72,12 +72,16 @@ def complaints(source: str, path: Path) -> list[str]:
 
 
 def statements(source: str) -> list[str]:
-    """What an `__init__` holds besides its docstring, imports and dunder assignments."""
+    """What an `__init__` holds besides its docstring, imports, dunder assignments and a `__getattr__` with its `__dir__`.
+
+    A module's `__getattr__` imports a name when it is first asked for.
+    """
     other = []
     for node in ast.parse(source).body:
         named = isinstance(node, ast.Assign) and all(isinstance(t, ast.Name) and t.id[:2] == "__" for t in node.targets)
         text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        if not (named or text or isinstance(node, (ast.Import, ast.ImportFrom))):
+        lazy = isinstance(node, ast.FunctionDef) and node.name in ("__getattr__", "__dir__")
+        if not (named or text or lazy or isinstance(node, (ast.Import, ast.ImportFrom))):
             other.append(ast.unparse(node))
     return other
 
@@ -157,6 +161,7 @@ def test_it_can_pass(where, source):
 
 def test_logic_in_an_init_is_found():
     assert statements('"""Doc."""\nfrom . import core\n__version__ = "1"') == []
+    assert statements("def __getattr__(name):\n    pass\ndef __dir__():\n    pass") == []
     assert statements("X = 1\ndef f():\n    pass\nif X:\n    pass") == [
         "X = 1",
         "def f():\n    pass",

@@ -1,9 +1,11 @@
 """`python -m prunelab.lab`: a thin dispatcher, each of whose commands reaches what it names."""
 
+import inspect
 import sys
 
 import pytest
 
+from prunelab import lab
 from prunelab.lab import __main__ as commands
 from prunelab.lab.author import checkpoints, grids, timings
 from prunelab.lab.workshop import classroom, course, doctor, editions, guide, site
@@ -87,3 +89,13 @@ def test_an_unknown_command_is_refused(capsys):
     with pytest.raises(SystemExit):
         commands.main(["prune"])
     assert "doctor" in capsys.readouterr().err
+
+
+def test_every_name_of_the_lab_is_found_where_it_says():
+    for name in lab.__all__:
+        found = getattr(lab, name)
+        assert not inspect.ismodule(found) or found.__name__.endswith(f".{name}")
+    assert lab.lesson_00.__name__.endswith("lessons.lesson_00")
+    for name in ("lesson_99", "nothing"):
+        with pytest.raises(AttributeError, match=name):
+            getattr(lab, name)

@@ -338,7 +338,7 @@ _EXEMPT = (
     r"(?:§+|\b[Ss]ec(?:tion|\.)|\b[Cc]h(?:apter|\.)|\b[Ff]ig(?:ure|\.)|\b[Ee]q\.|\b[Tt]able)\s*\d+(?:\.\d+)*[a-z]?",
     r"\b(?:19|20)\d\d\b",
     r"\b\d\d-\d\b",
-    r"\b[Nn]otebooks?\s+\d\d\b(?:(?:,|\s+and|\s+or)\s+\d\d\b)*|^\| \d\d \||(?<![\d.,])0\d(?!\d|[.,]\d)",
+    r"\b[Nn]otebooks?\s+\d\d\b(?:(?:,|\s+and|\s+or)\s+\d\d\b)*|^\| \d\d (?=\|)|(?<![\d.,])0\d(?!\d|[.,]\d)",
     r"^\s*\d+\.\s",
     r"(?<=\|)[^|\n]*\?\s*(?=\|)",
     r"\b\d+\s?[×x]\s?\d+(?:\s?[×x]\s?\d+)*\b",
