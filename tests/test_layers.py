@@ -72,7 +72,7 @@ def complaints(source: str, path: Path) -> list[str]:
 
 
 def statements(source: str) -> list[str]:
-    """What an `__init__` holds besides its docstring, imports, dunder assignments and a `__getattr__` with its `__dir__`.
+    """What an `__init__` holds besides its docstring, imports, dunder assignments, `__getattr__` and `__dir__`.
 
     A module's `__getattr__` imports a name when it is first asked for.
     """
