@@ -17,11 +17,11 @@ from ...calibration import Calibration
 from ...core import Keep
 from ...criteria import by_name as criterion_named
 from ...granularity import filters, weights
+from ...layerwise import BySensitivity
 from ...masking import apply
 from ...measurement import evaluate
 from ...recovery import finetune
 from ...sensitivity import scan
-from ...shares import by_sensitivity
 from ..learn.claim import plain
 from ..learn.exercise import call
 from ..learn.stored_grid import Grid, Run
@@ -59,7 +59,7 @@ def budgets() -> Iterator[Run]:
         for sparsity in (0.5, 0.6, 0.7, 0.8, 0.9):
             choices = {
                 "equal shares": kept(dense, "local", sparsity),
-                "by sensitivity": spread(dense, by_sensitivity(scanned, groups, sparsity)),
+                "by sensitivity": spread(dense, BySensitivity(scanned)(dense, groups, sparsity)),
                 "one contest": kept(dense, "global", sparsity),
             }
             for rule, keep in choices.items():

@@ -18,9 +18,9 @@ from ...criteria import by_name as criterion_named
 from ...criteria import magnitude
 from ...granularity import by_name as granularity_named
 from ...granularity import weights
+from ...layerwise import erk
 from ...masking import apply, masked
 from ...pipeline import Recipe
-from ...shares import erk
 
 # The course's CNN five times, differing in nothing but the seed: what is true of one may be luck.
 CNNS = ("digits-cnn", "digits-cnn-1", "digits-cnn-2", "digits-cnn-3", "digits-cnn-4")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from html import escape
+
 from ...budget import Trial, draw_front
 from . import display, figure
 
@@ -20,7 +22,7 @@ class Watch:
         """Show the panel, empty as yet; the cell that searches fills it."""
         text = "The front fills in here while the search goes on: accuracy against time, a point a trial."
         self.picture.value = display.box(display.prose(text))
-        display.show(text, html=display.box(display.prose(text)), widget=self.picture)
+        display.live(text, display.box(display.prose(text)), self.picture)
         return self
 
     def __call__(self, trial: Trial) -> None:
@@ -30,7 +32,8 @@ class Watch:
         self.trials.append(trial)
         png = figure.draw(lambda ax: draw_front(ax, self.trials, limit=self.budget), figsize=SIZE)
         text = f"{len(self.trials)} tried so far. {self._best()}"
-        self.picture.value = display.image(png, text, figure.size_of(png)) + f'<div aria-live="polite">{text}</div>'
+        self.picture.value = display.image(png, text, figure.size_of(png))
+        self.picture.value += f'<div aria-live="polite">{escape(text)}</div>'
 
     def _best(self) -> str:
         """Who leads, within the budget if there is one."""
