@@ -19,6 +19,7 @@ from .proof import proven
 from .registry import register
 from .tracing import BY_HAND, Port, Trace, on, trace
 
+
 CONVOLUTIONS = {"convolution", "depthwise"}  # the kinds of layers that `operators.makes` tells
 
 
