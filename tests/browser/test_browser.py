@@ -129,7 +129,7 @@ def test_the_browser_had_nothing_to_complain_about(notebook):
 def _need_the_llama(name: str) -> None:
     """Skip a notebook that needs a language model where that can't be had."""
     fetch = getattr(zoo, "llama_folder", None)
-    if name.startswith("08_") and fetch is not None:
+    if name.startswith("13_") and fetch is not None:
         try:
             fetch()
         except zoo.ZooError as error:
