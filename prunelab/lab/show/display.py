@@ -8,9 +8,11 @@ because nbval compares the other forms to the letter.
 from __future__ import annotations
 
 import base64
+import functools
 import re
 import warnings
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
@@ -107,3 +109,15 @@ def image(png: bytes, alt: str, size: tuple[int, int] | None = None) -> str:
     room = f' width="{size[0]}" height="{size[1]}"' if size else ""  # keeps the page still while it is decoded
     data = base64.b64encode(png).decode()
     return f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}"{room} style="max-width: 100%; height: auto">'
+
+
+def drawing(svg: str, png: bytes, alt: str) -> str:
+    """A picture in the page's own colours, and an opaque one for where no SVG is let in (an untrusted notebook)."""
+    return f'{style()}<div class="pl-picture">{svg}{image(png, alt)}</div>'
+
+
+@functools.cache
+def style() -> str:
+    """The style of pictures and controls; each output carries it, for it may be the only one on its page."""
+    sheet = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
+    return f"<style>{' '.join(sheet.split())}</style>"

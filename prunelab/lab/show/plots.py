@@ -8,30 +8,34 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.transforms import Bbox
 from torch import Tensor
 
 from ...measurement import Roofline
 from ..lessons.readings import Reading
-from .figure import COLOURS
+from .figure import COLOURS, SHADES
+from .vector import INK, PAPER
 
 ROW = 8  # pictures in a row of a gallery
 RIGHT, WRONG = COLOURS[0], COLOURS[1]
 
 
 def gallery(ax: Axes, images: Tensor, truth: Sequence[int], read: Sequence[int] | None = None, title: str = "") -> None:
-    """Small pictures (n, h, w) in rows of eight; under each what it is, or what was read, wrong ones marked."""
-    side = images.shape[-1]
-    rows = -(-len(images) // ROW)
+    """Small pictures (n, h, w) in rows of eight; under each what it is, or what was read of it, marked where wrong."""
+    side, rows = images.shape[-1], -(-len(images) // ROW)
+    wide, high = side + 2, side + 6  # of a picture with its margin and its label
+    board = torch.zeros(rows * high, ROW * wide)
     for i, image in enumerate(images):
-        x, y = (i % ROW) * (side + 2), (i // ROW) * (side + 6)
-        ax.imshow(image, cmap="gray_r", extent=(x, x + side, y + side, y), vmin=0, vmax=1)
+        x, y = (i % ROW) * wide, (i // ROW) * high
+        board[y : y + side, x : x + side] = image
         wrong = read is not None and read[i] != truth[i]
-        text = str(truth[i]) if read is None else f"{read[i]}"
-        ax.text(x + side / 2, y + side + 2.4, f"✗ {text}" if wrong else text, ha="center", va="center", fontsize=9,
+        text = f"✗ {read[i]} (is {truth[i]})" if read is not None and wrong else str(truth[i])
+        ax.text(x + side / 2, y + side + 2.4, text, ha="center", va="center", fontsize=9,
                 color=WRONG if wrong else RIGHT, fontweight="bold" if wrong else "normal")  # fmt: skip
         if wrong:
             ax.plot([x, x + side, x + side, x, x], [y, y, y + side, y + side, y], color=WRONG, lw=2, ls="-", marker="")
-    ax.set(xlim=(-1, ROW * (side + 2)), ylim=(rows * (side + 6), -1), title=title)
+    ax.imshow(board.numpy(), cmap=SHADES, vmin=0, vmax=1, extent=(0, ROW * wide, rows * high, 0))
+    ax.set(xlim=(-1, ROW * wide), ylim=(rows * high, -1), title=title)
     ax.set_aspect("equal")
     ax.axis("off")
 
@@ -61,7 +65,7 @@ def curves(
 def histogram(ax: Axes, weights: Tensor, removed: Tensor, title: str = "") -> None:
     """How many weights have which value, those that go drawn apart from those that stay."""
     edges = np.linspace(-float(weights.abs().max()), float(weights.abs().max()), 121).tolist()
-    ax.hist(weights[removed].numpy(), edges, color=WRONG, hatch="////", edgecolor="white", lw=0, label="go")
+    ax.hist(weights[removed].numpy(), edges, color=WRONG, hatch="////", edgecolor=PAPER, lw=0, label="go")
     stays = weights[~removed].numpy()
     ax.hist(stays, edges, color=RIGHT, label="stay", histtype="step", lw=1.6)
     ax.set(xlabel="weight", ylabel="how many (logarithmic)", yscale="log", title=title)
@@ -72,10 +76,10 @@ def matrices(axes: Sequence[Axes], pictures: Mapping[str, Tensor]) -> None:
     """Matrices as pictures side by side: weights in two colours around zero, masks in black (stays)."""
     for ax, (title, matrix) in zip(axes, pictures.items(), strict=True):
         if matrix.dtype == torch.bool:
-            ax.imshow(matrix, cmap="gray_r", vmin=0, vmax=1, aspect="auto")
+            ax.imshow(matrix.numpy(), cmap=SHADES, vmin=0, vmax=1, aspect="auto")
         else:
             most = float(matrix.abs().max())
-            ax.imshow(matrix, cmap="PuOr", vmin=-most, vmax=most, aspect="auto")
+            ax.imshow(matrix.numpy(), cmap="PuOr", vmin=-most, vmax=most, aspect="auto")
         ax.set(title=title, xlabel="input", ylabel="output")
         ax.grid(False)
 
@@ -104,7 +108,7 @@ def marked_curve(
     for name, values in runs.items():
         ax.plot(x, values, label=name, alpha=1.0 if name == chosen else 0.3)
     y = runs[chosen][list(x).index(at)]
-    ax.plot([at], [y], marker="o", markersize=13, markerfacecolor="none", markeredgecolor="black", linestyle="none")
+    ax.plot([at], [y], marker="o", markersize=13, markerfacecolor="none", markeredgecolor=INK, linestyle="none")
     ax.annotate(f"{y:.0%}", (at, y), textcoords="offset points", xytext=(12, 8), fontweight="bold")
     ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
     ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
@@ -114,7 +118,7 @@ def marked_curve(
 
 def crossings(ax: Axes, runs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
     """How many times faster than dense, against the share of zeros, on logarithmic axes: each further tenth counts."""
-    ax.axhline(1, color="black", lw=1.2, ls="-", marker="")
+    ax.axhline(1, color=INK, lw=1.2, ls="-", marker="")
     for name, (sparsities, ratios) in runs.items():
         ax.plot([1 - s for s in sparsities], ratios, label=name)
     levels = sorted({s for sparsities, _ in runs.values() for s in sparsities})
@@ -138,7 +142,7 @@ def roof(ax: Axes, runs: Mapping[str, Roofline]) -> None:
     for n, (_, rate) in enumerate(machine.bandwidths):
         last = n == len(machine.bandwidths) - 1
         name = "the roof, bytes from memory" if last else "the roof, bytes from a cache" if n == 0 else None
-        style: dict[str, Any] = {"color": "black" if last else "#999999", "ls": "-" if last else ":", "marker": ""}
+        style: dict[str, Any] = {"color": INK if last else "#999999", "ls": "-" if last else ":", "marker": ""}
         if name:
             ax.plot(x, np.minimum(machine.peak, x * rate) / 1e9, label=name, lw=2 if last else 1.5, **style)
     places = {name: _attained(found) for name, found in runs.items()}
@@ -146,13 +150,13 @@ def roof(ax: Axes, runs: Mapping[str, Roofline]) -> None:
         ax.plot(*zip(*(own[layer] for own in places.values()), strict=True), color="#999999", lw=0.8, ls="-", marker="")
     for name, own in places.items():
         ax.plot(*zip(*own.values(), strict=True), ls="none", label=name, markersize=7)
-    _name_points(ax, places[next(iter(runs))])
     ax.set(xscale="log", yscale="log", xlabel="MACs for each byte moved", ylabel="billion MACs a second")
     ax.set_xlim(0.1, 200)
     ax.set_ylim(top=machine.peak / 1e9 * 3)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(lambda v, _: f"{v:g}")
     ax.legend(loc="lower right", fontsize=9)
+    name_points(ax, places[next(iter(runs))])
 
 
 def _attained(found: Roofline) -> dict[str, tuple[float, float]]:
@@ -160,17 +164,26 @@ def _attained(found: Roofline) -> dict[str, tuple[float, float]]:
     return {x.name: (x.intensity, x.macs / x.measured.p50 / 1e9) for x in found.layers if x.macs}
 
 
-_PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+_PAPER = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6}
 
 
-def _name_points(ax: Axes, points: Mapping[str, tuple[float, float]]) -> None:
-    """Names above the points, one further up than the other where points lie close on a logarithmic axis."""
-    level, before = 0, 0.0
-    for name, (x, y) in sorted(points.items(), key=lambda item: item[1]):
-        level, before = (level + 1 if x < 1.6 * before else 0), x
-        ax.annotate(
-            name, (x, y), textcoords="offset points", xytext=(0, 8 + 11 * level), ha="center", fontsize=8, bbox=_PAPER
+def name_points(ax: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+    """Names above their points, each as low as no other name or point is in its way; to be called last."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # from here on, the layout is known
+    places = {name: ax.transData.transform(at) for name, at in points.items()}
+    taken = [Bbox.from_extents(*(at - 5), *(at + 5)) for at in places.values()]
+    for name in sorted(points, key=lambda name: points[name]):
+        label = ax.annotate(
+            name, points[name], textcoords="offset points", ha="center", fontsize=8, xytext=(0, 8), bbox=_PAPER
         )
+        for height in range(6, 90, 3):
+            label.xyann = (0, height)
+            box = label.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
 
 
 def predicted(ax: Axes, found: Roofline) -> None:
@@ -188,7 +201,7 @@ def predicted(ax: Axes, found: Roofline) -> None:
             label=name,
             color=COLOURS[shift],
             hatch=hatch,
-            edgecolor="white",
+            edgecolor=PAPER,
             lw=0,
         )
     ax.set_yticks(places, [layer.name for layer in found.layers])
@@ -206,13 +219,11 @@ def speed_curve(
     batch_size: int,
 ) -> None:
     """Times faster than dense against the batch size: one curve in full, the others pale, and what its MACs promise."""
-    ax.axhline(promises[structure], color="black", ls=(0, (4, 3)), lw=1.4, marker="", label="what the MACs promise")
+    ax.axhline(promises[structure], color=INK, ls=(0, (4, 3)), lw=1.4, marker="", label="what the MACs promise")
     for name, values in runs.items():
         ax.plot(batches, values, label=name, alpha=1.0 if name == structure else 0.25)
     y = runs[structure][list(batches).index(batch_size)]
-    ax.plot(
-        [batch_size], [y], marker="o", markersize=13, markerfacecolor="none", markeredgecolor="black", linestyle="none"
-    )
+    ax.plot([batch_size], [y], marker="o", markersize=13, markerfacecolor="none", markeredgecolor=INK, linestyle="none")
     ax.annotate(
         f"{y:.2f}×", (batch_size, y), textcoords="offset points", xytext=(0, 11), ha="center", fontweight="bold"
     )
@@ -231,7 +242,7 @@ def shares(ax: Axes, layers: Sequence[str], removed: Mapping[str, Sequence[float
     hatches = ("", "///", "...", "xxx", "\\\\\\")
     for i, (name, values) in enumerate(removed.items()):
         where = places + (i - (len(removed) - 1) / 2) * width
-        ax.bar(where, values, width, label=name, color=COLOURS[i], hatch=hatches[i], edgecolor="white", linewidth=0)
+        ax.bar(where, values, width, label=name, color=COLOURS[i], hatch=hatches[i], edgecolor=PAPER, linewidth=0)
     ax.set_xticks(places, layers)
     ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
     ax.set(ylabel="removed of the layer", ylim=(0, 1.05))
@@ -250,7 +261,7 @@ def before_after(axes: Sequence[Axes], x: Sequence[float], before: Mapping[str, 
 def by_hand(ax: Axes, shares: Mapping[str, float], seen: Mapping[tuple[float, ...], tuple[float, float]]) -> None:
     """What each layer has lost, as bars, under the accuracy and the sparsity of the whole."""
     accuracy, sparsity = seen[tuple(shares.values())]
-    ax.bar(list(shares), list(shares.values()), color=WRONG, hatch="////", edgecolor="white", linewidth=0)
+    ax.bar(list(shares), list(shares.values()), color=WRONG, hatch="////", edgecolor=PAPER, linewidth=0)
     ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
     ax.set(ylim=(0, 1), ylabel="removed of the layer")
     ax.set_title(f"{accuracy:.0%} read correctly, {sparsity:.0%} of all weights removed")
@@ -271,10 +282,10 @@ def bars_over_networks(ax: Axes, values: Mapping[str, Sequence[float]], xlabel: 
     """One horizontal bar a name, its mean, with a mark for every network."""
     for row, found in enumerate(values.values()):
         ax.barh(row, float(np.mean(found)), color=RIGHT, alpha=0.75)
-        ax.plot(found, [row] * len(found), linestyle="none", marker="o", color="black", markersize=3.5)
+        ax.plot(found, [row] * len(found), linestyle="none", marker="o", color=INK, markersize=3.5)
     ax.set_yticks(range(len(values)), list(values))
     ax.invert_yaxis()
-    ax.axvline(0, color="black", lw=0.8, marker="", linestyle="-")
+    ax.axvline(0, color=INK, lw=0.8, marker="", linestyle="-")
     ax.set(xlabel=xlabel)
     ax.grid(axis="y", visible=False)
 
