@@ -40,6 +40,7 @@
       find(".pl-said", panel).textContent = plan.said[at];
     };
     panel.addEventListener("input", show);
+    panel.addEventListener("keydown", (event) => event.stopPropagation()); // or JupyterLab takes the arrow keys
     show();
     find(".pl-still").remove();
     const table = find("details");

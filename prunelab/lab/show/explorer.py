@@ -123,7 +123,7 @@ def _panel(
             for k, text in enumerate(texts[n])
         )
         parts.append(f"<fieldset><legend>{escape(name)}</legend>{buttons}</fieldset>")
-    # Without this attribute, JupyterLab would take the arrow keys for itself, and leave the cell.
+    # The attribute keeps the arrow keys from a JupyterLab that looks at them first, the script from one that is last.
     everything = f'<div class="pl-controls" data-lm-suppress-shortcuts="true">{"".join(parts)}</div>'
     return everything + '<div class="pl-said" aria-live="polite"></div>'
 
