@@ -13,7 +13,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ...measurement.text import html
+from ...measurement.text import html as html_table
 from . import display, vector
 from .measuring import NO_CUDA, measured
 
@@ -99,6 +99,12 @@ def painted(paint: Callable[[Any], object], **subplots: Any) -> Figure:
     return fig
 
 
+def drawing(paint: Callable[[Any], object], alt: str, **subplots: Any) -> tuple[str, bytes]:
+    """Paint on fresh axes in the course's style; the drawing as HTML that any page can show, and as an opaque PNG."""
+    with matplotlib.rc_context(STYLE):
+        return _both(painted(paint, **subplots), check_alt(alt))
+
+
 @contextmanager
 def figure(*, alt: str, **subplots: Any) -> Iterator[tuple[Figure, Any]]:
     """A figure in the course's style, shown once the block ends, with its alternative text.
@@ -113,8 +119,13 @@ def figure(*, alt: str, **subplots: Any) -> Iterator[tuple[Figure, Any]]:
     with matplotlib.rc_context(STYLE):
         fig, axes = _subplots(subplots)
         yield fig, axes
-        picture = png(fig)
-        display.show(text, html=display.drawing(vector.svg(fig, text), picture, text), png=picture, alt=text)
+        html, picture = _both(fig, text)
+        display.show(text, html=html, png=picture, alt=text)
+
+
+def _both(fig: Figure, alt: str) -> tuple[str, bytes]:
+    picture = png(fig)
+    return display.drawing(vector.svg(fig, alt), picture, alt), picture
 
 
 def _subplots(options: dict[str, Any]) -> tuple[Figure, Any]:
@@ -149,7 +160,7 @@ def render_table(
             raise ValueError(f"the row {list(row)!r} has {len(row)} cells; the table has {len(units)} columns")
     cells = [[_cell(value, unit) for value, unit in zip(row, units, strict=True)] for row in rows]
     text = "\n".join([caption, " | ".join(columns), *(" | ".join(row) for row in cells)])
-    return text, html(caption, list(columns), cells)
+    return text, html_table(caption, list(columns), cells)
 
 
 def _cell(value: Any, unit: str | None) -> str:

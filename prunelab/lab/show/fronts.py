@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 from ...budget import Goals, Trial, draw_front, frontier
@@ -34,9 +35,9 @@ class Watch:
         if trial.stage == "dense":
             self.trials.clear()
         self.trials.append(trial)
-        png = figure.draw(lambda ax: draw_front(ax, self.trials, limit=self.budget), figsize=SIZE)
         text = f"{len(self.trials)} tried so far. {self._best()}"
-        self.picture.value = display.image(png, text, figure.size_of(png)) + f'<div aria-live="polite">{text}</div>'
+        drawn, _ = figure.drawing(lambda ax: draw_front(ax, self.trials, limit=self.budget), text, figsize=SIZE)
+        self.picture.value = drawn + f'<div aria-live="polite">{escape(text)}</div>'
 
     def _best(self) -> str:
         """Who leads, within the budget if there is one."""
