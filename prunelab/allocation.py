@@ -1,7 +1,7 @@
 """Who goes, compared with whom: scores and groups -> exactly as many units as were asked for.
 
-A share for every layer (uniform, ERK, by sensitivity) is made in `shares`, two floors up: it may ask a scan, and a scan
-asks `allocate`.
+Layer-wise sparsities (uniform, ERK, by sensitivity) are made in `layerwise`, two floors up: it may ask a scan, and a
+scan asks `allocate`.
 """
 
 from __future__ import annotations
@@ -18,24 +18,12 @@ from torch import Tensor, nn
 
 from . import units
 from .core import AbsoluteOfSum, Group, Keep, Mask, Masks, Member, PruneError, Scores, at_once, mask_of, places, shape
-from .layers import check_told, turn, turn_back, unreachable
+from .layers import check_layout, from_out_in, to_out_in, unreachable
+from .registry import renamed
 from .selection import lowest, lowest_where_gone
-from .units import contract, expand, kept_of
+from .units import expand, kept_of
 
-__all__ = [
-    "NM",
-    "Fared",
-    "Report",
-    "Scope",
-    "allocate",
-    "check_scope",
-    "choose",
-    "contract",
-    "expand",
-    "report",
-    "unit_scores",
-]
-
+__getattr__ = renamed(__name__, {"Fared": "prunelab.allocation.GroupSparsity", "contract": "prunelab.units.contract"})
 SCOPES = ("global", "layer", "row")
 REDUCTIONS = ("relative", "mean", "sum")
 
@@ -48,6 +36,9 @@ class NM:
     kernel position on its own, because sparse tensor cores skip along the dimension they sum over, and their
     kernels lay it out channels-last (so does NVIDIA's ASP). Mishra et al. 2021, arXiv 2104.08378. Where a weight lies
     otherwise (transposed convolutions, experts, Conv1D), along the dimension that counts an output's inputs.
+
+    >>> NM(2, 4).sparsity, str(NM(1, 4)), NM(2, 4).after(0.5)
+    (0.5, '1:4', NM(n=3, m=4))
     """
 
     n: int
@@ -89,9 +80,9 @@ def allocate(
     """Remove exactly round(sparsity * n) units, the lowest-scored of each comparison group of n; ties by index.
 
     scope: what a unit is compared with. "global": all units of the model; "layer": those of its own group;
-    "row": single weights, those that feed the same output (the first dimension, or as `layers.turn` has it);
+    "row": single weights, those that feed the same output (the first dimension, or as `layers.to_out_in` has it);
     NM(n, m): single weights, n of m stay (the sparsity is then implied: give None, or the same).
-    sparsity: or the share of each group by its name, from `shares` or by hand; each is then compared within itself,
+    sparsity: or the share of each group by its name, from `layerwise` or by hand; each is then compared within itself,
     and loses exactly round(share * its units).
     within: an earlier result; what it removed stays removed and counts, so that masks stay nested.
     reduce: what becomes of the scores of all a unit's entries that have one (a filter's own weights and the next
@@ -108,35 +99,45 @@ def allocate(
     back is a matter of scores, and because masks and the shrunk model must agree.
 
     Raises PruneError for a sparsity outside [0, 1), an unknown scope, NaN or missing scores.
+
+    >>> groups = [Group("a", 4, (Member("w"),))]
+    >>> scores = {"w": torch.tensor([3.0, 0.5, 2.0, 1.0])}
+    >>> allocate(scores, groups, 0.5)
+    {'a': tensor([ True, False,  True, False])}
     """
     if isinstance(sparsity, Mapping):
-        share: Share = _check_shares(sparsity, groups, scope)
+        share: Share = _of_groups(check_shares(sparsity, scope), groups)
         scope = "layer"
     else:
         share = check_target(sparsity, scope)
+    by_output = isinstance(scope, NM) or scope == "row"
     check_counts(floor, round_to)
-    if (isinstance(scope, NM) or scope == "row") and (floor is not None or round_to > 1):
+    if by_output and (floor is not None or round_to > 1):
         raise PruneError(f"scope {scope} takes the same from every row: floor and round_to are for global and layer")
     values = unit_scores(scores, groups, reduce)
     kept = None if within is None else {g.name: _fitting(within, g, values[g.name]) for g in groups}
-    streams = not isinstance(scope, NM) and scope != "row" and not floor and not any(map(is_structure, groups))
-    if kept is not None and not streams:
+    if kept is not None and (by_output or floor or any(map(is_structure, groups))):  # or else `lowest` needs no copy
         values, kept = {name: lowest_where_gone(v, kept[name]) for name, v in values.items()}, None
-    if isinstance(scope, NM):
-        removed = _lowest_of_each_m(scores, groups, values, scope)
-    elif scope == "row":
-        removed = {g.name: _lowest_by_output(scores, g, values[g.name], _share_of(share, g.name)) for g in groups}
+    if by_output:
+        assert not isinstance(share, Mapping)  # shares are for layers
+        _check_by_output(scores, groups, scope)
+        removed = {g.name: _lowest_by_output(scores, g, values[g.name], scope, share) for g in groups}
     else:
-        removed = _select(values, share, scope, _least(groups, floor), kept)
-        if round_to > 1:
-            removed = {g.name: _rounded(removed[g.name], values[g.name], g, round_to) for g in groups}
+        removed = _select(values, share, str(scope), _least(groups, floor), kept)
+    if round_to > 1:
+        removed = {g.name: _rounded(removed[g.name], values[g.name], g, round_to) for g in groups}
     if within is not None:
         _check_nested(removed, within, share)
     return {name: gone.logical_not_() for name, gone in removed.items()}  # in place: no second copy of a mask
 
 
 def unit_scores(scores: Scores, groups: Sequence[Group], reduce: str | None = None) -> dict[str, Tensor]:
-    """What `allocate` compares: (units,) scores by group, made of the scores of each unit's entries; see there."""
+    """What `allocate` compares: (units,) scores by group, made of the scores of each unit's entries; see there.
+
+    >>> filters = [Group("conv", 2, (Member("w", dim=0),))]
+    >>> unit_scores({"w": torch.tensor([[1.0, 2.0], [3.0, 4.0]])}, filters, "sum")
+    {'conv': tensor([3., 7.])}
+    """
     if reduce is not None and reduce not in REDUCTIONS:
         raise PruneError(f"reduce is {reduce!r}: give one of {', '.join(REDUCTIONS)}")
     _check_scored(scores, groups)
@@ -164,13 +165,21 @@ def _check_scored(scores: Scores, groups: Sequence[Group]) -> None:
 
 
 def choose(values: Mapping[str, Tensor], groups: Sequence[Group], sparsity: float, scope: str = "global") -> Keep:
-    """`allocate` for scores that are the units' own, (units,) by group, as movement learns them."""
+    """`allocate` for scores that are the units' own, (units,) by group, as movement learns them.
+
+    >>> choose({"a": torch.tensor([0.3, -1.0])}, [Group("a", 2, (Member("w"),))], 0.5)
+    {'a': tensor([ True, False])}
+    """
     removed = _select(dict(values), check_sparsity(sparsity), scope, _least(groups, None), None)
     return {name: gone.logical_not_() for name, gone in removed.items()}
 
 
 def is_structure(group: Group) -> bool:
-    """Whether the group's units are slices of tensors or whole modules, which `shrink` can remove."""
+    """Whether the group's units are slices of tensors or whole modules, which `shrink` can remove.
+
+    >>> is_structure(Group("a", 4, (Member("w"),))), is_structure(Group("conv", 4, (Member("w", dim=0),)))
+    (False, True)
+    """
     return bool(group.parts) or any(m.dim is not None for m in group.members)
 
 
@@ -179,25 +188,45 @@ def _least(groups: Sequence[Group], floor: int | None) -> dict[str, int]:
 
 
 def least_of(group: Group) -> int:
-    """How many units of a group stay unless another floor is asked for: none of single weights."""
+    """How many units of a group stay unless another floor is asked for: none of single weights.
+
+    >>> least_of(Group("a", 4, (Member("w"),))), least_of(Group("conv", 4, (Member("w", dim=0),)))
+    (0, 1)
+    """
     return group.floor if is_structure(group) else 0
 
 
 def check_counts(floor: int | None, round_to: int) -> None:
-    """PruneError unless both are counts."""
+    """PruneError unless both are counts.
+
+    >>> check_counts(floor=None, round_to=0)
+    Traceback (most recent call last):
+        ...
+    prunelab.core.PruneError: round_to=0: give a whole number of at least 1
+    """
     for what, value, least in (("floor", floor, 0), ("round_to", round_to, 1)):
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
             raise PruneError(f"{what}={value!r}: give a whole number of at least {least}")
 
 
 def check_scope(scope: Any) -> None:
-    """PruneError for anything but a known scope."""
+    """PruneError for anything but a known scope.
+
+    >>> check_scope("local")
+    Traceback (most recent call last):
+        ...
+    prunelab.core.PruneError: no scope is called 'local'; there is global, layer, row, and NM(n, m)
+    """
     if not isinstance(scope, NM) and scope not in SCOPES:
         raise PruneError(f"no scope is called {scope!r}; there is {', '.join(SCOPES)}, and NM(n, m)")
 
 
 def check_target(sparsity: Any, scope: Any) -> float:
-    """The sparsity as a checked float: the given one, or the one that an N:M scope implies."""
+    """The sparsity as a checked float: the given one, or the one that an N:M scope implies.
+
+    >>> check_target(0.3, "global"), check_target(None, NM(2, 4))
+    (0.3, 0.5)
+    """
     check_scope(scope)
     if not isinstance(scope, NM):
         return check_sparsity(sparsity)
@@ -210,7 +239,13 @@ def check_target(sparsity: Any, scope: Any) -> float:
 
 
 def check_sparsity(sparsity: Any) -> float:
-    """A fraction in [0, 1) as a float, or PruneError that asks what was meant."""
+    """A fraction in [0, 1) as a float, or PruneError that asks what was meant.
+
+    >>> check_sparsity(50)
+    Traceback (most recent call last):
+        ...
+    prunelab.core.PruneError: sparsity is 50, but it is a fraction: did you mean 0.5?
+    """
     if isinstance(sparsity, bool) or not isinstance(sparsity, Real):
         raise PruneError(f"sparsity is {sparsity!r}, a {type(sparsity).__name__}: give a fraction such as 0.5")
     sparsity = float(sparsity)
@@ -225,25 +260,29 @@ def check_sparsity(sparsity: Any) -> float:
     return sparsity
 
 
-def _check_shares(shares: Mapping[str, float], groups: Sequence[Group], scope: Scope) -> dict[str, float]:
-    """A share for every group, each a fraction; here 1 is allowed, since it empties one group and not the model."""
-    if isinstance(scope, NM) or scope not in ("global", "layer"):
-        check_scope(scope)
+def check_shares(shares: Mapping[str, float], scope: Scope) -> dict[str, float]:
+    """A copy of the shares by group, each a fraction; here 1 is allowed, since it empties one group and not the model.
+
+    >>> check_shares({"conv1": 0.25}, "layer")
+    {'conv1': 0.25}
+    """
+    check_scope(scope)
+    if scope not in ("global", "layer"):
         raise PruneError(
             f"scope {scope} with a share for each group: give the scope 'layer', in which each is compared"
         )
+    return {n: 1.0 if s == 1 and not isinstance(s, bool) else check_sparsity(s) for n, s in shares.items()}
+
+
+def _of_groups(shares: dict[str, float], groups: Sequence[Group]) -> dict[str, float]:
+    """The shares, if there is one for every group; PruneError says which is lacking, or of no group."""
     names = [g.name for g in groups]
     astray = [n for n in shares if n not in names]
     lacking = [n for n in names if n not in shares]
     if astray or lacking:
         what = f"there is no group {astray[0]!r}" if astray else f"no share is given for {', '.join(lacking)}"
         raise PruneError(f"{what}: the groups are {', '.join(names)}")
-    return {n: check_share(s) for n, s in shares.items()}
-
-
-def check_share(share: Any) -> float:
-    """One group's share: a fraction as `check_sparsity` has it, or 1, which empties a group and not the model."""
-    return 1.0 if share == 1 and not isinstance(share, bool) else check_sparsity(share)
+    return shares
 
 
 def _share_of(share: Share, name: str) -> float:
@@ -272,8 +311,8 @@ def _select(
 
 
 def _lowest(values: dict[str, Tensor], k: int, kept: Keep | None) -> dict[str, Tensor]:
-    wearing = None if kept is None else [kept[name] for name in values]
-    return dict(zip(values, lowest(list(values.values()), k, wearing), strict=True))
+    stays = None if kept is None else [kept[name] for name in values]
+    return dict(zip(values, lowest(list(values.values()), k, stays), strict=True))
 
 
 def _all_but_best(values: Tensor, best: int) -> Tensor:
@@ -303,27 +342,18 @@ def _rounded(gone: Tensor, values: Tensor, group: Group, round_to: int) -> Tenso
     return lowest([values], len(gone) - goal)[0]  # what went was the lowest of its group, so the best of it returns
 
 
-def _lowest_of_each_m(scores: Scores, groups: Sequence[Group], values: dict[str, Tensor], scope: NM) -> Keep:
-    _check_windows(scores, groups, scope)
-    removed = {}
-    for g in groups:
-        size, lies = scores[g.members[0].tensor].shape, g.members[0].turned
-        table = turn(values[g.name].view(size), lies).movedim(1, -1)  # (out, ..., in)
-        gone = _lowest_in_rows(table.reshape(-1), scope.m, scope.sparsity)
-        removed[g.name] = turn_back(gone.view(table.shape).movedim(-1, 1), lies, size).reshape(-1)
-    return removed
-
-
-def _check_windows(scores: Scores, groups: Sequence[Group], scope: NM) -> None:
+def _check_by_output(scores: Scores, groups: Sequence[Group], scope: Scope) -> None:
+    """PruneError unless the groups are of single weights of which one knows the outputs, in multiples of an NM's m."""
     unfit = []
     for g in groups:
-        if not _single(g):
+        if is_structure(g) or g.members[0].tile != (1, 1):
             raise PruneError(f'scope {scope} compares single weights, but {g.name} holds structures: use "layer"')
         member, score = g.members[0], scores[g.members[0].tensor]
-        check_told(member.tensor, score.shape, member.turned, str(scope))
-        if score.dim() < 2 or turn(score, member.turned).shape[1] % scope.m:
+        check_layout(member.tensor, score.shape, member.layout, f"scope {scope}")
+        if isinstance(scope, NM) and (score.dim() < 2 or to_out_in(score, member.layout).shape[1] % scope.m):
             unfit.append(f"{member.tensor} {shape(score)}")
     if unfit:
+        assert isinstance(scope, NM)
         names = [u.split()[0] for u in unfit]
         raise PruneError(
             f"{scope} needs inputs (dimension 1 of most weights) in multiples of {scope.m}; not so: "
@@ -331,68 +361,38 @@ def _check_windows(scores: Scores, groups: Sequence[Group], scope: NM) -> None:
         )
 
 
-def _lowest_in_rows(values: Tensor, length: int, share: float) -> Tensor:
-    """Row-wise selection: every row of `length` entries loses the same number."""
-    if not length:
-        return torch.zeros_like(values, dtype=torch.bool)
-    table = values.view(-1, length)
-    order = table.sort(dim=1, stable=True).indices
-    gone = torch.zeros_like(table, dtype=torch.bool)
-    return gone.scatter_(1, order[:, : round(share * length)], True).view(-1)
-
-
-def _single(group: Group) -> bool:
-    """Whether the group's units are single weights: no slices, no modules, no blocks."""
-    return not is_structure(group) and group.members[0].tile == (1, 1)
-
-
-def _lowest_by_output(scores: Scores, group: Group, values: Tensor, share: float) -> Tensor:
-    if not _single(group):
-        raise PruneError(f'scope "row" compares single weights, but {group.name} holds structures: use "layer"')
-    member = group.members[0]
-    size = scores[member.tensor].shape
-    check_told(member.tensor, size, member.turned, 'scope "row"')
-    table = turn(values.view(size), member.turned)  # (out, ...)
-    gone = _lowest_in_rows(table.reshape(-1), table.numel() // max(len(table), 1), share)
-    return turn_back(gone.view(table.shape), member.turned, size).reshape(-1)
+def _lowest_by_output(scores: Scores, group: Group, values: Tensor, scope: Scope, share: float) -> Tensor:
+    """True at the same share of what feeds each output, or of each m consecutive inputs of it."""
+    size, layout = scores[group.members[0].tensor].shape, group.members[0].layout
+    table = to_out_in(values.view(size), layout)  # (out, in, ...)
+    if isinstance(scope, NM):
+        table = table.movedim(1, -1)
+    length = scope.m if isinstance(scope, NM) else math.prod(table.shape[1:])
+    rows = table.reshape(-1, length) if table.numel() else table.reshape(0, 1)
+    order = rows.sort(dim=1, stable=True).indices
+    gone = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, order[:, : round(share * length)], True)
+    gone = gone.view(table.shape)
+    return from_out_in(gone.movedim(-1, 1) if isinstance(scope, NM) else gone, layout, size).reshape(-1)
 
 
 def _unit_scores(scores: Scores, group: Group, reduce: str | None) -> Tensor:
-    """(units,): one score for each unit, of all its entries over all its members that have scores."""
+    """(units,): one score for each unit, of all its entries over all its members or modules that have scores."""
     if group.parts:
-        return _part_scores(scores, group, reduce)
-    scored = [(m, scores[m.tensor]) for m in group.members if m.tensor in scores]
-    parts = [_member_scores(m, s, group) for m, s in scored]
-    total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
-    if isinstance(scores, AbsoluteOfSum):
-        total = total.abs()
-    return _reduced(total, sum(units.size(m, s) for m, s in scored), reduce or _reduction(group))
-
-
-def _part_scores(scores: Scores, group: Group, reduce: str | None) -> Tensor:
-    """(units,): of whole modules, the sum of all their scores, or what `reduce` makes of it."""
-    total, counts = units.totals(group, scores)
-    if not counts.all():
-        lacking = next(p.path for p in group.parts if not counts[p.unit])
-        raise PruneError(f"no scores for anything in {lacking}, which {group.name} needs: take another criterion")
+        total, each = units.totals(group, scores)
+        if not each.all():
+            lacking = next(p.path for p in group.parts if not each[p.unit])
+            raise PruneError(f"no scores for anything in {lacking}, which {group.name} needs: take another criterion")
+    else:
+        scored = [(m, scores[m.tensor]) for m in group.members if m.tensor in scores]
+        owned = [_member_scores(m, s, group) for m, s in scored]
+        total = owned[0] if len(owned) == 1 else torch.stack(owned).sum(0)
+        each = torch.tensor(sum(units.size(m, s) for m, s in scored))
     total = total.abs() if isinstance(scores, AbsoluteOfSum) else total
-    if torch.isnan(total).any():
-        raise PruneError(f"{int(torch.isnan(total).sum())} of the {group.units} scores of {group.name} are NaN")
-    return total / counts if reduce == "mean" else _reduced(total, 1, reduce or _reduction(group))
-
-
-def _reduction(group: Group) -> str:
-    return "relative" if is_structure(group) else "mean"
-
-
-def _reduced(total: Tensor, each: int, reduce: str) -> Tensor:
-    """Sums over `each` entries a unit, as they are or scaled; a scale of 1 makes no copy."""
-    if reduce == "mean" and each > 1:
-        return total / each
-    if reduce == "relative":
-        usual = float(total[torch.isfinite(total)].abs().mean())
-        return total / usual if usual > 0 else total
-    return total
+    how = reduce or ("relative" if is_structure(group) else "mean")
+    if how == "mean":
+        return total / each if bool((each > 1).any()) else total  # by 1 would be a copy
+    usual = float(total[torch.isfinite(total)].abs().mean()) if how == "relative" else 0.0
+    return total / usual if usual > 0 else total
 
 
 def _member_scores(member: Member, score: Tensor, group: Group) -> Tensor:
@@ -417,14 +417,18 @@ def _check_nested(removed: dict[str, Tensor], within: Keep, share: Share) -> Non
             raise PruneError(
                 f"sparsity {_share_of(share, name):g} would bring {back} units of {name} back: `within` has removed "
                 f"{had:.4g} of it already. Ask for more than was removed from any one of the groups that the scope "
-                "compares within, or leave `within` out. `prune` takes the masks worn for it: masking.restore(model, "
-                "{}) takes them off"
+                "compares within, or leave `within` out. `prune` takes the masks on the model for it: masking.restore("
+                "model, {}) takes them off"
             )
 
 
 @dataclass(frozen=True)
-class Fared:
-    """How one group fared."""
+class GroupSparsity:
+    """How many of a group's units are kept.
+
+    >>> GroupSparsity("conv1", units=8, kept=6).sparsity
+    0.25
+    """
 
     name: str
     units: int
@@ -440,18 +444,22 @@ class Fared:
 
 @dataclass(frozen=True)
 class Report:
-    """How each group fared, and all of them together. `print` it, or let a notebook show it."""
+    """How much of each group is kept, and of all of them together. `print` it, or let a notebook show it.
 
-    layers: tuple[Fared, ...]
+    >>> Report((GroupSparsity("a", 4, kept=3), GroupSparsity("b", 4, kept=0))).emptied
+    ('b',)
+    """
+
+    layers: tuple[GroupSparsity, ...]
     parameters: int | None = None  # of the whole model, where it was given ...
-    zeros: int = 0  # ... and how many of them are zero: by the masks worn, by these, and by themselves
+    zeros: int = 0  # ... and how many of them are zero: by the masks on it, by these, and by themselves
     uncovered: Mapping[str, int] = field(default_factory=dict, hash=False)  # in no group: parameters by their kind
     stays: Mapping[str, str] = field(default_factory=dict, hash=False)  # what could not be pruned, and why
 
     @property
-    def total(self) -> Fared:
+    def total(self) -> GroupSparsity:
         """All groups as one."""
-        return Fared("total", sum(r.units for r in self.layers), sum(r.kept for r in self.layers))
+        return GroupSparsity("total", sum(r.units for r in self.layers), sum(r.kept for r in self.layers))
 
     @property
     def sparsity(self) -> float:
@@ -502,17 +510,32 @@ class Report:
 def report(groups: Sequence[Group], keep: Keep, model: nn.Module | None = None) -> Report:
     """Count what a result of `allocate` keeps, group by group; and with the model, what share of all of it is zero.
 
-    Zeros are counted as if these masks were put on, over those worn. With single weights the parameters in no group
+    Zeros are counted as if these masks were put on, over those that are. With single weights the parameters in no group
     (embeddings, norms, biases) are counted by kind; what could not be pruned is named, with the reason.
+
+    >>> groups = [Group("a", 4, (Member("w"),))]
+    >>> print(report(groups, {"a": torch.tensor([True, False, True, True])}))
+    a               3 of          4 kept   25.00% removed
+    total           3 of          4 kept   25.00% removed
     """
     counts = at_once([torch.count_nonzero(kept_of(g, keep)) for g in groups])
-    fared = tuple(_fared(g, int(count)) for g, count in zip(groups, counts, strict=True))
-    counted = Report(fared, stays=getattr(groups, "stays", {}))
+    layers = []
+    for g, kept in zip(groups, map(int, counts), strict=True):
+        layers.append(GroupSparsity(g.name, g.units, kept, is_structure(g) and kept == 1 < g.units, g.exact))
+    counted = Report(tuple(layers), stays=getattr(groups, "stays", {}))
     return counted if model is None else of_model(counted, groups, model, expand(model, groups, keep))
 
 
 def of_model(counted: Report, groups: Sequence[Group], model: nn.Module, masks: Masks) -> Report:
-    """The report, with what the whole model says to it under these masks and those it wears."""
+    """The report, with what the whole model says to it under these masks and those on it.
+
+    >>> layer = nn.Linear(2, 1)
+    >>> layer.weight.data = torch.tensor([[0.0, 1.0]])
+    >>> layer.bias.data = torch.tensor([1.0])
+    >>> counted = of_model(Report(()), [Group("weight", 2, (Member("weight"),))], layer, {})
+    >>> counted.zeros, counted.parameters, counted.uncovered
+    (1, 3, {'biases': 1})
+    """
     parameters, zeros = _zeros(model, masks)
     uncovered = {} if any(map(is_structure, groups)) else _uncovered(model, groups)
     stays = {**unreachable(model), **counted.stays}
@@ -520,7 +543,7 @@ def of_model(counted: Report, groups: Sequence[Group], model: nn.Module, masks: 
 
 
 def _zeros(model: nn.Module, masks: Mapping[str, Tensor]) -> tuple[int, int]:
-    """All parameters of the model, tied ones once, and how many are zero with these masks over those worn."""
+    """All parameters of the model, tied ones once, and how many are zero with these masks over those on it."""
     found = {id(p.tensor): p for p in reversed(places(model))}
     masked = {id(tensor): masks[name] for name, tensor in units.named(model).items() if name in masks}
     live = []
@@ -530,8 +553,8 @@ def _zeros(model: nn.Module, masks: Mapping[str, Tensor]) -> tuple[int, int]:
     for parameter in everything:
         there = parameter.detach() != 0
         place = found.get(id(parameter))
-        worn = None if place is None else mask_of(place.module, place.attribute)
-        for mask in (masked.get(id(parameter)), None if worn is None else worn.mask):
+        on = None if place is None else mask_of(place.module, place.attribute)
+        for mask in (masked.get(id(parameter)), None if on is None else on.mask):
             if mask is not None:
                 there &= mask.to(there.device)
         live.append(torch.count_nonzero(there))
@@ -550,7 +573,3 @@ def _uncovered(model: nn.Module, groups: Sequence[Group]) -> dict[str, int]:
             kind = "biases" if "bias" in place.attribute else type(place.module).__name__.removeprefix("Parametrized")
             counts[kind] = counts.get(kind, 0) + place.tensor.numel()
     return counts
-
-
-def _fared(group: Group, kept: int) -> Fared:
-    return Fared(group.name, group.units, kept, is_structure(group) and kept == 1 < group.units, group.exact)

@@ -35,7 +35,7 @@ class Member:
     group. With `dim=None` the tensor is cut into tiles in row-major order, a tile a unit: single entries, or, with
     `tile=(r, c)`, blocks of r rows by c columns of the matrix (first dimension, all others flattened).
     `learned=False` marks a buffer, such as a running mean: it shrinks with its unit, but takes no mask.
-    `turned` is what `layers.turned` says of the tensor, for those who compare single weights by output.
+    `layout` is what `layers.layout_of` says of the tensor, for those who compare single weights by output.
     """
 
     tensor: str
@@ -44,7 +44,7 @@ class Member:
     index: Tensor | None = None
     tile: tuple[int, int] = (1, 1)
     learned: bool = True
-    turned: int = 0
+    layout: int = 0
 
     def __post_init__(self) -> None:
         if self.index is not None:
@@ -52,7 +52,7 @@ class Member:
 
     def _key(self) -> tuple[Any, ...]:
         listed = None if self.index is None else tuple(self.index.flatten().tolist())
-        return self.tensor, self.dim, self.block, listed, self.tile, self.learned, self.turned
+        return self.tensor, self.dim, self.block, listed, self.tile, self.learned, self.layout
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Member) and self._key() == other._key()

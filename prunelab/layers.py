@@ -1,4 +1,4 @@
-"""What each type of layer owns: the weights that pruning may zero, how they lie, and the sizes that it declares.
+"""What each type of layer owns: the weights that pruning may zero, their layout, and the sizes that it declares.
 
 The one table that knows torch's layer types, and the one file that names torch's private ones.
 """
@@ -20,30 +20,30 @@ TRANSPOSED = nn.modules.conv._ConvTransposeNd
 NORM = nn.modules.batchnorm._NormBase  # batch and instance norms
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
-# What `turned` says of weights in three dimensions, one matrix an expert: (experts, out, in), (experts, in, out), or
+# The layouts of weights in three dimensions, one matrix an expert: (experts, out, in), (experts, in, out), or
 # one of the two, and nothing says which.
-STACKED, STACKED_TURNED, UNTOLD = -1, -2, -3
+STACKED, STACKED_TRANSPOSED, UNKNOWN_LAYOUT = -1, -2, -3
 
 
-def turn(weight: Tensor, turned: int) -> Tensor:
-    """A weight as (out, in, ...), whatever `turned` says of how it lies; as it is for 0. `turn_back` undoes it."""
-    if turned > 0:
-        return weight.unflatten(0, (turned, -1)).transpose(1, 2).flatten(0, 1)
-    if turned == STACKED_TURNED:
+def to_out_in(weight: Tensor, layout: int) -> Tensor:
+    """A weight as (out, in, ...), whatever its layout; as it is for 0. `from_out_in` undoes it."""
+    if layout > 0:
+        return weight.unflatten(0, (layout, -1)).transpose(1, 2).flatten(0, 1)
+    if layout == STACKED_TRANSPOSED:
         weight = weight.transpose(1, 2)
-    return weight.flatten(0, 1) if turned < 0 else weight
+    return weight.flatten(0, 1) if layout < 0 else weight
 
 
-def turn_back(table: Tensor, turned: int, size: torch.Size) -> Tensor:
-    """What `turn` gave, as a tensor of the weight's own size again."""
-    if turned == STACKED_TURNED:
+def from_out_in(table: Tensor, layout: int, size: torch.Size) -> Tensor:
+    """What `to_out_in` gave, as a tensor of the weight's own size again."""
+    if layout == STACKED_TRANSPOSED:
         return table.unflatten(0, (size[0], -1)).transpose(1, 2)
-    return table.view(size) if turned < 0 else turn(table, turned)  # of groups it is its own inverse
+    return table.view(size) if layout < 0 else to_out_in(table, layout)  # of groups it is its own inverse
 
 
-def check_told(name: str, size: torch.Size, turned: int, what: str) -> None:
+def check_layout(name: str, size: torch.Size, layout: int, what: str) -> None:
     """PruneError if a weight does not say which of its dimensions are the inputs of an output."""
-    if turned == UNTOLD:
+    if layout == UNKNOWN_LAYOUT:
         raise PruneError(
             f"{what} goes by the inputs of an output, and {name} {tuple(size)} holds experts' matrices that may be "
             "(in, out) or (out, in): set is_transposed (True or False) on the module that holds it, or leave it out "
@@ -168,12 +168,12 @@ def _of_experts(place: Place) -> int:
     module: Any = place.module
     marked = getattr(module, "is_transposed", None)
     if isinstance(marked, bool):
-        return STACKED_TURNED if marked else STACKED
+        return STACKED_TRANSPOSED if marked else STACKED
     sizes = getattr(module, "output_size", None), getattr(module, "input_size", None)
-    lies = tuple(place.tensor.shape[1:])
-    if sizes[0] == sizes[1] or lies not in (sizes, sizes[::-1]):
-        return UNTOLD
-    return STACKED if lies == sizes else STACKED_TURNED
+    own = tuple(place.tensor.shape[1:])
+    if sizes[0] == sizes[1] or own not in (sizes, sizes[::-1]):
+        return UNKNOWN_LAYOUT
+    return STACKED if own == sizes else STACKED_TRANSPOSED
 
 
 def _experts(module: Any) -> int | None:
@@ -184,15 +184,15 @@ def _experts(module: Any) -> int | None:
 
 @dataclass(frozen=True)
 class Layer:
-    """A type of layer: which of its own tensors are weights that pruning may zero, how they lie, its declared sizes.
+    """A type of layer: which of its own tensors are weights that pruning may zero, their layout, its declared sizes.
 
-    `lies` gives, as `Member.turned` holds it: 0 for (out, in, ...), g for (in, out of one of g groups, ...), and
-    STACKED, STACKED_TURNED or UNTOLD. `declare` sets the sizes to those of the tensors, after a cut. `unseen` says why
-    what its weights are multiplied with is not what it is called with.
+    `layout` gives, as `Member.layout` holds it: 0 for (out, in, ...), g for (in, out of one of g groups, ...), and
+    STACKED, STACKED_TRANSPOSED or UNKNOWN_LAYOUT. `declare` sets the sizes to those of the tensors, after a cut.
+    `unseen` says why what its weights are multiplied with is not what it is called with.
     """
 
     weights: Callable[[Place], bool] = _none
-    lies: Callable[[Place], int] = lambda place: 0
+    layout: Callable[[Place], int] = lambda place: 0
     declare: Callable[[Any, str], None] | None = None
     unseen: str = ""
 
@@ -235,16 +235,16 @@ def is_weight(place: Place) -> bool:
     return layer_of(place.module).weights(place)
 
 
-def turned(place: Place) -> int:
-    """How a weight lies, as `turn` takes it; 0 for every tensor that is no weight."""
+def layout_of(place: Place) -> int:
+    """The layout of a weight, as `to_out_in` takes it; 0 for every tensor that is no weight."""
     layer = layer_of(place.module)
-    return layer.lies(place) if layer.weights(place) else 0
+    return layer.layout(place) if layer.weights(place) else 0
 
 
 def input_dim(place: Place) -> int:
     """The dimension of a weight that counts the inputs of one output."""
-    lies = turned(place)
-    return 2 if lies == STACKED else 0 if lies > 0 else 1
+    layout = layout_of(place)
+    return 2 if layout == STACKED else 0 if layout > 0 else 1
 
 
 def declare(module: nn.Module, name: str) -> bool:

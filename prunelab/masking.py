@@ -21,6 +21,11 @@ def apply(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     mask; tensors not named keep theirs. Tied weights share one mask. Changes the model, and returns it.
 
     Raises PruneError, before anything is changed, for an unknown name, a wrong shape, or a mask not of bools.
+
+    >>> layer = nn.Linear(2, 1)
+    >>> layer.weight.data = torch.tensor([[3.0, -0.5]])
+    >>> apply(layer, {"weight": torch.tensor([[True, False]])}).weight.tolist()
+    [[3.0, 0.0]]
     """
     for sharing, mask in _checked(model, masks):
         for place in sharing:
@@ -32,6 +37,10 @@ def bake(model: nn.Module) -> nn.Module:
     """Write the zeros into the weights and take the masks off: the same outputs, a plain model again.
 
     From here on nothing holds the zeros: training would regrow them. A model without masks is left alone.
+
+    >>> layer = apply(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])})
+    >>> bake(layer).weight.detach()[0, 1] == 0, type(layer.weight) is nn.Parameter
+    (tensor(True), True)
     """
     for place in list(_masked_places(model)):
         _remove(place)
@@ -40,7 +49,16 @@ def bake(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def masked(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[nn.Module]:
-    """Wear masks for the length of a `with` block, then put all back as it was."""
+    """Mask a model for the length of a `with` block, then put all back as it was.
+
+    >>> layer = nn.Linear(2, 1)
+    >>> layer.weight.data = torch.tensor([[3.0, -0.5]])
+    >>> with masked(layer, {"weight": torch.tensor([[True, False]])}):
+    ...     layer.weight.tolist()
+    [[3.0, 0.0]]
+    >>> layer.weight.tolist()
+    [[3.0, -0.5]]
+    """
     before = current_masks(model)
     try:
         yield apply(model, masks)
@@ -49,7 +67,14 @@ def masked(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[nn.Module]
 
 
 def restore(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
-    """Wear exactly these masks and no others, the weights under any removed mask coming back bit for bit."""
+    """Put on exactly these masks and no others, the weights under any removed mask coming back bit for bit.
+
+    >>> layer = nn.Linear(2, 1)
+    >>> layer.weight.data = torch.tensor([[3.0, -0.5]])
+    >>> layer = apply(layer, {"weight": torch.tensor([[True, False]])})
+    >>> restore(layer, {}).weight.tolist()
+    [[3.0, -0.5]]
+    """
     _checked(model, masks)  # before any mask is taken off
     for place in list(_masked_places(model)):
         if place.name not in masks:
@@ -59,7 +84,11 @@ def restore(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
 
 
 def current_masks(model: nn.Module) -> Masks:
-    """A copy of the masks a model holds now, by tensor name; empty for a plain or baked model."""
+    """A copy of the masks a model holds now, by tensor name; empty for a plain or baked model.
+
+    >>> current_masks(nn.Linear(2, 1))
+    {}
+    """
     return {p.name: _mask(p).mask.clone() for p in _masked_places(model)}
 
 

@@ -12,38 +12,48 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import criteria, granularity, schedules
+from . import criteria, granularity, layerwise, schedules
 from .allocation import (
     NM,
     Report,
     Scope,
     Share,
     allocate,
-    check_share,
+    check_shares,
     check_target,
-    contract,
-    expand,
     of_model,
     report,
 )
 from .calibration import Calibration
-from .core import Group, Keep, Masks, PruneError, Schedule, Scores, shape
-from .criteria import Criterion
+from .core import Criterion, Granularity, Group, Keep, Masks, PruneError, Schedule, Scores, shape
 from .criteria.registry import PartialScores
-from .granularity import Granularity
 from .layers import prunable
+from .layerwise import LayerRule
 from .masking import apply, current_masks, restore
 from .recovery.identity import Described
-from .units import tensors_of
+from .registry import Registry
+from .units import contract, expand, tensors_of
+
+STRATEGIES: dict[str, Registry[Any]] = {  # a recipe's fields that are names, or what is registered under them
+    "criterion": criteria.CRITERIA,
+    "granularity": granularity.GRANULARITIES,
+    "schedule": schedules.SCHEDULES,
+    "layerwise": layerwise.LAYER_RULES,
+}
 
 
 @dataclass(frozen=True)
 class Recipe:
     """What to prune and how, as plain values that can be printed, compared and shared.
 
-    criterion, granularity and schedule are registered names or functions of one's own; sparsity is the final
-    share of units removed, by default half of them or what an N:M scope implies, or the share of each group by its
-    name; `rounds` is in how many steps the schedule gets there.
+    criterion, granularity, schedule, layerwise: registered names, or strategies of one's own.
+    sparsity: the final share of units removed, by default half of them or what an N:M scope implies; or that of each
+    group by its name.
+    rounds: in how many steps the schedule gets there.
+    layerwise: with scope "layer", the rule by which the sparsity becomes each group's, such as "erk".
+
+    >>> Recipe("taylor", "filters", 0.3).rounds, Recipe(scope=NM(2, 4)).sparsity
+    (1, 0.5)
     """
 
     criterion: str | Criterion = "magnitude"
@@ -52,14 +62,20 @@ class Recipe:
     scope: Scope = "global"
     schedule: str | Schedule = "one_shot"
     rounds: int = 1
+    layerwise: str | LayerRule | None = None
 
     def __post_init__(self) -> None:
         asked = 0.5 if self.sparsity is None and not isinstance(self.scope, NM) else self.sparsity
-        checked = _shares(asked, self.scope) if isinstance(asked, Mapping) else check_target(asked, self.scope)
+        checked = check_shares(asked, self.scope) if isinstance(asked, Mapping) else check_target(asked, self.scope)
         object.__setattr__(self, "sparsity", checked)  # so that a printed recipe says it
-        criteria.by_name(self.criterion)
-        granularity.by_name(self.granularity)
-        schedules.by_name(self.schedule)
+        for field, registry in STRATEGIES.items():
+            if field != "layerwise" or self.layerwise is not None:
+                registry.by_name(getattr(self, field))
+        if self.layerwise is not None and (self.scope != "layer" or isinstance(asked, Mapping)):
+            raise PruneError(
+                f'layerwise={self.layerwise!r} makes a share for each group of one sparsity: give scope "layer" and a '
+                f"number, not scope {str(self.scope)!r} and {asked}"
+            )
         if not isinstance(self.rounds, int) or self.rounds < 1:
             raise PruneError(f"rounds={self.rounds!r}: prune in a whole number of them, at least 1")
 
@@ -89,31 +105,26 @@ def prune(
 
     example: inputs to trace the model with, where structures are removed; by default the calibration's first batch.
     recover: called with the model after every round's masks are on, e.g. `lambda m: finetune(m, data)`.
-    A model that wears masks already keeps them: what is gone stays gone and counts towards the sparsity,
-    and a sparsity below what is gone raises PruneError. If anything fails, the model is as it was.
+    A model that is masked already stays so: what is gone stays gone and counts towards the sparsity, and a sparsity
+    below what is gone raises PruneError. If anything fails, the model is as it was.
+
+    >>> model = nn.Linear(4, 1)
+    >>> model.weight.data = torch.tensor([[3.0, -1.0, 2.0, 0.5]])
+    >>> pruned = prune(model, Recipe("magnitude", sparsity=0.5))
+    >>> model.weight.tolist(), pruned.report.sparsity
+    ([[3.0, 0.0, 2.0, 0.0]], 0.5)
     """
-    _check_recipe(recipe)
-    score = criteria.by_name(recipe.criterion)
-    schedule = schedules.by_name(recipe.schedule)
-    if example is None and calib is not None:
-        example = calib.example
-    groups = granularity.by_name(recipe.granularity)(model, example)
-    _warn_of_frozen(model)
-    worn = current_masks(model)
-    keep = contract(groups, worn) if worn else None
-    with _undone_on_failure(model, worn, trained=recover is not None):
+    job = _Job.of(model, recipe, calib, example)
+    masked = current_masks(model)
+    keep = contract(job.groups, masked) if masked else None
+    with _undone_on_failure(model, masked, trained=recover is not None):
         for done in range(1, recipe.rounds + 1):
-            keep = _round(model, recipe, groups, schedule(done / recipe.rounds), score(model, calib), keep, worn)
+            keep = job.prune(done / recipe.rounds, keep, masked)
             if recover:
                 recover(model)
     assert keep is not None
-    counted = of_model(report(groups, keep), groups, model, {})  # the masks are on
-    return Pruned(tuple(groups), keep, _within(worn, expand(model, groups, keep)), counted)
-
-
-def _check_recipe(recipe: Any) -> None:
-    if not isinstance(recipe, Recipe):
-        raise PruneError(f"the recipe is {recipe!r}: give a pl.Recipe, such as pl.Recipe('magnitude', sparsity=0.5)")
+    counted = of_model(report(job.groups, keep), job.groups, model, {})  # the masks are on
+    return Pruned(tuple(job.groups), keep, _within(masked, expand(model, job.groups, keep)), counted)
 
 
 def gradually(
@@ -130,15 +141,19 @@ def gradually(
     the rest of the run is for recovery. With schedule="cubic": Zhu and Gupta 2017, arXiv 1710.01878. Each round scores
     the weights as they then are, and what is gone stays gone. `example` and `calib` are as in `prune`.
     Raises PruneError, at the run's first step, if it is too short for so many rounds.
+
+    >>> model = nn.Linear(10, 1)
+    >>> on_step = gradually(model, Recipe(sparsity=0.8, schedule="linear", rounds=2))
+    >>> zeros = []
+    >>> for done in range(1, 9):  # as `train` would, after each step
+    ...     on_step(done, 8)
+    ...     zeros.append(int((model.weight == 0).sum()))
+    >>> zeros
+    [0, 0, 4, 4, 4, 8, 8, 8]
     """
-    _check_recipe(recipe)
-    score, schedule = criteria.by_name(recipe.criterion), schedules.by_name(recipe.schedule)
     if not 0 < until <= 1:
         raise PruneError(f"until={until!r}: the last round comes at a share of the run, above 0 and at most 1")
-    if example is None and calib is not None:
-        example = calib.example
-    groups = granularity.by_name(recipe.granularity)(model, example)
-    _warn_of_frozen(model)
+    job = _Job.of(model, recipe, calib, example)
 
     def on_step(done: int, total: int) -> None:
         moments = {round(until * total * n / recipe.rounds): n / recipe.rounds for n in range(1, recipe.rounds + 1)}
@@ -147,30 +162,57 @@ def gradually(
                 f"{recipe.rounds} rounds do not fit into {until:.0%} of {total} steps: train longer, or prune in fewer"
             )
         if done in moments:
-            worn = current_masks(model)
-            keep = contract(groups, worn) if worn else None
-            _round(model, recipe, groups, schedule(moments[done]), score(model, calib), keep, worn)
+            masked = current_masks(model)
+            job.prune(moments[done], contract(job.groups, masked) if masked else None, masked)
 
     return Described(on_step, f"gradually({recipe}, until={until:g})")
 
 
-def _round(
-    model: nn.Module,
-    recipe: Recipe,
-    groups: list[Group],
-    progress: float,
-    scores: Scores,
-    keep: Keep | None,
-    worn: Masks,
-) -> Keep:
-    """One pruning within what earlier ones kept; the masks are then on the model."""
-    share, scope = _target(recipe, progress)
-    scored = _scored(groups, scores, share)
-    found = allocate(scores, scored, share, scope, within=keep)
-    keep = {g.name: found.get(g.name, _as_it_is(g, keep)) for g in groups}
-    del scores  # as large as the model, and of no more use
-    apply(model, _within(worn, expand(model, groups, keep)))
-    return keep
+@dataclass(frozen=True)
+class _Job:
+    """A recipe on a model: what may go, and how much of each."""
+
+    model: nn.Module
+    recipe: Recipe
+    calib: Calibration | None
+    groups: list[Group]
+    sparsity: Share
+
+    @classmethod
+    def of(cls, model: nn.Module, recipe: Any, calib: Calibration | None, example: Any) -> _Job:
+        """Find the groups and their sparsities; PruneError for anything but a recipe."""
+        if not isinstance(recipe, Recipe):
+            raise PruneError(
+                f"the recipe is {recipe!r}: give a pl.Recipe, such as pl.Recipe('magnitude', sparsity=0.5)"
+            )
+        if example is None and calib is not None:
+            example = calib.example
+        groups = granularity.by_name(recipe.granularity)(model, example)
+        _warn_of_frozen(model)
+        sparsity = recipe.sparsity
+        assert sparsity is not None  # Recipe resolved it
+        if recipe.layerwise is not None:
+            assert not isinstance(sparsity, Mapping)  # Recipe checked it
+            sparsity = layerwise.by_name(recipe.layerwise)(model, groups, sparsity)
+        return cls(model, recipe, calib, groups, sparsity)
+
+    def prune(self, way: float, keep: Keep | None, masked: Masks) -> Keep:
+        """One pruning, so much of the way to the recipe's end by its schedule, within what earlier ones kept."""
+        scores = criteria.by_name(self.recipe.criterion)(self.model, self.calib)
+        share, scope = self._asked(schedules.by_name(self.recipe.schedule)(way))
+        found = allocate(scores, _scored(self.groups, scores, share), share, scope, within=keep)
+        del scores  # as large as the model, and of no more use
+        keep = {g.name: found.get(g.name, _as_it_is(g, keep)) for g in self.groups}
+        apply(self.model, _within(masked, expand(self.model, self.groups, keep)))
+        return keep
+
+    def _asked(self, progress: float) -> tuple[Share | None, Scope]:
+        """What to ask of `allocate` at a share of the way: N:M grows in its own steps, 2:4 by way of 3:4."""
+        if isinstance(self.recipe.scope, NM):
+            return None, self.recipe.scope.after(progress)
+        if isinstance(self.sparsity, Mapping):
+            return {name: share * progress for name, share in self.sparsity.items()}, self.recipe.scope
+        return self.sparsity * progress, self.recipe.scope
 
 
 def _scored(groups: list[Group], scores: Scores, share: Share | None) -> list[Group]:
@@ -189,33 +231,13 @@ def _as_it_is(group: Group, keep: Keep | None) -> Tensor:
     return torch.ones(group.units, dtype=torch.bool) if keep is None else keep[group.name]
 
 
-def _within(worn: Masks, masks: Masks) -> Masks:
+def _within(before: Masks, masks: Masks) -> Masks:
     """The masks without what was gone before: a filter that stays may have lost single weights earlier."""
-    return {name: mask & worn[name] if name in worn else mask for name, mask in masks.items()}
-
-
-def _shares(shares: Mapping[str, float], scope: Scope) -> dict[str, float]:
-    """A copy of the shares by group, checked; which groups there are only a model can tell."""
-    if isinstance(scope, NM) or scope not in ("global", "layer"):
-        check_target(0.5, scope)  # an unknown scope is named first
-        raise PruneError(
-            f"scope {scope} with a share for each group: give the scope 'layer', in which each is compared"
-        )
-    return {name: check_share(share) for name, share in shares.items()}
-
-
-def _target(recipe: Recipe, progress: float) -> tuple[Share | None, Scope]:
-    """What to ask of `allocate` at a share of the way: N:M grows in its own steps, 2:4 by way of 3:4."""
-    if isinstance(recipe.scope, NM):
-        return None, recipe.scope.after(progress)
-    assert recipe.sparsity is not None  # Recipe resolved it
-    if isinstance(recipe.sparsity, Mapping):
-        return {name: share * progress for name, share in recipe.sparsity.items()}, recipe.scope
-    return recipe.sparsity * progress, recipe.scope
+    return {name: mask & before[name] if name in before else mask for name, mask in masks.items()}
 
 
 @contextmanager
-def _undone_on_failure(model: nn.Module, worn: Masks, *, trained: bool) -> Iterator[None]:
+def _undone_on_failure(model: nn.Module, masks: Masks, *, trained: bool) -> Iterator[None]:
     """Put the masks back if the block raises; and where it trains: weights, buffers, gradients and modes."""
     saved = copy.deepcopy(model.state_dict()) if trained else {}
     grads = [(p, None if p.grad is None else p.grad.clone()) for p in model.parameters()] if trained else []
@@ -225,7 +247,7 @@ def _undone_on_failure(model: nn.Module, worn: Masks, *, trained: bool) -> Itera
     except BaseException:
         for module, training in modes:
             module.training = training
-        restore(model, worn)
+        restore(model, masks)
         if trained:
             model.load_state_dict(saved)
         for parameter, grad in grads:
@@ -241,5 +263,5 @@ def _warn_of_frozen(model: nn.Module) -> None:
         warnings.warn(
             f"frozen (requires_grad=False): {', '.join(frozen)}. Pruned like the others, but fine-tuning cannot "
             "repair them; to leave them alone use a granularity such as partial(granularity.weights, exclude=[...])",
-            stacklevel=3,
+            stacklevel=4,
         )

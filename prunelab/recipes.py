@@ -1,37 +1,44 @@
 """A recipe as a file, JSON or TOML, that someone else can read, change and run: the same units stay.
 
-Everything in it is a name or a number. A registered name is written as it is; a parametrized strategy as a table of
-its name and its fields, such as `{name = "random", seed = 3}`; N:M as "2:4"; shares by group as a table.
+Everything in it is a name or a number. A registered name is written as it is; a strategy with options as a table of its
+name and these, such as `{name = "random", seed = 3}`; N:M as "2:4"; a sparsity for each group as a table.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from .allocation import NM
 from .core import PruneError
-from .criteria import CRITERIA
 from .files import write_whole
-from .granularity import GRANULARITIES, Blocks, Together, blocks, weights
-from .pipeline import Recipe
-from .schedules import SCHEDULES, Exponential
+from .pipeline import STRATEGIES, Recipe
 
 FORMAT = "prunelab recipe 1"
-_PATTERN = re.compile(r"(\d+):(\d+)")
 
 
 def save_recipe(path: str | os.PathLike[str], recipe: Recipe) -> Path:
     """Write a recipe as JSON or TOML, by the suffix of the path; the file is replaced whole. Returns the path.
 
     Raises PruneError for another suffix, and for functions that no name or table can describe: register them first.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     print(save_recipe(Path(folder) / "mine.toml", Recipe("taylor", sparsity=0.8)).read_text())
+    format = "prunelab recipe 1"
+    criterion = "taylor"
+    granularity = "weights"
+    sparsity = 0.8
+    scope = "global"
+    schedule = "one_shot"
+    rounds = 1
+    <BLANKLINE>
     """
     file = Path(path)
     if not isinstance(recipe, Recipe):
@@ -44,6 +51,11 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
     """Read a recipe. Nothing in the file is executed: names are looked up among those registered here.
 
     Raises PruneError for a file that is missing or no recipe, naming the field that does not fit.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     load_recipe(save_recipe(Path(folder) / "mine.json", Recipe("taylor", sparsity=0.8))).criterion
+    'taylor'
     """
     file = Path(path)
     read = _by_suffix(file)[1]
@@ -60,122 +72,40 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
 
 
 def described(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as plain values."""
-    scope, sparsity = recipe.scope, recipe.sparsity
-    return {
-        "format": FORMAT,
-        "criterion": _named("criterion", recipe.criterion, CRITERIA),
-        "granularity": _granularity(recipe.granularity),
-        "scope": str(scope),
-        "schedule": _schedule(recipe.schedule),
-        "rounds": recipe.rounds,
-        "sparsity": dict(sparsity) if isinstance(sparsity, Mapping) else sparsity,
-    }
+    """A recipe as plain values.
+
+    >>> described(Recipe("taylor", "filters", scope="row"))["criterion"], described(Recipe(scope=NM(2, 4)))["scope"]
+    ('taylor', '2:4')
+    """
+    values = {f.name: getattr(recipe, f.name) for f in fields(Recipe) if getattr(recipe, f.name) is not None}
+    values["scope"] = str(recipe.scope)
+    if isinstance(recipe.sparsity, Mapping):
+        values["sparsity"] = dict(recipe.sparsity)
+    for name in STRATEGIES.keys() & values.keys():
+        values[name] = STRATEGIES[name].describe(values[name])
+    return {"format": FORMAT, **values}
 
 
 def revived(values: Any) -> Recipe:
-    """The recipe that `described` gave these values for; PruneError for anything else."""
+    """The recipe that `described` gave these values for; PruneError for anything else.
+
+    >>> revived({"format": "prunelab recipe 1", "criterion": {"name": "random", "seed": 3}}).criterion
+    Random(seed=3)
+    """
     if not isinstance(values, Mapping) or values.get("format") != FORMAT:
         given = values.get("format") if isinstance(values, Mapping) else type(values).__name__
         raise PruneError(f"no recipe that this version can read: its format is {given!r}, not {FORMAT!r}")
-    unknown = sorted(set(values) - {"format", *(f.name for f in fields(Recipe))})
+    given = {name: value for name, value in values.items() if name != "format"}
+    known = [f.name for f in fields(Recipe)]
+    unknown = sorted(given.keys() - set(known))
     if unknown:
-        raise PruneError(f"a recipe has no field {unknown[0]!r}; it has {', '.join(f.name for f in fields(Recipe))}")
-    given = {k: v for k, v in values.items() if k != "format"}
-    readers: dict[str, Callable[[Any], Any]] = {
-        "criterion": lambda v: _made("criterion", v, CRITERIA),
-        "granularity": _granularity_of,
-        "scope": _scope_of,
-        "schedule": lambda v: _made("schedule", v, {**SCHEDULES, "exponential": Exponential(0.5)}),
-    }
-    return Recipe(**{k: readers[k](v) if k in readers else v for k, v in given.items()})
-
-
-def _named(what: str, value: Any, registered: Mapping[str, Any]) -> Any:
-    """A registered strategy's name; a frozen dataclass of a registered one's type as its name and fields."""
-    if isinstance(value, str):
-        return value
-    for name, known in registered.items():
-        if value is known or (is_dataclass(known) and value == known):
-            return name
-    for name, known in registered.items():
-        if is_dataclass(known) and type(value) is type(known):
-            return {"name": name, **_plain(asdict(value))}  # type: ignore[arg-type]
-    called = getattr(value, "__name__", None) or repr(value)
-    raise PruneError(
-        f"the {what} {called} can't be written to a file: only names can, and it is not registered. Known are "
-        f"{', '.join(sorted(registered))}; register yours (criteria.register) where it is to be read, too"
-    )
-
-
-def _made(what: str, value: Any, registered: Mapping[str, Any]) -> Any:
-    if isinstance(value, str):
-        return value  # Recipe knows which names there are
-    name, options = _table(what, value)
-    known = registered.get(name)
-    if known is None or not is_dataclass(known) or isinstance(known, type):
-        there = sorted(n for n, k in registered.items() if is_dataclass(k))
-        raise PruneError(f"no {what} with fields is called {name!r}; there is {', '.join(there)}")
-    try:
-        return replace(known, **options)
-    except TypeError as error:
-        own = ", ".join(f.name for f in fields(known))
-        raise PruneError(f"the {what} {name!r} has the fields {own}; the file gives {', '.join(options)}") from error
-
-
-def _schedule(value: Any) -> Any:
-    if isinstance(value, Exponential):
-        return {"name": "exponential", **asdict(value)}
-    return _named("schedule", value, SCHEDULES)
-
-
-def _granularity(value: Any) -> Any:
-    """A name; `blocks`, `Together` and `partial(weights, exclude=...)` as tables."""
-    if isinstance(value, Together):
-        return {"name": "together", "names": list(value.names)}
-    if isinstance(value, Blocks):
-        return {"name": "blocks", **_plain(asdict(value))}
-    if (
-        isinstance(value, functools.partial)
-        and value.func is weights
-        and (value.args, set(value.keywords))
-        == (
-            (),
-            {"exclude"},
-        )
-    ):
-        return {"name": "weights", "exclude": sorted(value.keywords["exclude"])}
-    return _named("granularity", value, GRANULARITIES)
-
-
-def _granularity_of(value: Any) -> Any:
-    if isinstance(value, str):
-        return value
-    name, options = _table("granularity", value)
-    makers: dict[str, Callable[..., Any]] = {
-        "blocks": blocks,
-        "together": lambda names: Together(tuple(names)),
-        "weights": lambda exclude: functools.partial(weights, exclude=exclude),
-    }
-    try:
-        return makers[name](**options) if name in makers else _made("granularity", value, GRANULARITIES)
-    except TypeError as error:
-        raise PruneError(f"the granularity {name!r} does not take {', '.join(options) or 'nothing'}") from error
-
-
-def _scope_of(value: Any) -> Any:
-    found = _PATTERN.fullmatch(value) if isinstance(value, str) else None
-    return NM(int(found[1]), int(found[2])) if found else value
-
-
-def _table(what: str, value: Any) -> tuple[str, dict[str, Any]]:
-    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
-        raise PruneError(f"{what} is {value!r}: give a name, or a table with the key 'name'")
-    return value["name"], {k: v for k, v in value.items() if k != "name"}
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        raise PruneError(f"a recipe has no field {unknown[0]!r}; it has {', '.join(known)}")
+    for name in STRATEGIES.keys() & given.keys():
+        given[name] = STRATEGIES[name].revive(given[name])
+    pattern = re.fullmatch(r"(\d+):(\d+)", str(given.get("scope")))
+    if pattern:
+        given["scope"] = NM(int(pattern[1]), int(pattern[2]))
+    return Recipe(**given)
 
 
 def _by_suffix(file: Path) -> tuple[Callable[[dict[str, Any]], str], Callable[[str], Any]]:
@@ -202,6 +132,8 @@ def _as_toml(values: dict[str, Any]) -> str:
 
 def _toml(value: Any) -> str:
     """Strings, numbers, truth and lists read in TOML as in JSON, but for the one control character that JSON leaves."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{_toml(name)} = {_toml(v)}' for name, v in value.items())}}}"
     return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")
 
 

@@ -9,7 +9,7 @@ sort, ties included.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import repeat
@@ -31,6 +31,9 @@ class Values:
     """Values to choose from: several tensors, and for each, perhaps, which entries are kept; the others go first.
 
     What is not kept counts as -inf, and a value of -inf as the lowest finite one: no copy is made to say so.
+
+    >>> Values([torch.zeros(2, 3), torch.zeros(4)]).size
+    10
     """
 
     tensors: Sequence[Tensor]
@@ -44,13 +47,19 @@ class Values:
     def chunks(self) -> Iterator[Array]:
         """A chunk at a time, as numpy arrays, whose comparisons are twice as fast as torch's on a CPU."""
         masks = _chunks(self.kept) if self.kept is not None else repeat(None)
-        return (_worn(part, kept) for part, kept in zip(_chunks(self.tensors), masks, strict=False))
+        return (self._where_kept(part, kept) for part, kept in zip(_chunks(self.tensors), masks, strict=False))
 
     def sample(self, stride: int) -> Array:
         """Every stride-th entry of each tensor."""
         parts = [_numpy(v.reshape(-1)[::stride]) for v in self.tensors]
         masks = [None] * len(parts) if self.kept is None else [_numpy(m.reshape(-1)[::stride]) for m in self.kept]
-        return np.concatenate([_worn(part, kept) for part, kept in zip(parts, masks, strict=True)])
+        return np.concatenate([self._where_kept(part, kept) for part, kept in zip(parts, masks, strict=True)])
+
+    def _where_kept(self, part: Array, kept: Array | None) -> Array:
+        if kept is None:
+            return part
+        least = torch.finfo(self.tensors[0].dtype).min
+        return np.where(kept, np.maximum(part, part.dtype.type(least)), part.dtype.type(-np.inf))
 
     def whole(self) -> list[Tensor]:
         """The tensors themselves, copies where something is not kept."""
@@ -60,22 +69,23 @@ class Values:
 
 
 def lowest_where_gone(values: Tensor, kept: Tensor) -> Tensor:
-    """A copy in which -inf stands for what is not kept, and for that alone."""
+    """A copy in which -inf stands for what is not kept, and for that alone.
+
+    >>> lowest_where_gone(torch.tensor([3.0, 1.0]), torch.tensor([False, True]))
+    tensor([-inf, 1.])
+    """
     if values.is_floating_point():
         values = values.clamp(min=torch.finfo(values.dtype).min)
     return torch.where(kept.to(values.device), values, -math.inf)
-
-
-def _worn(part: Array, kept: Array | None) -> Array:
-    if kept is None:
-        return part
-    return np.where(kept, np.maximum(part, np.finfo(part.dtype).min), part.dtype.type(-np.inf))
 
 
 def lowest(values: Sequence[Tensor], k: int, kept: Sequence[Tensor] | None = None) -> list[Tensor]:
     """Masks of the values' shapes, True at the k lowest of all; ties go in index order, first tensor first.
 
     kept: bools of the same shapes; what is not kept goes first, whatever its value.
+
+    >>> lowest([torch.tensor([3.0, 1.0]), torch.tensor([1.0, 2.0])], 1)  # of ties the first
+    [tensor([False,  True]), tensor([False, False])]
     """
     if k <= 0:
         return [torch.zeros_like(v, dtype=torch.bool) for v in values]
@@ -88,7 +98,8 @@ def lowest(values: Sequence[Tensor], k: int, kept: Sequence[Tensor] | None = Non
     given = Values([v.to(common) for v in values], kept)
     if any(v.device.type != "cpu" for v in values):
         return lowest_by_bits(given.whole(), k)
-    return _in_one_pass(given, k) or _at_threshold(given, *kth_lowest(given, k))
+    low, high = _bracket(given, k)
+    return _in_one_pass(given, k, low, high) or _at_threshold(given, k, _kth_lowest(given, k, low, high))
 
 
 class Inside(NamedTuple):
@@ -99,9 +110,8 @@ class Inside(NamedTuple):
     values: Array
 
 
-def _in_one_pass(values: Values, k: int) -> list[Tensor] | None:
-    """The masks, if a sampled bracket holds the k-th value and few enough others; else None."""
-    low, high = _guess(values, k)
+def _in_one_pass(values: Values, k: int, low: float, high: float) -> list[Tensor] | None:
+    """The masks, if the k-th value lies between low and high, and few enough others; else None."""
     chosen = [torch.empty(v.shape, dtype=torch.bool) for v in values.tensors]
     up_to_low = between = 0
     found: list[Inside] = []
@@ -135,101 +145,50 @@ def _mark_lowest(found: Sequence[Inside], k: int) -> None:
         ties -= len(tied)
 
 
-def _guess(values: Values, k: int) -> tuple[float, float]:
-    """A bracket that probably holds the k-th value; no bracket at all where it is cheaper to order everything."""
-    whole = -math.inf, math.inf
-    return whole if values.size <= SORT_AT_MOST >> 7 else _bracket(values, *whole, k / values.size) or whole
-
-
-def kth_lowest(values: Values, k: int) -> tuple[Tensor, int, int]:
-    """The k-th lowest value (k from 1), how many of its equals are among the k lowest, how many equals there are."""
-    low, high = -math.inf, math.inf  # the k-th value lies between these, or is one of them
-    before, within = 0, values.size  # how many lie up to low, and strictly between
-    while within > SORT_AT_MOST:
-        guess = _bracket(values, low, high, (k - before) / within)
-        if guess is None:
-            break
-        a, b = guess
-        up_to_a, between, inside = _split(values, a, b, SORT_AT_MOST)
-        if up_to_a < k <= up_to_a + between:
-            if inside is not None:
-                return _in_sorted(inside, k - up_to_a)
-            low, high, before, within = a, b, up_to_a, between
-        else:  # a or b itself, or the sample misled us: search on beyond it
-            edge = a if k <= up_to_a else b
-            below, equal = _below_and_equal(values, edge)
-            if below < k <= below + equal:
-                return torch.tensor(edge, dtype=torch.float64), k - below, equal
-            if k <= below:
-                high, within = edge, below - before
-            else:
-                low, before, within = edge, below + equal, before + within - below - equal
-    return _search_rest(values, k, low, high)
-
-
-def _search_rest(values: Values, k: int, low: float, high: float) -> tuple[Tensor, int, int]:
-    up_to_low, between, inside = _split(values, low, high)
-    if inside is not None and up_to_low < k <= up_to_low + between:
-        return _in_sorted(inside, k - up_to_low)
-    edge = low if k <= up_to_low else high  # only an infinity can be left at an edge
-    below, equal = _below_and_equal(values, edge)
-    return torch.tensor(edge, dtype=torch.float64), k - below, equal
-
-
-def _in_sorted(entries: Array, k: int) -> tuple[Tensor, int, int]:
-    value = np.partition(entries, k - 1)[k - 1]
-    return torch.tensor(value), k - _count(entries < value), _count(entries == value)
-
-
-def _bracket(values: Values, low: float, high: float, quantile: float) -> tuple[float, float] | None:
-    """Two entries around a quantile of those strictly between low and high, by a sample; None if it holds none.
+def _bracket(values: Values, k: int) -> tuple[float, float]:
+    """Two entries around the k-th lowest, by a sample; infinities where it is cheaper to order everything.
 
     The rank in a sample of m is uncertain by sqrt(m q (1 - q)): we allow 2.5 of these, which miss once in eighty
     times; then a slower search takes over. m balances the costs of the sample and of what the bracket will hold,
     2.5 n / sqrt(m).
     """
+    if values.size <= SORT_AT_MOST >> 7:
+        return -math.inf, math.inf
     wanted = min(SAMPLE, int((2 * values.size) ** (2 / 3)))
-    sample = values.sample((values.size // max(wanted, 1)) | 1)  # odd, so as not to walk down one column of a matrix
-    entries = sample[(sample > low) & (sample < high)]
-    if not len(entries):
-        return None
+    entries = values.sample((values.size // max(wanted, 1)) | 1)  # odd, so as not to walk down one column of a matrix
+    quantile = k / values.size
     rank, margin = quantile * len(entries), 2.5 * (len(entries) * quantile * (1 - quantile)) ** 0.5 + 1
     ranks = [min(max(int(r), 0), len(entries) - 1) for r in (rank - margin, rank + margin)]
     first, last = np.partition(entries, ranks)[ranks]
     return float(first), float(last)
 
 
-def _split(values: Values, low: float, high: float, most: float = math.inf) -> tuple[int, int, Array | None]:
-    """How many entries are <= low, how many lie strictly between; those themselves, unless more than `most`."""
-    up_to_low = between = 0
-    pieces: list[Array] = []
-    for part in values.chunks():
-        lower = part <= low
-        inside = (part < high) ^ lower if low < high else np.zeros_like(lower)
-        up_to_low += _count(lower)
-        between += _count(inside)
-        if between <= most:
-            pieces.append(part[inside])
-    return up_to_low, between, np.concatenate(pieces) if between <= most else None
+def _kth_lowest(values: Values, k: int, low: float, high: float) -> float:
+    """The k-th lowest value where many tie: low or high, or else found by bisection, between these if it lies there."""
+
+    def counted(compare: Callable[[Array, float], Array], at: float) -> int:
+        return sum(_count(compare(part, at)) for part in values.chunks())
+
+    for edge in (low, high):
+        if counted(np.less, edge) < k <= counted(np.less_equal, edge):
+            return edge
+    if not counted(np.less_equal, low) < k <= counted(np.less, high):
+        low, high = -math.inf, math.inf
+    between = torch.tensor([low, high], dtype=values.tensors[0].dtype)
+    return float(_bisect(lambda value: torch.tensor(counted(np.less_equal, float(value))), k, between, waits=True))
 
 
-def _below_and_equal(values: Values, at: float) -> tuple[int, int]:
-    counts = [(_count(part < at), _count(part == at)) for part in values.chunks()]
-    return sum(b for b, _ in counts), sum(e for _, e in counts)
-
-
-def _at_threshold(values: Values, threshold: Tensor, ties: int, tied: int) -> list[Tensor]:
-    """What lies below a threshold, and the first `ties` of the `tied` entries that equal it."""
-    at = float(threshold)
+def _at_threshold(values: Values, k: int, at: float) -> list[Tensor]:
+    """What lies below a threshold, and as many of the first entries that equal it as make k."""
     chosen = [torch.empty(v.shape, dtype=torch.bool) for v in values.tensors]
+    below = 0
     for part, mask in zip(values.chunks(), _chunks(chosen), strict=True):
-        if ties == tied:  # all of them: one comparison says it
-            np.less_equal(part, at, out=mask)
-            continue
-        np.less(part, at, out=mask)
+        below += _count(np.less(part, at, out=mask))
+    ties = k - below
+    for part, mask in zip(values.chunks(), _chunks(chosen), strict=True):
         first = np.flatnonzero(part == at)[:ties] if ties else np.zeros(0, dtype=int)
         mask[first] = True
-        ties, tied = ties - len(first), tied - len(first)
+        ties -= len(first)
     return chosen
 
 
@@ -257,8 +216,12 @@ def lowest_by_bits(values: Sequence[Tensor], k: int) -> list[Tensor]:
 
     The k-th value is found by bisection over the type's own numbers, 32 passes for float32, in each of which the
     device counts what lies at or below the middle; every number stays on the device.
+
+    >>> lowest_by_bits([torch.tensor([3.0, 1.0, -2.0])], 2)
+    [tensor([False,  True,  True])]
     """
-    threshold = _bisect(values, k)
+    between = torch.tensor([-math.inf, math.inf], dtype=values[0].dtype, device=values[0].device)
+    threshold = _bisect(lambda value: _counted(values, torch.le, value), k, between, waits=False)
     ties = k - _counted(values, torch.lt, threshold)
     chosen = []
     for v in values:
@@ -270,14 +233,13 @@ def lowest_by_bits(values: Sequence[Tensor], k: int) -> list[Tensor]:
     return chosen
 
 
-def _bisect(values: Sequence[Tensor], k: int) -> Tensor:
-    """The least number of the values' type with k of them at or below it."""
-    dtype, device = values[0].dtype, values[0].device
-    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
-    low, high = (_order(torch.tensor(v, dtype=dtype, device=device).view(whole)) for v in (-math.inf, math.inf))
-    for _ in range(8 * dtype.itemsize):
+def _bisect(at_most: Callable[[Tensor], Tensor], k: int, between: Tensor, waits: bool) -> Tensor:
+    """The least number with k values at or below it, between the two given. waits: the host may read them."""
+    dtype = between.dtype
+    low, high = _order(between.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]))
+    for _ in range((int(high) - int(low)).bit_length() if waits else 8 * dtype.itemsize):
         middle = (low & high) + ((low ^ high) >> 1)  # their mean, rounded down, without overflow
-        enough = _counted(values, torch.le, _order(middle).view(dtype)) >= k
+        enough = at_most(_order(middle).view(dtype)) >= k
         low, high = torch.where(enough, low, middle + 1), torch.where(enough, middle, high)
     return _order(high).view(dtype)
 

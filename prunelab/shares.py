@@ -1,285 +1,30 @@
-"""How much each layer loses: shares that meet a budget for the whole model to the unit; and LAMP's score.
-
-Give them to `allocate` in place of a sparsity. A budget is a share of all units of the groups; `floor` is the least
-density that any group is left with, against layer collapse.
-"""
+"""The old name and signatures of `layerwise`, for one release."""
 
 from __future__ import annotations
 
-import heapq
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import count, pairwise
-from typing import Any, TypeAlias
+import warnings
+from collections.abc import Sequence
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from . import units
-from .allocation import check_sparsity, least_of
-from .calibration import Calibration
-from .core import Group, PruneError, Scores
-from .criteria import magnitude, register
+from . import layerwise
+from .core import Group
+from .layerwise import LayerSparsities
+from .registry import renamed
 from .sensitivity import Scan
 
-Shares: TypeAlias = dict[str, float]  # group name -> the share of its units that goes: round(share * units) of them
-
-NODES = 2000  # branches the solver tries at most; its answer is then still a good one
+__getattr__ = renamed(__name__, {name: f"prunelab.layerwise.{name}" for name in ("erk", "cheapest", "Pieces")})
 
 
-def uniform(groups: Sequence[Group], sparsity: float, *, floor: float = 0.0) -> Shares:
-    """The same share of every group, to the unit: what rounding leaves over goes to the largest remainders."""
-    budget, most = _budget(groups, sparsity, floor)
-    share = check_sparsity(sparsity)
-    return _shares(groups, _whole({g.name: share * g.units for g in groups}, most, budget))
+def uniform(groups: Sequence[Group], sparsity: float, **options: Any) -> LayerSparsities:
+    """`layerwise.uniform`, which takes a model first, as all layer rules do."""
+    warnings.warn("shares.uniform(groups, s) is now layerwise.uniform(model, groups, s)", DeprecationWarning, 2)
+    return layerwise.uniform(nn.Module(), groups, sparsity, **options)
 
 
-def erk(model: nn.Module, groups: Sequence[Group], sparsity: float, *, floor: float = 0.0) -> Shares:
-    """Density proportional to (sum of the weight's dimensions) / (their product), at most 1: small layers stay dense.
-
-    Erdos-Renyi-Kernel: (c_in + c_out + k_h + k_w) / (c_in c_out k_h k_w). Mocanu et al. 2018, arXiv 1707.04780; with
-    kernels Evci et al. 2020, arXiv 1911.11134. A group of structures goes by the first of its weights.
-    """
-    budget, most = _budget(groups, sparsity, floor)
-    raw = {g.name: _er(_weight(model, g), g.members[0].turned) for g in groups}
-    room = {g.name: (g.units - most[g.name], g.units) for g in groups}  # of what is kept
-    scale = _filled(
-        {g.name: raw[g.name] * max(g.units, 1) for g in groups}, room, sum(g.units for g in groups) - budget
-    )
-    kept = {g.name: min(max(scale * raw[g.name] * g.units, room[g.name][0]), g.units) for g in groups}
-    return _shares(groups, _whole({g.name: g.units - kept[g.name] for g in groups}, most, budget))
-
-
-def by_sensitivity(
-    scan: Scan, groups: Sequence[Group], sparsity: float, *, floor: float = 0.0, by: str = "loss"
-) -> Shares:
-    """The shares at which the rises of the groups, each measured alone, add up to the least.
-
-    Between the scanned sparsities the rise is interpolated; beyond the last one nothing is known, so that no group
-    loses more than that. What is exact is the answer to this question. That layers pruned together hurt as much as the
-    sum of each alone is an assumption, and at high sparsities too rosy: measure the result.
-
-    by: "loss", or "accuracy". Raises PruneError for a budget out of reach, and groups that were not scanned.
-    """
-    if by not in ("loss", "accuracy"):
-        raise PruneError(f'by={by!r}: give "loss" or "accuracy"')
-    curves = [_measured(scan, g, by) for g in groups]
-    last = {g.name: max(c.counts) for g, c in zip(groups, curves, strict=True)}
-    budget, most = _budget(groups, sparsity, floor, last)
-    cut = [c.up_to(most[g.name]) for g, c in zip(groups, curves, strict=True)]
-    return _shares(groups, dict(zip((g.name for g in groups), cheapest(cut, budget), strict=True)))
-
-
-@register("lamp")
-def lamp(model: nn.Module, calib: Calibration | None = None) -> Scores:
-    """w_u^2 / sum of w_v^2 over all v of the layer that rank at or above u: what is lost, relative to what would stay.
-
-    Within a layer it ranks as |w| does; across layers it makes them comparable, so that a global scope finds each
-    layer's share, and none loses its last weight before all others have. Lee et al. 2021, arXiv 2010.07611.
-    """
-    return {name: _lamp(w) for name, w in magnitude(model, calib).items()}
-
-
-def _lamp(weight: Tensor) -> Tensor:
-    squares = weight.double().square().reshape(-1)
-    ascending, order = squares.sort(stable=True)
-    above = ascending.flip(0).cumsum(0).flip(0)  # sum over v >= u, summed from the top
-    scores = torch.zeros_like(squares)
-    scores[order] = torch.where(above > 0, ascending / above, 0.0)  # a layer of zeros: nothing is lost
-    return scores.to(torch.promote_types(weight.dtype, torch.float32)).view(weight.shape)
-
-
-# What every rule needs: the budget in units, and how much can go
-
-
-def _budget(
-    groups: Sequence[Group], sparsity: float, floor: float, last: Mapping[str, int] | None = None
-) -> tuple[int, dict[str, int]]:
-    """How many units are to go in all, and how many can of each group; PruneError if that is not enough."""
-    share = check_sparsity(sparsity)
-    if isinstance(floor, bool) or not isinstance(floor, (int, float)) or not 0 <= floor <= 1:
-        raise PruneError(f"floor={floor!r}: give the least density of a layer, a fraction such as 0.05")
-    if len({g.name for g in groups}) < len(groups) or not groups:
-        raise PruneError("no groups" if not groups else "two groups have the same name: give every group its own")
-    total = sum(g.units for g in groups)
-    budget = round(share * total)
-    most = {g.name: g.units - max(math.ceil(floor * g.units - 1e-9), least_of(g)) for g in groups}
-    floors = sum(most.values())
-    if last is not None:
-        most = {name: min(m, last[name]) for name, m in most.items()}
-    possible = sum(most.values())
-    if possible < budget:
-        why = f"the floor of {floor:g} (and the last unit of each structure)"
-        if floors >= budget:
-            why = "the scan, which went no further: scan higher sparsities too, or lower the floor"
-        raise PruneError(
-            f"sparsity {share:g} takes {budget:,} of {total:,} units, but only {possible:,} can go because of {why}. "
-            f"The nearest reachable sparsity is {possible / total:.6g}"
-        )
-    return budget, most
-
-
-def _whole(wanted: Mapping[str, float], most: Mapping[str, int], total: int) -> dict[str, int]:
-    """Whole numbers near those wanted, at most so many each, that add up: by the largest remainders."""
-    counts = {n: min(math.floor(w + 1e-9), most[n]) for n, w in wanted.items()}
-    left = total - sum(counts.values())
-    while left:
-        step = 1 if left > 0 else -1
-        room = [n for n in wanted if (counts[n] < most[n] if left > 0 else counts[n] > 0)]
-        room.sort(key=lambda n: step * (counts[n] - wanted[n]))  # the farthest below what it wanted, first
-        for name in room[: abs(left)]:
-            counts[name] += step
-        left = total - sum(counts.values())
-    return counts
-
-
-def _shares(groups: Sequence[Group], counts: Mapping[str, int]) -> Shares:
-    return {g.name: counts[g.name] / g.units if g.units else 0.0 for g in groups}
-
-
-def _weight(model: nn.Module, group: Group) -> Tensor:
-    tensors = units.named(model)
-    weights = [m.tensor for m in group.members if units.find(model, tensors, m.tensor).dim() > 1]
-    if not weights:
-        raise PruneError(f"{group.name} has no weight with two dimensions: ERK goes by a layer's shape")
-    return tensors[weights[0]]
-
-
-def _er(weight: Tensor, turned: int) -> float:
-    sizes = weight.shape[1:] if turned < 0 else weight.shape  # of an expert's own matrix
-    return sum(sizes) / max(math.prod(sizes), 1)
-
-
-def _filled(rate: Mapping[str, float], room: Mapping[str, tuple[int, int]], total: int) -> float:
-    """The scale at which the groups' scale * rate, each kept within its room, add up to the total.
-
-    The sum grows with the scale along straight lines, which bend where a group leaves its floor or reaches its top.
-    """
-
-    def filled(scale: float) -> float:
-        return sum(min(max(scale * rate[n], low), high) for n, (low, high) in room.items())
-
-    bends = sorted({bound / rate[n] for n, bounds in room.items() for bound in bounds})
-    above = next((b for b in bends if filled(b) >= total), bends[-1])
-    below = max((b for b in bends if b < above), default=0.0)
-    low, high = filled(below), filled(above)
-    return above if high == low else below + (above - below) * (total - low) / (high - low)
-
-
-# The least sum of curves at a given total: straight pieces, so that the hard part is where they are not convex
-
-
-@dataclass(frozen=True)
-class Pieces:
-    """A cost at some counts of units removed, ascending from 0, and straight lines between."""
-
-    counts: tuple[int, ...]
-    costs: tuple[float, ...]
-
-    def at(self, n: int) -> float:
-        """The cost of removing n units."""
-        i = next(i for i, c in enumerate(self.counts) if c >= n)
-        if self.counts[i] == n:
-            return self.costs[i]
-        (a, b), (low, high) = self.counts[i - 1 : i + 1], self.costs[i - 1 : i + 1]
-        return low + (high - low) * (n - a) / (b - a)
-
-    def up_to(self, most: int) -> Pieces:
-        """The same, ending at so many units."""
-        inside = [(n, c) for n, c in zip(self.counts, self.costs, strict=True) if n < most]
-        counts, costs = zip(*inside, (most, self.at(most)), strict=True)
-        return Pieces(counts, costs)
-
-    def hull(self, first: int, last: int) -> list[int]:
-        """The points from first to last on the lower convex hull, by index."""
-        found: list[int] = []
-        for i in range(first, last + 1):
-            while len(found) > 1 and self._slope(found[-2], found[-1]) >= self._slope(found[-1], i):
-                found.pop()
-            found.append(i)
-        return found
-
-    def _slope(self, i: int, j: int) -> float:
-        return (self.costs[j] - self.costs[i]) / (self.counts[j] - self.counts[i])
-
-
-Box: TypeAlias = tuple[tuple[int, int], ...]  # of each curve the first and last point still considered
-
-
-@dataclass(order=True)
-class _Node:
-    bound: float  # no choice within the box costs less
-    tie: int
-    box: Box = field(compare=False)
-    removed: list[int] = field(compare=False)
-    split: tuple[int, int] | None = field(compare=False)  # where the bound is not attained: curve and point
-
-
-def cheapest(curves: Sequence[Pieces], total: int) -> list[int]:
-    """How much to take of each curve, in all exactly `total`, at the least sum of costs.
-
-    On the convex hulls of the curves, taking the cheapest slope next is the optimum, and leaves at most one curve
-    between two corners of its hull. If the curve bulges above its hull just there, try both: left and right of the
-    point in between (branch and bound, the most promising first). Exact, unless it stops after NODES tries.
-    """
-    order = count()
-    start = _relaxed(curves, tuple((0, len(c.counts) - 1) for c in curves), total, next(order))
-    if start is None:
-        raise PruneError(f"{total:,} units are out of reach: all curves end at {sum(c.counts[-1] for c in curves):,}")
-    best, lowest, open_nodes = start.removed, math.inf, [start]
-    for _ in range(NODES):
-        if not open_nodes or open_nodes[0].bound >= lowest - 1e-12 * max(1.0, abs(lowest)):
-            break
-        node = heapq.heappop(open_nodes)
-        cost = math.fsum(c.at(n) for c, n in zip(curves, node.removed, strict=True))
-        if cost < lowest:
-            best, lowest = node.removed, cost
-        for box in _halves(node):
-            child = _relaxed(curves, box, total, next(order))
-            if child is not None:
-                heapq.heappush(open_nodes, child)
-    return best
-
-
-def _halves(node: _Node) -> list[Box]:
-    if node.split is None:
-        return []
-    which, point = node.split
-    first, last = node.box[which]
-    return [(*node.box[:which], part, *node.box[which + 1 :]) for part in ((first, point), (point, last))]
-
-
-def _relaxed(curves: Sequence[Pieces], box: Box, total: int, tie: int) -> _Node | None:
-    """The optimum on the hulls within a box, or None if the total is outside it."""
-    removed = [c.counts[first] for c, (first, _) in zip(curves, box, strict=True)]
-    bound = math.fsum(c.costs[first] for c, (first, _) in zip(curves, box, strict=True))
-    left, split = total - sum(removed), None
-    steps = []
-    for which, (c, (first, last)) in enumerate(zip(curves, box, strict=True)):
-        corners = c.hull(first, last)
-        steps += [(c._slope(i, j), which, i, j) for i, j in pairwise(corners)]
-    for slope, which, i, j in sorted(steps):
-        taken = min(left, curves[which].counts[j] - curves[which].counts[i])
-        removed[which] += taken
-        bound += slope * taken
-        left -= taken
-        if left == 0:
-            inside = [p for p in range(i + 1, j) if 0 < taken < curves[which].counts[j] - curves[which].counts[i]]
-            if inside:
-                split = which, min(inside, key=lambda p: abs(curves[which].counts[p] - removed[which]))
-            break
-    return None if left else _Node(bound, tie, box, removed, split)
-
-
-def _measured(scan: Scan, group: Group, by: str) -> Pieces:
-    curve = scan.curve(group.name)
-    if curve.units != group.units:
-        raise PruneError(f"{group.name} has {group.units} units, in the scan {curve.units}: it is of other groups")
-    rises: list[Any] = [v - scan.dense.loss for v in curve.loss]
-    if by == "accuracy":
-        rises = [(scan.dense.correct - k) / scan.dense.n for k in curve.correct]
-    if not all(map(math.isfinite, rises)):
-        raise PruneError(f"the scan of {group.name} holds a loss that is no number: leave that sparsity out")
-    points = {0: 0.0, **dict(zip(curve.removed, rises, strict=True))}
-    return Pieces(*zip(*sorted(points.items()), strict=True))
+def by_sensitivity(scan: Scan, groups: Sequence[Group], sparsity: float, **options: Any) -> LayerSparsities:
+    """`layerwise.BySensitivity(scan)`, called with a model first, as all layer rules are."""
+    now = "layerwise.BySensitivity(scan)(model, groups, s)"
+    warnings.warn(f"shares.by_sensitivity(scan, groups, s) is now {now}", DeprecationWarning, 2)
+    return layerwise.BySensitivity(scan, **options)(nn.Module(), groups, sparsity)

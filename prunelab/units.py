@@ -150,8 +150,8 @@ def contract(groups: Sequence[Group], masks: Mapping[str, Tensor]) -> Keep:
 
 
 def _kept_parts(group: Group, masks: Mapping[str, Tensor]) -> Tensor:
-    kept, worn = totals(group, masks)
-    return (kept > 0) | (worn == 0)
+    kept, masked = totals(group, masks)
+    return (kept > 0) | (masked == 0)
 
 
 def _kept_units(group: Group, masks: Mapping[str, Tensor]) -> Tensor:

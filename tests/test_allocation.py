@@ -287,34 +287,34 @@ KEPT = [[0, 0, 1, 1], [1, 1, 0, 0]]
 
 @pytest.mark.parametrize("scope", ["row", pl.NM(2, 4)], ids=str)
 @pytest.mark.parametrize(
-    ("turned", "lie"),
+    ("layout", "lie"),
     [
         (0, lambda w: w),
         (1, lambda w: w.T),  # a Conv1D: (in, out)
         (layers.STACKED, lambda w: torch.stack([w, -w])),  # experts: (experts, out, in)
-        (layers.STACKED_TURNED, lambda w: torch.stack([w.T, -w.T])),  # (experts, in, out)
+        (layers.STACKED_TRANSPOSED, lambda w: torch.stack([w.T, -w.T])),  # (experts, in, out)
     ],
     ids=["linear", "conv1d", "stacked", "stacked_turned"],
 )
-def test_rows_and_patterns_go_by_the_inputs_of_an_output(scope, turned, lie):
+def test_rows_and_patterns_go_by_the_inputs_of_an_output(scope, layout, lie):
     scores, kept = lie(ROWS), lie(torch.tensor(KEPT))
     if scores.dim() == 3:
         kept[1] = 1 - kept[0]  # of the second expert, whose scores are the negatives, the others stay
     share = None if isinstance(scope, pl.NM) else 0.5
-    keep = allocate({"w": scores}, [Group("w", scores.numel(), (Member("w", turned=turned),))], share, scope)
+    keep = allocate({"w": scores}, [Group("w", scores.numel(), (Member("w", layout=layout),))], share, scope)
     assert keep["w"].view(scores.shape).int().tolist() == kept.tolist()
 
 
 def test_a_pattern_in_a_transposed_convolution_goes_by_its_inputs():
     """(in, out of a group) of two groups: out 0 reads in 0 and 1, out 1 reads in 2 and 3; one of each two stays."""
     scores = {"w": torch.tensor([[1.0], [2.0], [4.0], [3.0]]).view(4, 1, 1, 1)}
-    keep = allocate(scores, [Group("w", 4, (Member("w", turned=2),))], None, pl.NM(1, 2))
+    keep = allocate(scores, [Group("w", 4, (Member("w", layout=2),))], None, pl.NM(1, 2))
     assert flat(keep) == {"w": [0, 1, 1, 0]}
 
 
 @pytest.mark.parametrize("scope", ["row", pl.NM(2, 4)], ids=str)
 def test_experts_that_do_not_say_how_they_lie(scope):
-    scores, groups = {"w": torch.rand(2, 4, 4)}, [Group("w", 32, (Member("w", turned=layers.UNTOLD),))]
+    scores, groups = {"w": torch.rand(2, 4, 4)}, [Group("w", 32, (Member("w", layout=layers.UNKNOWN_LAYOUT),))]
     with pytest.raises(PruneError, match=r"w \(2, 4, 4\) holds experts' matrices.*set is_transposed"):
         allocate(scores, groups, None if isinstance(scope, pl.NM) else 0.5, scope)
     assert int(allocate(scores, groups, 0.5, "layer")["w"].sum()) == 16

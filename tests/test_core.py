@@ -148,7 +148,7 @@ class Experts(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("layer", "names", "lies"),
+    ("layer", "names", "layout"),
     [
         (nn.LSTM(3, 2, bidirectional=True), "weight_ih_l0 weight_hh_l0 weight_ih_l0_reverse weight_hh_l0_reverse", 0),
         (nn.LSTM(3, 4, proj_size=2), "weight_ih_l0 weight_hh_l0 weight_hr_l0", 0),
@@ -159,20 +159,20 @@ class Experts(nn.Module):
         (nn.ConvTranspose2d(4, 6, 3, groups=2), "weight", 2),
         (Conv1D(3, 2), "weight", 1),
         (Experts(is_transposed=False), "up", layers.STACKED),
-        (Experts(is_transposed=True), "up", layers.STACKED_TURNED),
+        (Experts(is_transposed=True), "up", layers.STACKED_TRANSPOSED),
         (Experts(input_size=4, output_size=3), "up", layers.STACKED),
-        (Experts(input_size=3, output_size=4), "up", layers.STACKED_TURNED),
-        (Experts(), "up", layers.UNTOLD),
+        (Experts(input_size=3, output_size=4), "up", layers.STACKED_TRANSPOSED),
+        (Experts(), "up", layers.UNKNOWN_LAYOUT),
     ],
     ids=lambda x: type(x).__name__ if isinstance(x, nn.Module) else None,
 )
-def test_what_is_a_weight_and_how_it_lies(layer, names, lies):
+def test_what_is_a_weight_and_how_it_lies(layer, names, layout):
     found = prunable(layer)
     assert list(found) == names.split()
     for name, weight in found.items():
-        assert layers.turned(lookup(layer, name)[0]) == lies
-        table = layers.turn(weight.detach(), lies)
-        assert torch.equal(layers.turn_back(table, lies, weight.shape), weight)
+        assert layers.layout_of(lookup(layer, name)[0]) == layout
+        table = layers.to_out_in(weight.detach(), layout)
+        assert torch.equal(layers.from_out_in(table, layout, weight.shape), weight)
     before = [p.name for p in places(layer)]
     apply(layer, masks_of(layer))  # under a mask a layer's type has another name
     assert list(prunable(layer)) == names.split()

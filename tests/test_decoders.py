@@ -14,7 +14,7 @@ from tiny_families import build, example
 from torch import nn
 
 import prunelab as pl
-from prunelab import decoders, granularity, surgery
+from prunelab import decoders, granularity, surgery, units
 from prunelab.core import Group, Part
 from prunelab.language import continued
 from prunelab.surgery.difference import apart, outputs
@@ -198,7 +198,7 @@ def test_expand_and_contract():
     masks = pl.expand(model, groups, keep)
     assert {n.split(".")[2] for n in masks} == {"1"}
     assert not any(m.any() for m in masks.values())
-    assert torch.equal(pl.allocation.contract(groups, masks)["layers"], keep["layers"])
+    assert torch.equal(units.contract(groups, masks)["layers"], keep["layers"])
     report = pl.report(groups, keep)
     assert (report.total.kept, report.total.units) == (3, 4)
 

@@ -11,10 +11,10 @@ import prunelab
 
 ROOT = Path(prunelab.__file__).parent
 FLOORS = [
-    "core", "layers", "units", "files", "attention", "mixtures", "batches", "language", "decoders", "masking",
-    "measurement", "calibration", "criteria", "selection", "surgery", "granularity", "allocation", "reconstruction",
-    "agreement", "sensitivity", "shares", "schedules", "recovery", "pipeline", "movement", "recipes",
-    "exports", "budget",
+    "core", "registry", "layers", "units", "files", "attention", "mixtures", "batches", "language", "decoders",
+    "masking", "measurement", "calibration", "criteria", "selection", "surgery", "granularity", "allocation",
+    "reconstruction", "agreement", "sensitivity", "layerwise", "shares", "schedules", "recovery", "pipeline",
+    "movement", "recipes", "exports", "budget",
 ]  # fmt: skip
 
 # The rooms of the lab: each imports what stands before it.

@@ -366,3 +366,13 @@ def test_recurrent_weights_are_pruned_and_recover(kind):
     assert type(model.rnn) is kind
     torch.testing.assert_close(model(data[0][0]), worn)
     assert all((model.get_parameter(name)[~mask] == 0).all() for name, mask in pruned.masks.items())
+
+
+def test_a_layer_rule_by_hand():
+    """Of 400 and 100 weights ERK keeps as 40 to 25; half of the way loses half of that."""
+    model = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 5))
+    recipe = pl.Recipe(sparsity=0.87, scope="layer", layerwise="erk", schedule="linear", rounds=2)
+    seen = []
+    pruned = pl.prune(model, recipe, recover=lambda m: seen.append([int((m[i].weight == 0).sum()) for i in (0, 1)]))
+    assert seen == [[180, 38], [360, 75]]
+    assert pruned.report.sparsity == 0.87

@@ -26,6 +26,9 @@ RECIPES = {
     "blocks": Recipe(granularity=blocks(4, 2, exclude=["fc.weight"])),
     "weights without some": Recipe(granularity=partial(weights, exclude=["b", "a"])),
     "together": Recipe(granularity=Together(("filters", "neurons"))),
+    "a layer rule": Recipe(granularity="filters", sparsity=0.5, scope="layer", layerwise="erk"),
+    "a layer rule's option": Recipe(sparsity=0.5, scope="layer", layerwise=partial(pl.layerwise.erk, floor=0.1)),
+    "a schedule in a schedule": Recipe(schedule=pl.schedules.Between(0.1, 0.7, Exponential(0.9)), rounds=3),
     "a schedule's field": Recipe(schedule=Exponential(0.9), rounds=3),
     "functions that have names": Recipe(pl.criteria.magnitude, pl.granularity.filters, schedule=pl.schedules.cosine),
 }
@@ -44,8 +47,9 @@ def test_what_is_written_comes_back(tmp_path, name, suffix):
 
 def test_every_registered_name_comes_back(tmp_path):
     names = [("criterion", n) for n in CRITERIA] + [("granularity", n) for n in GRANULARITIES]
+    names += [("layerwise", n) for n in pl.layerwise.LAYER_RULES]
     for field, name in names + [("schedule", n) for n in SCHEDULES]:
-        recipe = Recipe(**{field: name})
+        recipe = Recipe(**{field: name}, scope="layer" if field == "layerwise" else "global")
         assert load_recipe(save_recipe(tmp_path / "r.toml", recipe)) == recipe
     for name, criterion in CRITERIA.items():
         assert described(Recipe(criterion))["criterion"] == name
@@ -103,13 +107,13 @@ def test_what_no_name_describes_is_refused(tmp_path, recipe, message):
         ('{"criterion": "magnitude"}', "its format is None"),
         ({"colour": "red"}, "no field 'colour'; it has criterion"),
         ({"criterion": "os.system"}, "no criterion is called 'os.system'"),
-        ({"criterion": {"name": "magnitude", "x": 1}}, "no criterion with fields is called 'magnitude'"),
-        ({"criterion": {"name": "random", "sea": 1}}, "has the fields seed; the file gives sea"),
+        ({"criterion": {"name": "magnitude", "x": 1}}, "'magnitude' has the options none; the file gives x"),
+        ({"criterion": {"name": "random", "sea": 1}}, "has the options seed; the file gives sea"),
         ({"criterion": {"seed": 1}}, "a table with the key 'name'"),
         ({"criterion": 5}, "criterion is 5"),
-        ({"granularity": {"name": "blocks", "r": 2}}, "'blocks' does not take r"),
+        ({"granularity": {"name": "blocks", "r": 2}}, "'blocks' has the options r, c, exclude; the file gives r"),
         ({"granularity": {"name": "blocks", "r": 0, "c": 1}}, "blocks of r=0"),
-        ({"granularity": {"name": "grains"}}, "no granularity with fields is called 'grains'"),
+        ({"granularity": {"name": "grains"}}, "no granularity is called 'grains'"),
         ({"granularity": {"name": "together", "names": ["grains"]}}, "no granularity is called 'grains'"),
         ({"scope": "4:2"}, "NM"),
         ({"scope": "everywhere"}, "no scope is called 'everywhere'"),
@@ -117,6 +121,9 @@ def test_what_no_name_describes_is_refused(tmp_path, recipe, message):
         ({"sparsity": {"conv1": 50}}, "did you mean 0.5"),
         ({"sparsity": {"conv1": 0.5}, "scope": "row"}, "scope row with a share for each group"),
         ({"rounds": 0}, "rounds=0"),
+        ({"layerwise": "erk"}, "layerwise='erk' makes a share for each group of one sparsity: give scope \"layer\""),
+        ({"layerwise": "erk", "scope": "layer", "sparsity": {"conv1": 0.5}}, 'give scope "layer" and a number'),
+        ({"layerwise": "by_sensitivity", "scope": "layer"}, r"needs options: give BySensitivity\(scan\)"),
     ],
     ids=str,
 )

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunelab import selection
-from prunelab.selection import Values, kth_lowest, lowest, lowest_by_bits, lowest_where_gone
+from prunelab.selection import Values, _kth_lowest, lowest, lowest_by_bits, lowest_where_gone
 
 
 @pytest.fixture(params=[(1 << 21, 1 << 20, 1 << 17), (16, 8, 5), (3, 64, 7), (0, 1, 1), (1, 4, 64)], ids=str)
@@ -139,10 +139,11 @@ def test_beyond_the_ends(sizes):
     assert lowest([], 0) == []
 
 
-def test_kth_by_hand(sizes):
-    values = [torch.tensor([5.0, 2.0, 2.0]), torch.tensor([2.0, 9.0, 1.0])]  # sorted: 1 2 2 2 5 9
-    found = [tuple(float(x) for x in kth_lowest(Values(values), k)) for k in range(1, 7)]
-    assert found == [(1, 1, 1), (2, 1, 3), (2, 2, 3), (2, 3, 3), (5, 1, 1), (9, 1, 1)]
+@pytest.mark.parametrize(("low", "high"), [(-math.inf, math.inf), (2.0, 2.0), (1.0, 9.0), (5.0, 9.0), (-1.0, 0.0)])
+def test_kth_by_hand(sizes, low, high):
+    """Whatever the sample made believe."""
+    values = Values([torch.tensor([5.0, 2.0, 2.0]), torch.tensor([2.0, 9.0, 1.0])])
+    assert [_kth_lowest(values, k, low, high) for k in range(1, 7)] == [1, 2, 2, 2, 5, 9]
 
 
 @pytest.mark.parametrize("kind", ["distinct", "few", "mostly zero", "infinities"])

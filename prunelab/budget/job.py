@@ -13,9 +13,7 @@ from torch import nn
 from .. import criteria as known_criteria
 from ..batches import batches, has_splits, split_of, to
 from ..calibration import Calibration
-from ..core import PruneError, device_of
-from ..criteria import Criterion
-from ..granularity import Granularity
+from ..core import Criterion, Granularity, PruneError, device_of
 from ..measurement import Evaluation, evaluate, macs, stored_bytes
 from ..measurement.conditions import (
     attempt,

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from .. import granularity as granularities
-from ..core import Group, PruneError, device_of, places
-from ..granularity import GRANULARITIES, Granularity, Together
+from ..core import Granularity, Group, PruneError, device_of, places
+from ..granularity import GRANULARITIES, Together
 from ..layers import CONVOLUTION
 from ..measurement.rounds import interleaved, resolved, waited_for
 from ..surgery import shrink

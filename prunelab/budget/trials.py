@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..core import PruneError
-from ..criteria import Criterion
+from ..core import Criterion, PruneError
 from ..measurement import Speedup
 from ..measurement.text import percent, seconds, size
 from .goals import Goals

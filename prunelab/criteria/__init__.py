@@ -8,21 +8,19 @@ and whatever is multiplied by one is 0 there.
 A criterion scores single weights. What a structure is worth, `allocate` makes of the scores of its weights.
 """
 
-from .activations import wanda
+from ..registry import renamed
 from .depth import AngularDistance, BlockInfluence, angular_distance, block_influence, glu_peak_to_peak
 from .experts import expert_frequency, expert_norm, reap
 from .gradients import Grasp, fisher, gradient, grasp, synflow, taylor, taylor_sum
 from .heads import head_importance
-from .movements import Mama
-from .registry import ALIASES, CRITERIA, Criterion, by_name, register
-from .weights import Random, bn_slimming, fpgm, magnitude, magnitude_l2, random
+from .registry import CRITERIA, by_name, register
+from .weights import Mama, Random, bn_slimming, fpgm, lamp, magnitude, magnitude_l2, random, wanda
 
+__getattr__ = renamed(__name__, {"Criterion": "prunelab.core.Criterion"})
 __all__ = [
-    "ALIASES",
     "CRITERIA",
     "AngularDistance",
     "BlockInfluence",
-    "Criterion",
     "Grasp",
     "Mama",
     "Random",
@@ -38,6 +36,7 @@ __all__ = [
     "gradient",
     "grasp",
     "head_importance",
+    "lamp",
     "magnitude",
     "magnitude_l2",
     "random",

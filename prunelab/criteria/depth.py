@@ -24,6 +24,7 @@ from .registry import finite_weights, register
 OF = ("layers", "mlps", "attentions")
 
 
+@register("block_influence")
 @dataclass(frozen=True)
 class BlockInfluence:
     """1 - E cos(X_i, X_i+1): how far a block turns what passes through it, over all tokens. Needs data, no labels.
@@ -46,9 +47,9 @@ class BlockInfluence:
 
 
 block_influence = BlockInfluence()
-register("block_influence")(block_influence)
 
 
+@register("angular_distance")
 @dataclass(frozen=True)
 class AngularDistance:
     """The least arccos(cos(X_l, X_l+n)) / pi among the runs of n blocks that a block is part of. Needs data, no labels.
@@ -95,7 +96,6 @@ class AngularDistance:
 
 
 angular_distance = AngularDistance()
-register("angular_distance")(angular_distance)
 
 
 @register("glu_peak_to_peak")

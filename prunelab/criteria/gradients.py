@@ -30,6 +30,13 @@ def gradient(model: nn.Module, calib: Calibration | None = None) -> Scores:
     """|dL/dw|: how fast the loss changes with the weight, whatever the weight is. The baseline of those below.
 
     L is the mean loss over the calibration samples. Near a minimum all gradients are small, and noise decides.
+
+    >>> layer = nn.Linear(2, 1, bias=False)
+    >>> layer.weight.data = torch.tensor([[3.0, -0.5]])
+    >>> data = torch.tensor([[1.0, 2.0], [1.0, 0.0]]), torch.zeros(2)
+    >>> calib = Calibration.of(data, loss=lambda outputs, targets: outputs.mean())  # so that dL/dw is the mean input
+    >>> gradient(layer, calib)["weight"]
+    tensor([[1., 1.]])
     """
     finite_weights(model)
     return {name: g.abs() for name, g in gradients(model, needed(calib, "gradient")).items()}
@@ -41,6 +48,13 @@ def taylor(model: nn.Module, calib: Calibration | None = None) -> Scores:
 
     SNIP: Lee et al. 2019, arXiv 1810.02340, before training, whose gradient by a gate on w is this product.
     Molchanov et al. 2019, arXiv 1906.10771, on a trained network, squared. Needs data.
+
+    >>> layer = nn.Linear(2, 1, bias=False)
+    >>> layer.weight.data = torch.tensor([[3.0, -0.5]])
+    >>> data = torch.tensor([[1.0, 2.0], [1.0, 0.0]]), torch.zeros(2)
+    >>> calib = Calibration.of(data, loss=lambda outputs, targets: outputs.mean())  # so that dL/dw is the mean input
+    >>> taylor(layer, calib)["weight"]
+    tensor([[3.0000, 0.5000]])
     """
     return {name: product.abs() for name, product in _weight_times_gradient(model, needed(calib, "taylor")).items()}
 
@@ -51,6 +65,13 @@ def taylor_sum(model: nn.Module, calib: Calibration | None = None) -> Scores:
 
     To first order it is how far the loss moves if all of a unit's weights leave together: those that would lower
     it make up for those that would raise it. `taylor` forgets the signs first. Single weights rank alike.
+
+    >>> layer = nn.Linear(2, 1, bias=False)
+    >>> layer.weight.data = torch.tensor([[3.0, -0.5]])
+    >>> data = torch.tensor([[1.0, 2.0], [1.0, 0.0]]), torch.zeros(2)
+    >>> calib = Calibration.of(data, loss=lambda outputs, targets: outputs.mean())  # so that dL/dw is the mean input
+    >>> taylor_sum(layer, calib)["weight"]
+    tensor([[ 3.0000, -0.5000]])
     """
     return AbsoluteOfSum(_weight_times_gradient(model, needed(calib, "taylor_sum")))
 
@@ -66,12 +87,20 @@ def fisher(model: nn.Module, calib: Calibration | None = None) -> Scores:
 
     Optimal brain damage: LeCun et al. 1990, with the empirical Fisher information in place of the Hessian's diagonal.
     Unlike `taylor` it does not vanish at a minimum, where the samples' gradients cancel but are not 0. Needs data.
+
+    >>> layer = nn.Linear(2, 1, bias=False)
+    >>> layer.weight.data = torch.tensor([[3.0, -0.5]])
+    >>> data = torch.tensor([[1.0, 2.0], [1.0, 0.0]]), torch.zeros(2)
+    >>> calib = Calibration.of(data, loss=lambda outputs, targets: outputs.mean())  # so that dL/dw is the mean input
+    >>> fisher(layer, calib)["weight"]  # h is the mean square of each input: 1 and 2
+    tensor([[4.5000, 0.2500]])
     """
     weights = finite_weights(model)
     h = fisher_information(model, needed(calib, "fisher"))
     return {name: h[name] * w.to(h[name].dtype).square() / 2 for name, w in weights.items()}
 
 
+@register("grasp")
 @dataclass(frozen=True)
 class Grasp:
     """theta * Hg: what the gradient's norm loses with a weight. For networks before training. Needs data.
@@ -80,6 +109,13 @@ class Grasp:
     -w Hg, whose removal raises the gradient norm most, which is to keep the highest w Hg. So a weight may well have a
     negative score: without it the rest would learn faster. Wang et al. 2020, arXiv 2002.07376; the authors' code
     divides the outputs by a temperature of 200, so that the softmax is not saturated.
+
+    >>> layer = nn.Linear(2, 1, bias=False)
+    >>> layer.weight.data = torch.tensor([[3.0, -0.5]])
+    >>> data = torch.eye(2), torch.zeros(2)
+    >>> calib = Calibration.of(data, loss=lambda outputs, targets: outputs.square().sum())  # g = 2 w, H = 2, Hg = 4 w
+    >>> Grasp()(layer, calib)["weight"]
+    tensor([[36.,  1.]])
     """
 
     temperature: float = 1.0
@@ -92,7 +128,6 @@ class Grasp:
 
 
 grasp = Grasp()
-register("grasp")(grasp)
 
 
 @register("synflow")
@@ -104,6 +139,11 @@ def synflow(model: nn.Module, calib: Calibration | None = None) -> Scores:
     are taken anew often: Recipe(..., rounds=100, schedule=schedules.Exponential(sparsity)). For networks before
     training. As in the authors' code BatchNorm runs in eval mode, its statistics made absolute too. In float64: R of
     a deep network overflows float32. Needs no data, only an input's shape. Tanaka et al. 2020, arXiv 2006.05467.
+
+    >>> model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False))
+    >>> model[0].weight.data, model[1].weight.data = torch.tensor([[2.0], [-1.0]]), torch.tensor([[3.0, 5.0]])
+    >>> synflow(model, Calibration.of((torch.zeros(1, 1), torch.zeros(1))))["1.weight"]  # two paths: 2 * 3 and 1 * 5
+    tensor([[6., 5.]], dtype=torch.float64)
     """
     weights = finite_weights(model)
     ones = _ones(needed(calib, "synflow", "the shape of an input").example, device_of(model))

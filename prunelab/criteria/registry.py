@@ -3,53 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from ..core import Criterion, PruneError, at_once, shape
 from ..layers import prunable
+from ..registry import Registry
 
-CRITERIA: dict[str, Criterion] = {}
-ALIASES = {
-    "snip": "taylor",
-    "obd": "fisher",
-    "network_slimming": "bn_slimming",
-    "michel": "head_importance",
-}  # one score, several names
-
-LACKING = {  # names that a learner will look for, and why no network at rest has such scores
-    "movement": "its scores are learned while fine-tuning: call movement.finetune(model, data, groups, "
-    "movement.TopV(0.9))",
-    "mama": "it needs the weights before fine-tuning: give criteria.Mama.of(pretrained) in place of the name",
-}
+CRITERIA: Registry[Criterion] = Registry(
+    "criterion",
+    aliases={"snip": "taylor", "obd": "fisher", "network_slimming": "bn_slimming", "michel": "head_importance"},
+    hints={
+        "movement": "cannot be computed from a model alone: its scores are learned while fine-tuning: call "
+        "movement.finetune(model, data, groups, movement.TopV(0.9))",
+        "mama": "cannot be computed from a model alone: it needs the weights before fine-tuning: give "
+        "criteria.Mama.of(pretrained)",
+    },
+)
+by_name, register = CRITERIA.by_name, CRITERIA.register
 
 
 class PartialScores(dict[str, Tensor]):
     """Scores without those of layers that a criterion could not see: `prune` leaves such layers as they are."""
-
-
-def register(name: str) -> Callable[[Criterion], Criterion]:
-    """Make a criterion known by name, to `Recipe` and to the contract checks of the tests."""
-
-    def put(criterion: Criterion) -> Criterion:
-        CRITERIA[name] = criterion
-        return criterion
-
-    return put
-
-
-def by_name(criterion: str | Criterion) -> Criterion:
-    """The criterion registered under a name; a criterion is given back as it is."""
-    if callable(criterion):
-        return criterion
-    known = ALIASES.get(criterion, criterion)
-    if known in LACKING:
-        raise PruneError(f"{criterion!r} cannot be computed from a model alone: {LACKING[known]}")
-    if known not in CRITERIA:
-        raise PruneError(f"no criterion is called {criterion!r}; there is {', '.join(sorted(CRITERIA))}")
-    return CRITERIA[known]
 
 
 def finite_weights(model: nn.Module) -> dict[str, Tensor]:

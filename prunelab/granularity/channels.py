@@ -17,9 +17,11 @@ from ..decoders import is_decoder
 from .depth import glu_neurons
 from .operators import makes
 from .proof import proven
+from .registry import register
 from .tracing import BY_HAND, Port, Trace, on, plain_twin, trace
 
 
+@register("filters")
 def filters(model: nn.Module, example: Any = None) -> Groups:
     """Convolution filters, with all that must leave with them, of any network that runs on the example.
 
@@ -38,6 +40,7 @@ def filters(model: nn.Module, example: Any = None) -> Groups:
     return _some(_found(model, example), lambda kinds: "convolution" in kinds, "filter of a convolution", model)
 
 
+@register("neurons")
 def neurons(model: nn.Module, example: Any = None) -> Groups:
     """Neurons of hidden Linear layers: a unit is a row and its bias, and the columns of every layer that reads it.
 
@@ -53,6 +56,7 @@ def neurons(model: nn.Module, example: Any = None) -> Groups:
     )
 
 
+@register("width")
 def width(model: nn.Module, example: Any = None) -> Groups:
     """The channels of residual streams that a LayerNorm or RMSNorm scales: a Transformer's width.
 
@@ -63,6 +67,7 @@ def width(model: nn.Module, example: Any = None) -> Groups:
     return _some(_found(model, example), lambda kinds: "width" in kinds, "residual stream under a norm", model)
 
 
+@register("coupled")
 def coupled(model: nn.Module, example: Any = None) -> Groups:
     """All filters and neurons of a model, from a single trace: see `filters`."""
     found = _found(model, example)

@@ -18,9 +18,11 @@ from ..core import Group, Groups, Member, Part, PruneError, join, places
 from ..decoders import Block, blocks, is_norm
 from ..measurement.conditions import attempt, uncached, undisturbed
 from ..surgery.removal import Absent
+from .registry import register
 from .tracing import on
 
 
+@register("mlps")
 def mlps(model: nn.Module, example: Any = None) -> Groups:
     """Entire MLPs, or mixtures of experts: a group a stack of blocks, a unit for each.
 
@@ -34,6 +36,7 @@ def mlps(model: nn.Module, example: Any = None) -> Groups:
     return _wholes("mlps", "MLP", model, example)
 
 
+@register("attentions")
 def attentions(model: nn.Module, example: Any = None) -> Groups:
     """Entire attentions, self and cross: a group a stack. What a token learns of the others, it learns here.
 
@@ -42,6 +45,7 @@ def attentions(model: nn.Module, example: Any = None) -> Groups:
     return _wholes("attentions", "attention", model, example)
 
 
+@register("layers")
 def layers(model: nn.Module, example: Any = None) -> Groups:
     """Entire blocks: a group a stack (of an encoder-decoder, a tower, a stage), a unit for each. Errors as of `mlps`.
 

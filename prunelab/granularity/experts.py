@@ -8,8 +8,10 @@ from torch import nn
 
 from ..core import Group, Member, Part, PruneError
 from ..mixtures import Mixture, mixtures
+from .registry import register
 
 
+@register("experts")
 def experts(model: nn.Module, example: Any = None) -> list[Group]:
     """Experts of mixtures: a group a mixture, a unit an expert and its entries of the router's tensors.
 

@@ -16,9 +16,11 @@ from ..core import Group, Groups, PruneError
 from .channels import Candidate, candidates
 from .headwise import HEADS
 from .proof import proven
+from .registry import register
 from .tracing import BY_HAND, Trace, on, plain_twin, trace
 
 
+@register("heads")
 def heads(model: nn.Module, example: Any = None) -> Groups:
     """Attention heads of any network that runs on the example: a group a layer, a unit a head.
 

@@ -11,16 +11,23 @@ from torch import Tensor, nn
 
 from .. import units
 from ..core import Group, Member, PruneError, lookup_all, shape
-from ..layers import prunable, turned, unreachable
+from ..layers import layout_of, prunable, unreachable
+from .registry import register
 
 
+@register("weights")
 def weights(model: nn.Module, example: Any = None, *, exclude: Collection[str] = ()) -> list[Group]:
-    """Every weight on its own: one group a prunable tensor, one unit an entry. `exclude` leaves tensors alone."""
+    """Every weight on its own: one group a prunable tensor, one unit an entry. `exclude` leaves tensors alone.
+
+    >>> [(group.name, group.units) for group in weights(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)))]
+    [('0.weight', 6), ('1.weight', 3)]
+    """
     chosen = _chosen(model, exclude)
     at = lookup_all(model, chosen)
-    return [Group(n, p.numel(), (Member(n, turned=turned(at[n][0])),)) for n, p in chosen.items()]
+    return [Group(n, p.numel(), (Member(n, layout=layout_of(at[n][0])),)) for n, p in chosen.items()]
 
 
+@register("blocks")
 @dataclass(frozen=True)
 class Blocks:
     """Blocks of r rows by c columns of every weight matrix: the pattern that block-sparse (BSR) kernels can skip.
@@ -28,6 +35,9 @@ class Blocks:
     A row is all that feeds one output (in a transposed convolution or a Conv1D, all that one input feeds); a
     convolution's row is laid out (in, kh, kw), as in memory and in `weight.flatten(1)`, so that c = kh*kw takes whole
     kernels. `exclude` leaves tensors alone.
+
+    >>> Blocks(2, 2)(nn.Linear(8, 4))[0].units  # (4, 8) in blocks of (2, 2)
+    8
     """
 
     r: int
@@ -43,7 +53,7 @@ class Blocks:
         """One group a prunable tensor, one unit a block; PruneError names the tensors that are no multiple."""
         chosen = _chosen(model, self.exclude)
         sizes = {name: units.matrix(p) for name, p in chosen.items()}
-        stacked = [name for name, place in lookup_all(model, chosen).items() if turned(place[0]) < 0]
+        stacked = [name for name, place in lookup_all(model, chosen).items() if layout_of(place[0]) < 0]
         if stacked:
             raise PruneError(
                 f"{', '.join(stacked)} hold a matrix for each expert, and a block of {self.r} rows would reach across "
@@ -61,7 +71,11 @@ class Blocks:
 
 
 def blocks(r: int, c: int, *, exclude: Collection[str] = ()) -> Blocks:
-    """A granularity: r x c blocks of every weight matrix, as in `Recipe(granularity=blocks(4, 4))`."""
+    """A granularity: r x c blocks of every weight matrix, as in `Recipe(granularity=blocks(4, 4))`.
+
+    >>> blocks(4, 4)
+    Blocks(r=4, c=4, exclude=())
+    """
     return Blocks(r, c, tuple(exclude))
 
 

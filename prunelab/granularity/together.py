@@ -9,14 +9,20 @@ from torch import nn
 
 from .. import units
 from ..core import Group, PruneError
-from .registry import by_name
+from .registry import by_name, register
 
 
+@register("together")
 @dataclass(frozen=True)
 class Together:
     """A granularity made of registered ones, the first named taking precedence where two claim the same entries.
 
     Those that find nothing in a model are passed over; PruneError if none of them finds anything.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    >>> Together(("neurons", "weights")).found(model, torch.zeros(1, 2)).keys()
+    dict_keys(['neurons', 'weights'])
     """
 
     names: tuple[str, ...]

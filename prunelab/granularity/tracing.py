@@ -20,8 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import prune
@@ -413,6 +411,9 @@ def _sets(shadow: Shadow) -> Trace:
 
 
 def _components(shadow: Shadow) -> np.ndarray:
+    from scipy.sparse import coo_array  # not above: together they take a tenth of the time to import torch
+    from scipy.sparse.csgraph import connected_components
+
     edges = np.concatenate([np.zeros((2, 1), np.int64), *shadow.edges], axis=1)
     graph = coo_array((np.ones(edges.shape[1], np.int8), tuple(edges)), shape=(shadow.total, shadow.total))
     found: np.ndarray = connected_components(graph, directed=False)[1]

@@ -1,20 +1,11 @@
 """Movement pruning: scores that are learned while fine-tuning, and keep what grows rather than what is large."""
 
+from ..registry import renamed
 from .gates import attach, by_group, detach, gated, scores
-from .rules import Rule, Threshold, TopV
-from .training import GRADUAL, Learned, finetune, gradual
+from .rules import Threshold, TopV
+from .training import Learned, finetune, gradual
 
-__all__ = [
-    "GRADUAL",
-    "Learned",
-    "Rule",
-    "Threshold",
-    "TopV",
-    "attach",
-    "by_group",
-    "detach",
-    "finetune",
-    "gated",
-    "gradual",
-    "scores",
-]
+__getattr__ = renamed(
+    __name__, {"GRADUAL": "prunelab.movement.training.GRADUAL", "Rule": "prunelab.movement.rules.Rule"}
+)
+__all__ = ["Learned", "Threshold", "TopV", "attach", "by_group", "detach", "finetune", "gated", "gradual", "scores"]

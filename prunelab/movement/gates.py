@@ -56,8 +56,15 @@ def attach(model: nn.Module, groups: Sequence[Group]) -> nn.Module:
 
     A structure is gated where it is *read* (see `gated`), until `settle` masks all of it.
 
-    Raises PruneError, before anything is changed, for masks already worn, frozen weights, foreign groups, or groups of
+    Raises PruneError, before anything is changed, for masks already on, frozen weights, foreign groups, or groups of
     whole modules.
+
+    >>> from prunelab.granularity import weights
+    >>> layer = nn.Linear(2, 1)
+    >>> layer.weight.data = torch.tensor([[3.0, -0.5]])
+    >>> attach(layer, weights(layer))(torch.tensor([[1.0, 2.0]])).sum().backward()
+    >>> by_group(layer)["weight"].grad  # of the output y by the score of w: x w
+    tensor([ 3., -1.])
     """
     _check_sliced(groups)
     check_whole(model, groups)
@@ -83,6 +90,11 @@ def gated(model: nn.Module, groups: Sequence[Group]) -> list[Group]:
 
     Masked on both sides, a unit that left would send nothing to weights that pass nothing on: a product of zeros,
     whose derivative is 0, and its score could never rise again. Of an exact group the output is the same.
+
+    >>> from prunelab.granularity import neurons
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    >>> [member.tensor for member in gated(model, neurons(model, torch.zeros(1, 2)))[0].members]
+    ['2.weight']
     """
     at = {name: sharing[0] for name, sharing in lookup_all(model, _tensors(groups)).items()}
     found = []
@@ -94,7 +106,13 @@ def gated(model: nn.Module, groups: Sequence[Group]) -> list[Group]:
 
 
 def scores(model: nn.Module) -> dict[str, Tensor]:
-    """The learned scores by group, (units,) each: higher = keep. PruneError if nothing has attached any."""
+    """The learned scores by group, (units,) each: higher = keep. PruneError if nothing has attached any.
+
+    >>> from prunelab.granularity import weights
+    >>> layer = nn.Linear(2, 1)
+    >>> scores(attach(layer, weights(layer)))
+    {'weight': tensor([0., 0.])}
+    """
     found = by_group(model)
     if not found:
         raise PruneError(
@@ -105,7 +123,13 @@ def scores(model: nn.Module) -> dict[str, Tensor]:
 
 
 def detach(model: nn.Module) -> nn.Module:
-    """Take the scores off; the masks stay, as `masking.apply` puts them on. A model without scores is left alone."""
+    """Take the scores off; the masks stay, as `masking.apply` puts them on. A model without scores is left alone.
+
+    >>> from prunelab.granularity import weights
+    >>> layer = nn.Linear(2, 1)
+    >>> by_group(detach(attach(layer, weights(layer))))
+    {}
+    """
     for module in model.modules():
         if isinstance(module, Mask):
             module.gate = None
@@ -113,7 +137,13 @@ def detach(model: nn.Module) -> nn.Module:
 
 
 def by_group(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The scores as the parameters that an optimizer trains; none without `attach`."""
+    """The scores as the parameters that an optimizer trains; none without `attach`.
+
+    >>> from prunelab.granularity import weights
+    >>> layer = nn.Linear(2, 1)
+    >>> by_group(attach(layer, weights(layer)))["weight"].requires_grad
+    True
+    """
     gates = [m.gate for m in model.modules() if isinstance(m, Mask) and isinstance(m.gate, Gate)]
     return {name: s for gate in gates for name, s in zip(gate.names, gate.scores, strict=True)}
 

@@ -29,6 +29,11 @@ class TopV:
     """Hard movement: exactly round(sparsity * progress * n) units go, the lowest of each layer, or of all ("global").
 
     Structures keep their best unit. Sanh et al. 2020, arXiv 2005.07683, section 4.
+
+    >>> from prunelab.core import Member
+    >>> groups = [Group("a", 4, (Member("w"),))]
+    >>> TopV(0.5).keep({"a": torch.tensor([0.1, -2.0, 0.3, -0.4])}, groups, progress=1.0)
+    {'a': tensor([ True, False,  True, False])}
     """
 
     sparsity: float
@@ -60,6 +65,11 @@ class Threshold:
     Both grow from 0 with the schedule. How many stay is learned, a layer as it likes: a larger penalty prunes more.
     Structures keep their best unit. Sanh et al. 2020, arXiv 2005.07683, section 4 (the sigmoid on both sides of the
     comparison, and the common growth, are their code's).
+
+    >>> from prunelab.core import Member
+    >>> groups = [Group("a", 3, (Member("w"),))]
+    >>> Threshold(penalty=10, tau=0.1).keep({"a": torch.tensor([0.0, -3.0, 1.0])}, groups, 1.0)  # sigmoid(-3) = 0.05
+    {'a': tensor([ True, False,  True])}
     """
 
     penalty: float

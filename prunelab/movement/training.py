@@ -15,8 +15,7 @@ from torch.optim import AdamW, Optimizer
 from .. import criteria, schedules
 from ..allocation import expand, of_model, report, unit_scores
 from ..calibration import Calibration, Loss
-from ..core import Group, Keep, PruneError, Schedule
-from ..criteria import Criterion
+from ..core import Criterion, Group, Keep, PruneError, Schedule
 from ..masking import apply, current_masks, restore
 from ..pipeline import Pruned
 from ..recovery import History, Objective, train
@@ -64,6 +63,12 @@ def finetune(
 
     Raises PruneError, with the model as it was, as `attach` and `train` do, and for a schedule that does not go from
     0 to 1. An interrupt leaves a model that wears the masks of the moment; a run with a checkpoint goes on from there.
+
+    >>> from prunelab.granularity import weights
+    >>> layer, data = nn.Linear(4, 2), (torch.eye(4), torch.tensor([0, 1, 0, 1]))
+    >>> learned = finetune(layer, data, weights(layer), TopV(0.5), steps=10, progress=False)
+    >>> learned.pruned.report.sparsity, int((layer.weight == 0).sum())
+    (0.5, 4)
     """
     share = schedules.by_name(schedule)
     _check_rates(lr=lr, scores_lr=scores_lr)
@@ -104,6 +109,12 @@ def gradual(
     With magnitude this is gradual magnitude pruning: Zhu and Gupta 2017, arXiv 1710.01878. As under movement, and
     unlike in `pipeline.prune`, what left may return: a weight under the mask stands still, and is scored as it is.
     Raises PruneError as `finetune`.
+
+    >>> from prunelab.granularity import weights
+    >>> layer, data = nn.Linear(4, 2), (torch.eye(4), torch.tensor([0, 1, 0, 1]))
+    >>> learned = gradual(layer, data, weights(layer), TopV(0.5), "magnitude", steps=10, progress=False)
+    >>> learned.pruned.report.sparsity
+    0.5
     """
     share = schedules.by_name(schedule)
     judge = criteria.by_name(criterion)

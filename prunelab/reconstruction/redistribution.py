@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Place, PruneError, lookup_all, shape
-from ..layers import check_told, turn, turn_back, turned
+from ..layers import check_layout, from_out_in, layout_of, to_out_in
 from ..masking import apply
 
 SCOPES = ("row", "layer")
@@ -66,10 +66,11 @@ def redistribute(model: nn.Module, masks: Mapping[str, Tensor], scope: str = "ro
 
 def _redistributed_at(place: Place, mask: Tensor, scope: str) -> Tensor:
     _check(place.tensor, mask, scope)
-    lies = turned(place)
+    layout = layout_of(place)
     if scope == "row":
-        check_told(place.name, place.tensor.shape, lies, 'scope "row"')
-    return turn_back(redistributed(turn(place.tensor, lies), turn(mask, lies), scope), lies, place.tensor.shape)
+        check_layout(place.name, place.tensor.shape, layout, 'scope "row"')
+    table = redistributed(to_out_in(place.tensor, layout), to_out_in(mask, layout), scope)
+    return from_out_in(table, layout, place.tensor.shape)
 
 
 def _check(weight: Tensor, mask: Tensor, scope: str) -> None:

@@ -20,9 +20,7 @@ from .. import granularity as granularities
 from ..allocation import check_sparsity
 from ..batches import split_of
 from ..calibration import Calibration
-from ..core import Group, PruneError, Scores
-from ..criteria import Criterion
-from ..granularity import Granularity
+from ..core import Criterion, Granularity, Group, PruneError, Scores
 from ..measurement.accuracy import evaluate
 from ..measurement.conditions import check_count, check_numbers, check_plain, first_inputs, undisturbed
 from .result import Curve, Scan, ScanStopped

@@ -18,7 +18,8 @@ def texts(shown):
     """What nbval compares: all but the widget and the pixels."""
     clean = []
     for data, _ in shown:
-        html = re.sub(r"data:image/png;base64,[^\"]+", "", data.get("text/html", ""))
+        html = re.sub(r"<!--yours-->[\s\S]*?<!--/yours-->", "", data.get("text/html", ""))
+        html = re.sub(r"data:image/png;base64,[^\"]+", "", html)
         clean.append((data.get("text/plain"), html, sorted(data)))
     return clean
 
@@ -109,21 +110,35 @@ def test_nothing_that_is_compared_depends_on_the_learners_answer(shown, kind, mi
     assert shown[-1][1]["image/png"]["alt"].startswith("The guess beside the result for: How much faster?")
 
 
-def test_the_live_view_names_the_guess_and_why_it_attracts(monkeypatch):
-    live = []
-    monkeypatch.setattr(display, "show", lambda *a, widget, **k: live.append(widget))
+def test_the_result_names_the_guess_and_why_it_attracts(shown):
     guess = ask()
-    lab.reveal(guess, "just as fast", WHY)
-    assert "placeholder" in live[-1].value
     guess.control.value = "twice as fast"
     guess.button.click()
     lab.reveal(guess, "just as fast", WHY)
-    assert "You guessed <strong>twice as fast</strong>" in live[-1].value
-    assert live[-1].value.count("A compromise feels safe.") == 2
-    assert 'alt="The guess beside the result' in live[-1].value
+    html = shown[-1][0]["text/html"]
+    assert "You guessed <strong>twice as fast</strong>" in html
+    assert html.count("A compromise feels safe.") == 2
+    assert 'alt="The guess beside the result' in html
     guess.value = "just as fast"
     lab.reveal(guess, "just as fast", WHY)
-    assert "so it is" in live[-1].value
+    assert "so it is" in shown[-1][0]["text/html"]
+
+
+def test_without_a_guess_nothing_is_scored_and_the_result_is_folded(shown):
+    lab.reveal(ask(), "just as fast", WHY)
+    html = shown[-1][0]["text/html"]
+    assert "You have not guessed yet" in html
+    assert "You guessed" not in html
+    assert html.index("<details>") < html.index("<img") < html.index("</details>")
+
+
+def test_the_question_lasts_and_only_its_controls_need_the_kernel(shown):
+    ask()
+    (question, _), (controls, _) = shown
+    assert display.WIDGET_VIEW not in question
+    assert all(option in question["text/html"] for option in OPTIONS)
+    assert display.WIDGET_VIEW in controls
+    assert display.AGAIN in controls["text/html"]
 
 
 def test_an_impossible_answer_is_refused():

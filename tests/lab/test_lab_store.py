@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import os
+import re
 import warnings
 
 import pytest
@@ -17,8 +18,51 @@ def test_what_is_recorded_is_read_again(home):
     assert not list(home.glob("*.tmp"))
 
 
+def test_a_first_edition_file_is_taken_over_once_by_the_names_of_its_lessons(home):
+    home.mkdir()
+    first = {"schema": 1, "predictions": {"03-scope": {"guess": 1}}, "exercises": {"09-exam": {"solved": True}},
+             "scoreboard": {"07 half of the heads": {"accuracy": 0.9}}}  # fmt: skip
+    (home / "progress.json").write_text(json.dumps(first))
+    taken = progress.current().read()
+    assert taken["predictions"] == {"04-scope": {"guess": 1}}
+    assert taken["exercises"] == {"16-exam": {"solved": True}}
+    assert taken["scoreboard"] == {"12 half of the heads": {"accuracy": 0.9}}
+    progress.current().record("exercises", "04-1", {"solved": True})
+    written = json.loads((home / "progress.json").read_text())
+    assert written["schema"] == progress.SCHEMA
+    assert written["exercises"] == {"prune_yours-exam": {"solved": True}, "equal_shares-1": {"solved": True}}
+    assert json.loads((home / "progress.first-edition.json").read_text()) == first
+    progress._stores.clear()
+    assert sorted(progress.current().read()["exercises"]) == ["04-1", "16-exam"]
+
+
+def test_entries_of_a_lesson_that_is_not_known_here_are_kept(home):
+    home.mkdir()
+    (home / "progress.json").write_text(json.dumps({"schema": 2, "exercises": {"someday-1": {"solved": True}}}))
+    progress.current().record("exercises", "00-1", {"solved": True})
+    assert set(json.loads((home / "progress.json").read_text())["exercises"]) == {"someday-1", "start_here-1"}
+
+
+def test_the_lessons_names_are_those_of_the_notebooks():
+    from prunelab.lab.workshop import course
+
+    stems = [path.stem.partition("_") for path in course.notebooks()]
+    assert {number: name for number, _, name in stems} == progress.LESSONS
+
+
 @pytest.mark.parametrize(
-    "text", ["{broken", "[]", '"x"', "{}", '{"schema": 0}', '{"schema": 1, "exercises": 3}', "\x00", b"\xff\xfe\xfa"]
+    "text",
+    [
+        "[" * 100_000,
+        "{broken",
+        "[]",
+        '"x"',
+        "{}",
+        '{"schema": 0}',
+        '{"schema": 1, "exercises": 3}',
+        "\x00",
+        b"\xff\xfe\xfa",
+    ],
 )
 def test_a_corrupt_file_is_kept_aside_and_the_course_goes_on(home, text):
     home.mkdir()
@@ -84,14 +128,21 @@ def test_a_lock_that_is_never_given_back_does_not_stop_the_course(home, monkeypa
     with FileLock(f"{home / 'progress.json'}.lock"), pytest.warns(UserWarning, match="can't be kept"):
         progress.current().record("exercises", "01-1", {"solved": True})
     assert "01-1" in progress.current().read()["exercises"]
+    progress.current().record("exercises", "01-2", {"solved": True})  # the lock is free: what waited is written too
+    progress._stores.clear()
+    assert sorted(progress.current().read()["exercises"]) == ["01-1", "01-2"]
+
+
+KERNEL_WRITES = 15
 
 
 def _write_many(folder, who):
     from pathlib import Path
 
     mine = progress.Store(Path(folder))
-    for n in range(15):
+    for n in range(KERNEL_WRITES):
         mine.record("exercises", f"{who}-{n}", {"solved": True})
+        mine.update("exercises", "01-1", lambda old: (old or 0) + 1)
 
 
 def test_two_kernels_lose_nothing_of_each_other(home):
@@ -103,7 +154,9 @@ def test_two_kernels_lose_nothing_of_each_other(home):
             kernel.start()
     for kernel in kernels:
         kernel.join()
-    assert len(progress.current().read()["exercises"]) == 30
+    kept = progress.current().read()["exercises"]
+    assert len(kept) == 2 * KERNEL_WRITES + 1
+    assert kept["01-1"] == 2 * KERNEL_WRITES, "each kernel counted on from what the other had written"
 
 
 def test_reset_asks_first_and_keeps_a_backup(home, capsys):
@@ -114,16 +167,15 @@ def test_reset_asks_first_and_keeps_a_backup(home, capsys):
     lab.reset(confirm=True)
     assert progress.current().read()["exercises"] == {}
     (kept,) = home.glob("progress.*.backup.json")
-    assert json.loads(kept.read_text())["exercises"] == {"01-1": {"solved": True}}
+    assert json.loads(kept.read_text())["exercises"] == {"which_weights-1": {"solved": True}}
     lab.reset(confirm=True)  # nothing there: nothing happens
 
 
-def test_progress_shows_the_place_in_the_live_view_only(home, shown, monkeypatch):
-    views = []
-    monkeypatch.setattr(progress.display, "panel_html", lambda html="": views.append(html))
+def test_progress_shows_the_place_and_nbval_compares_none_of_it(home, shown):
     progress.current().record("exercises", "01-1", {"solved": True})
     lab.progress()
     ((data, _),) = shown
-    assert str(home) in views[0]
-    assert "01-1" in views[0]
-    assert not any(str(home) in text or "01-1" in text for text in data.values())
+    assert str(home) in data["text/html"]
+    assert "01-1" in data["text/html"]
+    compared = re.sub(r"<!--yours-->[\s\S]*?<!--/yours-->", "", data["text/html"])
+    assert not any(str(home) in text or "01-1" in text for text in (compared, data["text/plain"]))

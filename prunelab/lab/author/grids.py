@@ -21,11 +21,11 @@ from ...calibration import Calibration
 from ...criteria import by_name as criterion_named
 from ...files import write_whole
 from ...granularity import filters, weights
+from ...layerwise import BySensitivity
 from ...masking import apply
 from ...measurement import evaluate
 from ...recovery import finetune
 from ...sensitivity import scan
-from ...shares import by_sensitivity
 from ..learn import stored_grid
 from ..learn.stored_grid import Run
 from ..lessons import contests, grids_budget, grids_heads, grids_llama, grids_movement, grids_recovery
@@ -61,7 +61,7 @@ def budgets() -> Iterator[Run]:
         for sparsity in (0.5, 0.6, 0.7, 0.8, 0.9):
             choices = {
                 "equal shares": contests.kept(dense, "local", sparsity),
-                "by sensitivity": contests.spread(dense, by_sensitivity(scanned, groups, sparsity)),
+                "by sensitivity": contests.spread(dense, BySensitivity(scanned)(dense, groups, sparsity)),
                 "one contest": contests.kept(dense, "global", sparsity),
             }
             for rule, keep in choices.items():

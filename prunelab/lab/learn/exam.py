@@ -14,7 +14,7 @@ from ...core import PruneError
 from ...measurement import compare, evaluate
 from ..show import display
 from ..show.measuring import measured
-from . import progress
+from . import exercise
 from .network_choice import Pair
 
 BUDGET = 0.5  # of the dense network's time, at batch 64 on one thread
@@ -57,7 +57,7 @@ class Exam:
             return
         marks = self.marks(answer)
         _show(marks)
-        progress.current().record("exercises", "09-exam", {"solved": all(m.kept for m in marks), "tries": 1})
+        exercise.record("09-exam", all(m.kept for m in marks))
 
     def marks(self, answer: Any) -> tuple[Mark, ...]:
         """The marks alone; shows and stores nothing."""

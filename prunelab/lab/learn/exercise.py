@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import linecache
+import os
 import pkgutil
+import random
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-import ipywidgets as widgets
+import numpy as np
+import torch
 
 from ..show import display
 from . import progress
 
 KINDS = ("read", "modify", "make")
+LONGEST = 600  # characters of an answer or an error that are worth reading
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ def call(function: Any, *arguments: Any) -> Any:
         result = function(*arguments)
     except NotImplementedError:
         raise Unattempted from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise Crashed(_where(function, error)) from None
     if result is None or result is Ellipsis:
         raise Unattempted
@@ -89,41 +95,50 @@ def get(id: str) -> Exercise:
     return every[id]
 
 
+def by_lesson() -> dict[str, set[str]]:
+    """The ids of each notebook's exercises, by its two digits."""
+    lessons: dict[str, set[str]] = {}
+    for id in registry():
+        lessons.setdefault(id[:2], set()).add(id)
+    return lessons
+
+
+def solved() -> set[str]:
+    """The ids of the exercises that this learner has solved."""
+    kept = progress.current().read()["exercises"]
+    return {id for id, record in kept.items() if isinstance(record, dict) and record.get("solved")}
+
+
 def exercise(id: str) -> None:
-    """Show an exercise: its task, how hard and how long, and buttons for hints and the solution."""
+    """Show an exercise: its task, how hard and how long, and its hints and a solution, folded each behind the last."""
     asked = get(id)
     head, body = _card(asked)
-    hint_button = widgets.Button(description=f"Hint 1 of {len(asked.hints)}", icon="lightbulb-o")
-    solution_button = widgets.Button(description="Show a solution", icon="key")
-    area = display.panel_html()
-    level = 0
-
-    def next_hint(_button: object) -> None:
-        nonlocal level
-        level = min(level + 1, len(asked.hints))
-        area.value = f'<div aria-live="polite">{_hints_html(asked, level)}</div>'
-        hint_button.description = f"Hint {min(level + 1, len(asked.hints))} of {len(asked.hints)}"
-        hint_button.disabled = level == len(asked.hints)
-
-    def solve(_button: object) -> None:
-        area.value = _solution_html(asked)
-
-    hint_button.on_click(next_hint)
-    solution_button.on_click(solve)
-    row = widgets.HBox([hint_button, solution_button])
-    view = widgets.VBox([display.panel_html(_card_html(asked)), row, area])
-    display.show(f"{head}\n{body}", html=_card_html(asked), widget=view)
+    display.show(f"{head}\n{body}", html=_card_html(asked) + _folded(asked))
 
 
 def check(id: str, answer: Any) -> None:
     """Check an answer and say, calmly, whether it is right, and if not which idea went astray."""
     asked = get(id)
-    verdict, message = judge(asked, answer)
+    with _put_back() as changed:
+        verdict, message = judge(asked, answer)
     if verdict != "unattempted":
-        _record(id, verdict == "right")
+        record(id, verdict == "right")
+    if changed:
+        message += f" (Your answer changed {' and '.join(changed)}; it is put back as it was.)"
     mark, edge = {"right": ("✓", display.GOOD), "wrong": ("✗", display.WARN)}.get(verdict, ("○", display.LINE))
-    text = f"{mark} {id}: {message}"
-    display.show(text, html=display.box(display.prose(text), edge))
+    text = f"{mark} {id}: {message if len(message) <= 4 * LONGEST else message[: 4 * LONGEST] + ' ...'}"
+    end = display.box(_ending(id[:2]), display.GOOD) if verdict == "right" else ""
+    display.show(text, html=display.box(display.prose(text), edge) + display.yours(end))
+
+
+def _ending(notebook: str) -> str:
+    """What is left of a notebook, or that it is finished and what comes next."""
+    left = sorted(by_lesson()[notebook] - solved())
+    if left:
+        return f"Still open in this notebook: {', '.join(left)}."
+    later = [number for number in progress.LESSONS if number > notebook]
+    after = f"Next: notebook {later[0]}." if later else "You have come to the end of the course."
+    return f"<strong>Notebook {notebook} is finished: every exercise of it is solved.</strong> {after}"
 
 
 def judge(asked: Exercise, answer: Any) -> tuple[str, str]:
@@ -138,7 +153,7 @@ def judge(asked: Exercise, answer: Any) -> tuple[str, str]:
         return "wrong", str(crash)
     except Exception as error:  # the check could not make sense of the answer: its message, never our traceback
         return "wrong", (
-            f"the check could not read your answer, {_kind(answer)} ({type(error).__name__}: {error}). "
+            f"the check could not read your answer, {_kind(answer)} ({_said(error)}). "
             f"`lab.hint({asked.id!r})` shows what form it takes."
         )
     return ("right", f"right. {asked.praise}") if message is None else ("wrong", message)
@@ -166,12 +181,44 @@ def solution(id: str) -> None:
     display.show(f"A solution of {id}:\n{asked.solution.strip()}", html=_solution_html(asked))
 
 
-def _record(id: str, solved: bool) -> None:
-    kept = progress.current()
-    before = kept.read()["exercises"].get(id)
-    before = before if isinstance(before, dict) else {}
-    tries = int(before.get("tries", 0)) + 1
-    kept.record("exercises", id, {"solved": solved or bool(before.get("solved")), "tries": tries})
+def record(id: str, solved: bool) -> None:
+    """Count one more try at an exercise; what was solved once stays solved."""
+
+    def counted(before: Any) -> dict[str, Any]:
+        before = before if isinstance(before, dict) else {}
+        return {"solved": solved or bool(before.get("solved")), "tries": int(before.get("tries", 0)) + 1}
+
+    progress.current().update("exercises", id, counted)
+
+
+@contextlib.contextmanager
+def _put_back() -> Iterator[list[str]]:
+    """What a learner's function may change for all that comes after it is put back; the list says what it was."""
+    changed: list[str] = []
+    before = {what: get() for what, (get, _set) in _STATE.items()}
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield changed
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        for what, (get, put) in _STATE.items():
+            if get() != before[what]:
+                put(before[what])
+                changed.append(what)
+        if printed.getvalue():
+            print(printed.getvalue()[:LONGEST], end="")
+
+
+_STATE: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "torch's grad mode": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "torch's number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "the working folder": (os.getcwd, os.chdir),
+}
 
 
 def _card(asked: Exercise) -> tuple[str, str]:
@@ -192,18 +239,35 @@ def _hints_html(asked: Exercise, level: int) -> str:
     return display.box("".join(display.prose(f"Hint {n} of {len(asked.hints)}: {text}") for n, text in shown))
 
 
+def _folded(asked: Exercise) -> str:
+    """The hints and the solution, each behind the one before; they open without a kernel, and by keyboard."""
+    html = display.folded("A solution, one of several", display.code_block(asked.solution))
+    for n in range(len(asked.hints), 0, -1):
+        html = display.folded(f"Hint {n} of {len(asked.hints)}", display.prose(asked.hints[n - 1]) + html)
+    return html
+
+
 def _solution_html(asked: Exercise) -> str:
     return f"A solution of {asked.id}, one of several:{display.code_block(asked.solution)}"
 
 
 def _kind(value: Any) -> str:
-    name = type(value).__name__
+    name = type(value).__name__[:60] or "object without a name"
     return f"an {name}" if name[0].lower() in "aeiou" else f"a {name}"
 
 
-def _where(function: Any, error: Exception) -> str:
+def _said(error: BaseException) -> str:
+    """An error's name and words, if it has any that can be read."""
+    try:
+        text = f"{type(error).__name__}: {error}".rstrip(": ")
+    except Exception:  # its own __str__ raised
+        text = type(error).__name__
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
+
+
+def _where(function: Any, error: BaseException) -> str:
     """What was raised, and the last line of the learner's own code that led there."""
-    said = f"{type(error).__name__}: {error}".rstrip(": ")
+    said = _said(error)
     home = getattr(getattr(function, "__code__", None), "co_filename", None)
     own = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == home]
     if not own or own[-1].lineno is None:

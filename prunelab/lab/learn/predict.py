@@ -104,14 +104,13 @@ def predict(
     asked.restore()
     asked.control.observe(lambda _change: asked._say(), "value")
     heading = f"<strong>Your prediction.</strong> {escape(question)}"
-    row = widgets.HBox([asked.button, asked.status], layout=widgets.Layout(align_items="center", flex_flow="row wrap"))
-    view = widgets.VBox([display.panel_html(display.box(heading)), asked.control, row])
     choices = list(options) if slider is None else [f"{asked.written(slider[0])} to {asked.written(slider[1])}"]
     listed = "".join(f"<li>{escape(c)}</li>" for c in choices)
-    display.show(
+    row = widgets.HBox([asked.button, asked.status], layout=widgets.Layout(align_items="center", flex_flow="row wrap"))
+    display.live(
         f"Your prediction: {question} [{' / '.join(choices)}]",
-        html=display.box(f'{heading}<ul style="margin: 0.3em 0">{listed}</ul>'),
-        widget=view,
+        display.box(f'{heading}<ul style="margin: 0.3em 0">{listed}</ul>'),
+        widgets.VBox([asked.control, row]),
     )
     return asked
 
@@ -119,8 +118,8 @@ def predict(
 def reveal(prediction: Prediction, answer: Any, explain: Mapping[Any, str] | str = "") -> None:
     """Draw the guess beside the result, and say why the wrong guesses attract.
 
-    `explain` maps each wrong option to why it attracts (for a slider: one text). Only the picture and the live view
-    show the learner's own guess; the text that nbval compares is the same for everyone.
+    `explain` maps each wrong option to why it attracts (for a slider: one text). Without a guess nothing is scored:
+    the result stands folded behind an invitation to guess. What nbval compares is the same for everyone.
     """
     if not prediction.allows(answer):
         raise ValueError(f"the answer {answer!r} is not a possible answer to {prediction.id!r}")
@@ -128,21 +127,29 @@ def reveal(prediction: Prediction, answer: Any, explain: Mapping[Any, str] | str
     alt = f"The guess beside the result for: {prediction.question} The result: {result}."
     painted = _paint_options if prediction.slider is None else _paint_slider
     height = 0.35 + 0.36 * len(prediction.options) if prediction.slider is None else 1.5
-    picture = figure.draw(lambda ax: painted(ax, prediction, answer), figsize=(7.0, height))
+    drawn, picture = figure.drawing(lambda ax: painted(ax, prediction, answer), alt, figsize=(7.0, height))
     reasons = [("", explain)] if isinstance(explain, str) else [(f"“{k}”: ", v) for k, v in explain.items()]
     reasons = [(who, why) for who, why in reasons if why]
     text = "\n".join([alt, *(f"- {who}{why}" for who, why in reasons)])
     items = "".join(f"<li>{escape(who)}{escape(why)}</li>" for who, why in reasons)
     why_all = f"<p style='margin: 0.4em 0 0'>Why a wrong guess attracts:</p><ul>{items}</ul>" if items else ""
-    mine = display.box(_verdict(prediction, answer, result, explain), display.GOOD)
-    live = display.panel_html(display.image(picture, alt, figure.size_of(picture)) + mine + why_all)
-    display.show(text, html=display.image(picture, alt) + why_all, png=picture, alt=alt, widget=live)
+    found = drawn + why_all
+    if prediction.locked:
+        html = display.yours(display.box(_verdict(prediction, answer, result, explain), display.GOOD)) + found
+    else:
+        html = display.yours(f"{INVITATION}<details><summary>Show the result</summary>") + found
+        html += display.yours("</details>")
+    display.show(text, html=html, png=picture, alt=alt)
+
+
+INVITATION = display.box(
+    "You have not guessed yet. Go up to the question, lock in a guess, and run this cell again: a wrong guess is the "
+    "best teacher here. Or open the result now."
+)
 
 
 def _verdict(prediction: Prediction, answer: Any, result: str, explain: Mapping[Any, str] | str) -> str:
     guess = escape(prediction.written(prediction.value))
-    if not prediction.locked:
-        return f"No guess was locked in, so the course's placeholder stands in: {guess}. The result: {escape(result)}."
     if prediction.slider is None and prediction.value == answer:
         return f"You guessed <strong>{guess}</strong>, and so it is."
     own = "" if isinstance(explain, str) else explain.get(prediction.value, "")
@@ -181,7 +188,7 @@ def _control(asked: Prediction) -> widgets.Widget:
     style = {"description_width": "6em"}
     if asked.slider is None:
         layout = widgets.Layout(width="auto", max_width=display.WIDTH)
-        return widgets.RadioButtons(
+        radios = widgets.RadioButtons(
             options=asked.options,
             value=None,
             description="My guess",
@@ -189,6 +196,8 @@ def _control(asked: Prediction) -> widgets.Widget:
             style=style,
             layout=layout,
         )
+        radios.add_class("prunelab-keys")
+        return radios
     low, high, step, unit = asked.slider
     decimals = max(0, len(f"{step * (100 if unit == '%' else 1):g}".partition(".")[2]))
     return widgets.FloatSlider(
@@ -210,11 +219,12 @@ def _paint_options(ax: Any, prediction: Prediction, answer: str) -> None:
     for row, option in enumerate(prediction.options):
         wrapped = textwrap.fill(option, 62)
         ax.text(0.17, row, wrapped, va="center", weight="bold" if option == answer else "normal")
-        if option == prediction.value:
+        if prediction.locked and option == prediction.value:
             ax.plot([0.05], [row], marker="o", markersize=11, color=figure.COLOURS[1], clip_on=False)
         if option == answer:
             ax.plot([0.12], [row], marker="*", markersize=17, color=figure.COLOURS[0], clip_on=False)
-    ax.text(0.05, -0.75, "guess", ha="center", va="center", color=figure.COLOURS[1])
+    if prediction.locked:
+        ax.text(0.05, -0.75, "guess", ha="center", va="center", color=figure.COLOURS[1])
     ax.text(0.12, -0.75, "result", ha="center", va="center", color=figure.COLOURS[0])
 
 
@@ -226,9 +236,10 @@ def _paint_slider(ax: Any, prediction: Prediction, answer: float) -> None:
     ax.get_yaxis().set_visible(False)
     ax.spines["left"].set_visible(False)
     ax.xaxis.set_major_formatter(lambda x, _position: exact(x, unit))
-    ax.plot([prediction.value, answer], [0, 0], marker="", linestyle=":", color="#777777")
     guess = prediction.value, "o", 11, 1, f"guess: {exact(prediction.value, unit)}", 0.45
     result = answer, "*", 17, 0, f"result: {quantity(answer, unit)}", -0.75
-    for value, marker, size, colour, written, y in (guess, result):
+    if prediction.locked:
+        ax.plot([prediction.value, answer], [0, 0], marker="", linestyle=":", color="#777777")
+    for value, marker, size, colour, written, y in (guess, result) if prediction.locked else (result,):
         ax.plot([value], [0], marker=marker, markersize=size, color=figure.COLOURS[colour])
         ax.text(value, y, written, ha="center", color=figure.COLOURS[colour])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
+import shutil
 from collections.abc import Callable
 from datetime import datetime
 from html import escape
@@ -17,92 +19,113 @@ from filelock import FileLock, Timeout
 from ...files import write_whole
 from ..show import display
 
-SCHEMA = 1
+SCHEMA = 2
+BACKUPS = (".backup.json", ".corrupt.json", ".first-edition.json")
 SECTIONS = ("predictions", "exercises", "scoreboard")
 LOCK_SECONDS = 5.0  # another kernel holds the file for milliseconds; longer means that something is wrong
 
+# The file knows a lesson by its name, so that a new number moves nothing.
+LESSONS = {
+    "00": "start_here",
+    "01": "which_weights",
+    "02": "why_not_faster",
+    "04": "equal_shares",
+    "05": "touch_last",
+    "07": "large_or_growing",
+    "09": "what_returns",
+    "12": "how_many_heads",
+    "13": "lose_layers",
+    "16": "prune_yours",
+}
+FIRST_EDITION = {"00": "00", "01": "01", "02": "02", "03": "04", "04": "05", "05": "07", "06": "09", "07": "12",
+                 "08": "13", "09": "16"}  # fmt: skip
+
 
 class Store:
-    """The progress file of one folder. It never raises: what can't be read or written is said once, in words."""
+    """The progress file of one folder. It never raises: what can't be read or written is said once, in words.
+
+    A change that can't be written waits in `pending`, counts for whoever reads, and is written with the next one.
+    """
 
     def __init__(self, folder: Path):
         self.path = folder / "progress.json"
-        self.memory: dict[str, Any] | None = None  # holds the content once the file can't
+        self.pending: list[Callable[[dict[str, Any]], None]] = []
         self.seen = _empty()  # as the file last said
+        self.said = False
 
     def read(self) -> dict[str, Any]:
-        """Everything recorded so far; empty sections where nothing is."""
-        if self.memory is not None:
-            return copy.deepcopy(self.memory)
+        """Everything recorded so far, by today's ids; empty sections where nothing is."""
         try:
-            text = self.path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return _empty()
-        except (OSError, UnicodeDecodeError) as error:
-            return self._set_aside(error) if isinstance(error, UnicodeDecodeError) else self._fall_back(error)
-        try:
-            return self._checked(json.loads(text))
-        except ValueError as error:  # JSONDecodeError is one
-            return self._set_aside(error)
+            content = self._load()
+        except OSError as error:
+            content = self._cannot(error)
+        for change in self.pending:
+            change(content)
+        return content
 
     def record(self, section: str, key: str, value: Any) -> None:
         """Put one entry into a section, keeping what other notebooks have written meanwhile."""
+        self.update(section, key, lambda _old: value)
+
+    def update(self, section: str, key: str, change: Callable[[Any], Any]) -> None:
+        """Put `change(entry)` in the place of an entry (None if there is none), read and written under one lock."""
 
         def put(content: dict[str, Any]) -> None:
-            content[section][key] = value
+            content[section][key] = change(content[section].get(key))
 
-        self._change(put)
+        self.pending.append(put)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{self.path}.lock", timeout=LOCK_SECONDS):
+                content = self._load()
+                for waiting in self.pending:
+                    waiting(content)
+                self._write(content)
+        except (OSError, Timeout) as error:
+            self._cannot(error)
+        else:
+            self.pending, self.seen = [], content
 
     def reset(self) -> Path | None:
         """Move the file to a backup beside it; its new place, or None if there was nothing."""
-        self.memory, self.seen = None, _empty()
+        self.pending, self.seen = [], _empty()
         try:
             return self._move("backup") if self.path.exists() else None
         except OSError as error:
             display.notice(f"The progress file could not be moved ({error}); it is as it was.")
             return None
 
-    def _change(self, change: Callable[[dict[str, Any]], None]) -> None:
-        if self.memory is None:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with FileLock(f"{self.path}.lock", timeout=LOCK_SECONDS):
-                    content = self.read()
-                    change(content)
-                    if self.memory is None:
-                        self._write(content)
-            except (OSError, Timeout) as error:
-                self._fall_back(error)
-        if self.memory is not None:
-            change(self.memory)
+    def _load(self) -> dict[str, Any]:
+        """What the file says; one that is damaged is set aside. OSError if it can't be read or is a newer one."""
+        try:
+            content = parse(self.path.read_bytes())
+        except FileNotFoundError:
+            content = _empty()
+        except ValueError as error:
+            content = self._set_aside(error)
+        self.seen = content
+        return copy.deepcopy(content)
 
     def _write(self, content: dict[str, Any]) -> None:
-        write_whole(self.path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+        kept = self.path.with_name("progress.first-edition.json")
+        if self.path.exists() and not kept.exists() and _schema(json.loads(self.path.read_bytes())) == 1:
+            shutil.copyfile(self.path, kept)  # a first edition can't read what is written now
+        named = {s: {_renamed(k, LESSONS): v for k, v in content[s].items()} for s in SECTIONS}
+        text = json.dumps(content | named | {"schema": SCHEMA}, indent=1, ensure_ascii=False) + "\n"
+        write_whole(self.path, text.encode())
 
-    def _checked(self, content: Any) -> dict[str, Any]:
-        version = content.get("schema") if isinstance(content, dict) else None
-        if isinstance(version, int) and version > SCHEMA:
-            return self._fall_back(f"a newer prunelab wrote it (schema {version}); update this one to use it")
-        if version != SCHEMA or not all(isinstance(content.get(s, {}), dict) for s in SECTIONS):
-            raise ValueError("it is not a progress file of this course")
-        self.seen = _empty() | content
-        return copy.deepcopy(self.seen)
-
-    def _fall_back(self, why: object) -> dict[str, Any]:
-        if self.memory is None:
-            self.memory = self.seen
+    def _cannot(self, why: object) -> dict[str, Any]:
+        if not self.said:
+            self.said = True
             display.notice(
                 f"Your progress can't be kept in {self.path}: {why}. The course works as always, but forgets your "
-                "answers when the kernel stops. To keep them, set the environment variable PRUNELAB_HOME to a folder "
-                "you can write to and restart."
+                "answers when the kernel stops, unless it can be written later. To keep them, set the environment "
+                "variable PRUNELAB_HOME to a folder you can write to and restart."
             )
-        return copy.deepcopy(self.memory)
+        return copy.deepcopy(self.seen)
 
     def _set_aside(self, error: Exception) -> dict[str, Any]:
-        try:
-            kept = self._move("corrupt")
-        except OSError as problem:
-            return self._fall_back(problem)
+        kept = self._move("corrupt")
         display.notice(
             f"The progress file could not be read ({error}). It is kept as {kept}, and a new one begins; nothing else "
             "is affected. If you can mend it, put it back under its old name."
@@ -114,6 +137,36 @@ class Store:
         kept = self.path.with_name(f"progress.{stamp}.{reason}.json")
         os.replace(self.path, kept)
         return kept
+
+
+def parse(text: bytes) -> dict[str, Any]:
+    """The content of a progress file by today's ids; a first-edition file's ids are brought over.
+
+    ValueError if it is none, OSError if a newer prunelab wrote it.
+    """
+    try:
+        content = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    version = _schema(content)
+    if version is not None and version > SCHEMA:
+        raise OSError(f"a newer prunelab wrote it (schema {version}); update this one to use it")
+    if version not in (1, SCHEMA) or not all(isinstance(content.get(s, {}), dict) for s in SECTIONS):
+        raise ValueError("it is not a progress file of this course")
+    today = FIRST_EDITION if version == 1 else {name: number for number, name in LESSONS.items()}
+    known = {s: {_renamed(k, today): v for k, v in content.get(s, {}).items()} for s in SECTIONS}
+    return content | known | {"schema": SCHEMA}
+
+
+def _schema(content: Any) -> int | None:
+    version = content.get("schema") if isinstance(content, dict) else None
+    return version if isinstance(version, int) and not isinstance(version, bool) else None
+
+
+def _renamed(key: str, names: dict[str, str]) -> str:
+    """An id with its lesson exchanged, if it is known: "03-1" -> "04-1", "00 dense" -> "start_here dense"."""
+    lesson, rest = re.fullmatch(r"(\w*)(.*)", key, re.DOTALL).groups()  # type: ignore[union-attr]
+    return names.get(lesson, lesson) + rest
 
 
 _stores: dict[Path, Store] = {}
@@ -129,19 +182,19 @@ def progress() -> None:
     """Show what is recorded, and where the file lies."""
     place = current()
     content = place.read()
-    solved = sorted(k for k, v in content["exercises"].items() if v.get("solved"))
+    solved = sorted(k for k, v in content["exercises"].items() if isinstance(v, dict) and v.get("solved"))
     tried = sorted(set(content["exercises"]) - set(solved))
     rows = [
         ("Exercises solved", ", ".join(solved) or "none yet"),
         ("Exercises tried", ", ".join(tried) or "none"),
         ("Predictions locked in", ", ".join(sorted(content["predictions"])) or "none yet"),
         ("Scoreboard rows", str(len(content["scoreboard"]))),
-        ("Kept in", "memory only" if place.memory is not None else str(place.path)),
+        ("Kept in", f"{place.path} (not yet: it can't be written)" if place.pending else str(place.path)),
     ]
     items = "".join(f"<li><strong>{escape(a)}</strong>: {escape(b)}</li>" for a, b in rows)
-    fixed = "Your progress is listed here when the cell runs in Jupyter. `lab.reset(confirm=True)` starts afresh."
-    live = display.panel_html(display.box(f'<ul style="margin: 0; padding-left: 1.2em">{items}</ul>'))
-    display.show(fixed, html=display.box(display.prose(fixed)), widget=live)
+    fixed = "Your progress. `lab.reset(confirm=True)` starts afresh."
+    mine = display.yours(f'<ul style="margin: 0; padding-left: 1.2em">{items}</ul>')
+    display.show(fixed, html=display.box(display.prose(fixed) + mine))
 
 
 def reset(confirm: bool = False) -> None:
@@ -152,9 +205,8 @@ def reset(confirm: bool = False) -> None:
         return
     kept = current().reset()
     text = "A fresh start: no answers, no solved exercises, an empty scoreboard."
-    where = f" The old progress is kept as `{kept}`." if kept else " There was nothing to keep."
-    live = display.panel_html(display.box(display.prose(text + where)))
-    display.show(text, html=display.box(display.prose(text)), widget=live)
+    where = f"The old progress is kept as `{kept}`." if kept else "There was nothing to keep."
+    display.show(text, html=display.box(display.prose(text) + display.yours(display.prose(where))))
 
 
 def _empty() -> dict[str, Any]:

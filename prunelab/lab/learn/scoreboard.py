@@ -8,11 +8,11 @@ from ... import measurement
 from ...measurement import Measurement
 from ..show import display
 from ..show.figure import render_table
-from ..show.measuring import NO_CUDA, measured
+from ..show.measuring import measured, quantity
 from . import progress
 
-COLUMNS = ("network", "accuracy ± spread (seeds)", "stored bytes, indices included", "MACs",
-           "latency on cpu, p50 [p10, p90]", "latency on cuda, p50 [p10, p90]")  # fmt: skip
+COLUMNS = ["network", "accuracy ± spread (seeds)", "stored, indices included", "MACs", "time on cpu, p50 [p10, p90]"]
+CUDA = "time on cuda, p50 [p10, p90]"  # a column only where there is a figure
 Latency = tuple[float, float, float]  # p50, p10, p90 in seconds
 
 _here: dict[str, dict[str, dict[str, Any]]] = {}  # this kernel's rows: notebook -> name -> row
@@ -76,13 +76,24 @@ def add_measured(
 
 
 def show(notebook: str) -> None:
-    """Show a notebook's rows; in a live notebook those of the other notebooks stand above and below them."""
-    own = [(name, row) for name, row in _here.get(notebook, {}).items()]
-    text, html = render_table(f"Scoreboard of notebook {notebook}", COLUMNS, [_cells(n, r) for n, r in own])
-    stored = progress.current().read()["scoreboard"]
-    rows = [_cells(key, row) for key, row in sorted(stored.items(), key=lambda item: item[0][:2]) if _whole(row)]
-    _, everything = render_table("Scoreboard: all notebooks you have run", COLUMNS, rows)
-    display.show(text, html=html, widget=display.panel_html(f'<div class="jp-RenderedHTMLCommon">{everything}</div>'))
+    """Show a notebook's rows, the most accurate first, and below them those of the other notebooks as of now."""
+    text, html = _table(f"Scoreboard of notebook {notebook}", _here.get(notebook, {}))
+    others: dict[str, dict[str, Any]] = {}
+    for key, row in progress.current().read()["scoreboard"].items():
+        number, _, name = key.partition(" ")
+        if _whole(row) and number != notebook:
+            others.setdefault(number, {})[name] = row
+    tables = [_table(f"Notebook {number}", rows)[1] for number, rows in sorted(others.items())]
+    if tables:
+        html += display.yours(display.folded("The other notebooks you have run", "".join(tables)))
+    display.show(text, html=html)
+
+
+def _table(title: str, rows: dict[str, dict[str, Any]]) -> tuple[str, str]:
+    ordered = sorted(rows.items(), key=lambda item: -item[1]["accuracy"])
+    cuda = any(row["latency_cuda"] for row in rows.values())
+    columns = COLUMNS + [CUDA] * cuda
+    return render_table(title, columns, [_cells(name, row)[: len(columns)] for name, row in ordered])
 
 
 def rows(notebook: str) -> dict[str, dict[str, Any]]:
@@ -102,9 +113,11 @@ def _latency(latency: Latency | None) -> list[float] | None:
 def _cells(name: str, row: dict[str, Any]) -> list[str]:
     accuracy = measured(row["accuracy"], "%", spread=row["spread"])
     seeds = f"{row['seeds']} seed" + ("s" if row["seeds"] != 1 else "")
-    counts = [v if isinstance(v, str) else f"{v:,}" for v in (row["bytes"], row["macs"])]
-    cpu = _time(row["latency"], "not timed")
-    return [name, f"{accuracy} ({seeds})", *counts, cpu, _time(row["latency_cuda"], NO_CUDA)]
+    counts = [
+        v if isinstance(v, str) else quantity(v, unit) for v, unit in ((row["bytes"], "B"), (row["macs"], "MACs"))
+    ]
+    times = [_time(row[on], "not timed") for on in ("latency", "latency_cuda")]
+    return [name, f"{accuracy} ({seeds})", *counts, *times]
 
 
 def _time(latency: list[float] | None, otherwise: str) -> str:
@@ -112,4 +125,5 @@ def _time(latency: list[float] | None, otherwise: str) -> str:
 
 
 def _whole(row: Any) -> bool:
-    return isinstance(row, dict) and set(row) >= {"accuracy", "spread", "seeds", "bytes", "macs", "latency"}
+    known = {"accuracy", "spread", "seeds", "bytes", "macs", "latency", "latency_cuda"}
+    return isinstance(row, dict) and set(row) >= known

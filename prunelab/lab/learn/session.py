@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 
 from ..show import display, figure
 from ..show.measuring import NO_CUDA, measured
+from . import exercise, progress
 
 SEED = 0
 
@@ -39,7 +40,21 @@ def start(notebook: str) -> None:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     cuda = measured(count, "CUDA devices" if count > 1 else "CUDA device", digits=1) if count else NO_CUDA
     text = f"Notebook {notebook} is ready: seed {SEED}, one torch thread (steadier timings), versions fit, GPU: {cuda}."
-    display.show(text, html=f"<div>{escape(text)}</div>")
+    display.show(text, html=f"<div>{escape(text)}</div>" + display.yours(_journey(notebook)))
+
+
+def _journey(notebook: str) -> str:
+    """Where the learner is: each lesson with what is solved of it, and the one that comes next."""
+    solved, all_of = exercise.solved(), exercise.by_lesson()
+    steps = []
+    for number in progress.LESSONS:
+        done, total = len(solved & all_of.get(number, set())), len(all_of.get(number, ()))
+        mark = "●" if done == total else "◐" if done else "○"
+        step = f'<span title="notebook {number}: {done} of {total} exercises solved">{mark} {number}</span>'
+        steps.append(f"<strong>{step}</strong>" if number == notebook else step)
+    left = len(all_of.get(notebook, set()) - solved)
+    here = f"{left} of its exercises are left." if left else "All of its exercises are solved."
+    return f"<div>Your way through the course: {' &nbsp; '.join(steps)}<br>This is notebook {notebook}. {here}</div>"
 
 
 def requirements() -> list[Requirement]:

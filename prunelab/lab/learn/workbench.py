@@ -86,5 +86,5 @@ def workbench() -> Workbench:
     """Show the panel; nothing runs until its button is pressed."""
     bench = Workbench()
     text = "Choose a network, set a budget, press Search. Nothing runs before that."
-    display.show(text, html=display.box(display.prose(text)), widget=bench.view)
+    display.live(text, display.box(display.prose(text)), bench.view)
     return bench

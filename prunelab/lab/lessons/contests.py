@@ -13,8 +13,8 @@ from ...core import Keep
 from ...criteria import by_name as criterion_named
 from ...criteria import magnitude
 from ...granularity import weights
+from ...layerwise import erk
 from ...masking import apply
-from ...shares import erk
 
 RULES = ("global", "local", "ERK", "LAMP", "random")
 

@@ -15,7 +15,7 @@ from torch.optim import AdamW, Optimizer
 
 from ... import zoo
 from ...allocation import allocate
-from ...core import Group
+from ...core import Criterion, Group
 from ...criteria import Mama, Random, magnitude
 from ...granularity import weights
 from ...layers import prunable
@@ -87,8 +87,9 @@ def transfer(before: nn.Module, way: str, left: float, lr: float, *, seed: int =
         rule = TopV(1 - left) if way == "movement" else Threshold(left)
         learned = finetune(model, data.train, groups, rule, **options)
     else:
-        criterion = {"magnitude": magnitude, "MAMA's score": Mama.of(before), "random": Random(seed)}[way]
-        learned = gradual(model, data.train, groups, TopV(1 - left), criterion, **options)
+        criteria: dict[str, Criterion]
+        criteria = {"magnitude": magnitude, "MAMA's score": Mama.of(before), "random": Random(seed)}
+        learned = gradual(model, data.train, groups, TopV(1 - left), criteria[way], **options)
     return Transfer(model, learned, evaluate(model, data, "test").accuracy, _stayed(before, learned))
 
 

@@ -1,8 +1,8 @@
 """How anything of the lab reaches the page: one output in several forms, of which each viewer takes the best it can.
 
-JupyterLab prefers the live widget; code hosts, nbconvert and print take the HTML or the picture; a terminal and
-strict nbval take the line of text. Whatever depends on the learner or the machine goes into the widget alone,
-because nbval compares the other forms to the letter.
+Notebooks, code hosts, nbconvert and print take the HTML or the picture; a terminal and strict nbval take the line of
+text. Whatever depends on the learner or the machine stands between the marks of `yours`, which nbval does not compare.
+A widget needs its kernel: only what calls Python is one, in an output of its own below the HTML that says it all.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any
 import ipywidgets as widgets
 from IPython import get_ipython
 from IPython.display import display
+from pygments.lexers.python import PythonLexer
+from pygments.token import Token
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -61,13 +63,35 @@ def show(
     emit(data, metadata)
 
 
+# Once the kernel is gone, JupyterLab writes an error in a widget's place: instead, it says what can be done. And the
+# arrow keys, which a notebook takes for moving between its cells, reach the options of a choice.
+AGAIN = "Run this cell to answer."
+ALIVE = (
+    "<style>.jupyter-widgets:not(:has(*)) {font-size: 0} .jupyter-widgets:not(:has(*))::after "
+    f"{{content: '{AGAIN}'; font-size: var(--jp-content-font-size1, 14px); font-style: italic}}</style>"
+    "<script>window.prunelabKeys = window.prunelabKeys || (addEventListener('keydown', event => "
+    "{if (event.target.closest?.('.prunelab-keys')) event.stopPropagation()}, true), true)</script>"
+)
+
+
+def live(text: str, html: str, widget: widgets.Widget) -> None:
+    """What needs the kernel: all of it in words that last, and below them, in an output of its own, the widget."""
+    show(text, html=html + ALIVE)
+    show(AGAIN, html=prose(f"*{AGAIN}*"), widget=widget)
+
+
+def yours(html: str) -> str:
+    """HTML that is true of this learner or machine alone: shown and saved like all else, and not compared by nbval."""
+    return f"<!--yours-->{html}<!--/yours-->"
+
+
 def notice(text: str) -> None:
     """Say something that is true of this machine alone: shown in the notebook, and not compared by nbval."""
     shell = get_ipython()  # type: ignore[no-untyped-call, unused-ignore]
     if shell is None or not hasattr(shell, "kernel"):
         warnings.warn(text, stacklevel=3)
         return
-    show(widget=panel_html(box(f"<strong>Please note.</strong> {escape(text)}", WARN)))
+    show(html=yours(box(f"<strong>Please note.</strong> {escape(text)}", WARN)))
 
 
 def panel_html(html: str = "") -> widgets.HTML:
@@ -93,12 +117,34 @@ def prose(text: str) -> str:
     return "".join(f'<p style="margin: 0.3em 0">{p}</p>' for p in coded.split("\n\n"))
 
 
+def folded(summary: str, inner: str) -> str:
+    """HTML that opens on a click or a key, and needs neither kernel nor script."""
+    head = f'<summary style="cursor: pointer; color: {INK}">{escape(summary)}</summary>'
+    return f'<details style="margin: 0.4em 0 0.4em 1em; max-width: {WIDTH}">{head}{inner}</details>'
+
+
+# Kinds of tokens, and the colours that JupyterLab's own editor gives them.
+SYNTAX = ((Token.Keyword, "keyword", "#008000"), (Token.Operator.Word, "keyword", "#008000"),
+          (Token.Comment, "comment", "#408080"), (Token.Literal.String, "string", "#ba2121"),
+          (Token.Literal.Number, "number", "#008855"))  # fmt: skip
+COPY = (
+    "<script>document.querySelectorAll('div[data-copy]:empty').forEach(place => {const button = document.createElement"
+    "('button'); button.textContent = 'Copy'; button.onclick = () => navigator.clipboard.writeText(place."
+    "nextElementSibling.innerText).then(() => {button.textContent = 'Copied'}); place.append(button)})</script>"
+)
+
+
 def code_block(source: str) -> str:
-    """Source code as HTML: lines as they are, scrolled where they are long."""
+    """Source code as HTML: highlighted, scrolled where lines are long, with a button to copy it where scripts run."""
     pad = f"padding: 0.6em 0.8em; margin: 0.3em 0; border: 1px solid {LINE}"
     style = f"{pad}; overflow-x: auto; line-height: 1.35; white-space: pre"
-    code = escape(source.strip(), quote=False)
-    return f'<pre style="{style}"><code style="white-space: pre">{code}</code></pre>'
+    code = ""
+    for token, text in PythonLexer().get_tokens(source.strip()):
+        colour = next((f"var(--jp-mirror-editor-{name}-color, {c})" for kind, name, c in SYNTAX if token in kind), "")
+        written = escape(text, quote=False)
+        code += f'<span style="color: {colour}">{written}</span>' if colour else written
+    code = f'<code style="white-space: pre">{code.rstrip()}</code>'
+    return f'<div data-copy="" style="float: right"></div><pre style="{style}">{code}</pre>{COPY}'
 
 
 def image(png: bytes, alt: str, size: tuple[int, int] | None = None) -> str:

@@ -27,7 +27,7 @@ class Watch:
         """Show the panel, empty as yet; the cell that searches fills it."""
         text = "The front fills in here while the search goes on: accuracy against time, a point a trial."
         self.picture.value = display.box(display.prose(text))
-        display.show(text, html=display.box(display.prose(text)), widget=self.picture)
+        display.live(text, display.box(display.prose(text)), self.picture)
         return self
 
     def __call__(self, trial: Trial) -> None:

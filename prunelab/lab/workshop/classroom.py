@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...core import PruneError
+from ..learn import progress
 from ..learn.predict import exact
 from . import contents, course
 
@@ -65,11 +65,12 @@ def _text(tally: Tally) -> str:
 
 def _predictions(path: Path) -> dict[str, Any] | None:
     """The guesses of one file by question; None if it is not a progress file."""
+    if path.name.endswith(progress.BACKUPS):
+        return None  # of a learner who is counted already
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        records = content["predictions"]
+        records = progress.parse(path.read_bytes())["predictions"]
         return {id: record["guess"] for id, record in records.items() if "guess" in record}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError):
         return None
 
 

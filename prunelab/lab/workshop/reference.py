@@ -10,14 +10,16 @@ from types import ModuleType
 from typing import Any
 
 PACKAGE = "prunelab"
-FIRST = ("prunelab", "prunelab.zoo", "prunelab.lab")  # after these, the modules that `prunelab` exports
+FIRST = ("prunelab", "prunelab.zoo", "prunelab.lab")  # after these, the rooms of what `prunelab` exports
 
 
 def modules() -> list[ModuleType]:
-    """The public modules: the package, the zoo, the lab, and every module that the package exports."""
+    """The public modules: the package, the zoo, the lab, and every room that something the package exports is in."""
     package = importlib.import_module(PACKAGE)
-    exported = [f"{PACKAGE}.{name}" for name in package.__all__ if inspect.ismodule(getattr(package, name))]
-    return [importlib.import_module(name) for name in (*FIRST, *exported)]
+    things = [getattr(package, name) for name in package.__all__]
+    homes = [thing.__name__ if inspect.ismodule(thing) else thing.__module__ for thing in things]
+    rooms = [".".join(home.split(".")[:2]) for home in homes if home.startswith(f"{PACKAGE}.")]
+    return [importlib.import_module(name) for name in dict.fromkeys((*FIRST, *rooms))]
 
 
 def public(module: ModuleType) -> dict[str, Any]:

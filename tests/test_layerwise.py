@@ -1,4 +1,4 @@
-"""Layer shares: they meet the budget to the unit, and agree with plain loops and brute force."""
+"""Layer-wise sparsities: they meet the budget to the unit, and agree with plain loops and brute force."""
 
 import dataclasses
 import itertools
@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import prunelab as pl
-from prunelab import shares
+from prunelab import layerwise
+from prunelab.criteria import lamp
 from prunelab.measurement import Evaluation
 from prunelab.sensitivity import Curve, Scan
 
@@ -41,11 +42,11 @@ def gone(groups, found):
 
 class TestBudget:
     @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.333, 0.5, 0.8, 0.97])
-    @pytest.mark.parametrize("rule", ["uniform", "erk"])
+    @pytest.mark.parametrize("rule", layerwise.LAYER_RULES)
     def test_is_met_to_the_unit_and_by_allocate_too(self, rule, sparsity):
         model = net()
         groups = pl.granularity.weights(model)
-        found = shares.uniform(groups, sparsity) if rule == "uniform" else shares.erk(model, groups, sparsity)
+        found = layerwise.by_name(rule)(model, groups, sparsity)
         total = sum(g.units for g in groups)
         assert sum(gone(groups, found).values()) == round(sparsity * total)
         keep = pl.allocate(pl.criteria.magnitude(model), groups, found, "layer")
@@ -54,7 +55,7 @@ class TestBudget:
     def test_floors_that_make_it_impossible_name_the_nearest(self):
         groups = pl.granularity.weights(net())
         with pytest.raises(pl.PruneError, match=r"nearest reachable sparsity is 0\.5"):
-            shares.uniform(groups, 0.9, floor=0.5)
+            layerwise.uniform(net(), groups, 0.9, floor=0.5)
 
     @pytest.mark.parametrize("bad", [50, -0.1, float("nan"), "half", 1.0])
     @pytest.mark.parametrize("rule", ["uniform", "erk"])
@@ -62,18 +63,18 @@ class TestBudget:
         model = net()
         groups = pl.granularity.weights(model)
         with pytest.raises(pl.PruneError, match="sparsity is"):
-            shares.uniform(groups, bad) if rule == "uniform" else shares.erk(model, groups, bad)
+            layerwise.by_name(rule)(model, groups, bad)
 
     @pytest.mark.parametrize("bad", [-0.1, 1.1, "much", True])
     def test_bad_floors(self, bad):
         with pytest.raises(pl.PruneError, match="floor="):
-            shares.uniform(pl.granularity.weights(net()), 0.5, floor=bad)
+            layerwise.uniform(net(), pl.granularity.weights(net()), 0.5, floor=bad)
 
     def test_no_groups_and_two_of_one_name(self):
         with pytest.raises(pl.PruneError, match="no groups"):
-            shares.uniform([], 0.5)
+            layerwise.uniform(net(), [], 0.5)
         with pytest.raises(pl.PruneError, match="same name"):
-            shares.uniform(pl.granularity.weights(net())[:1] * 2, 0.5)
+            layerwise.uniform(net(), pl.granularity.weights(net())[:1] * 2, 0.5)
 
     @pytest.mark.parametrize("sparsity", [0.1, 0.37, 0.8])
     def test_uniform_is_within_a_unit_of_the_same_share(self, sparsity):
@@ -81,7 +82,7 @@ class TestBudget:
         assert all(abs(n - sparsity * g.units) < 1 for g, n in zip(groups, self.counts(groups, sparsity), strict=True))
 
     def counts(self, groups, sparsity):
-        return gone(groups, shares.uniform(groups, sparsity)).values()
+        return gone(groups, layerwise.uniform(net(), groups, sparsity)).values()
 
     @pytest.mark.parametrize("rule", ["uniform", "erk", "sensitivity"])
     @pytest.mark.parametrize("floor", [0.1, 0.15])
@@ -90,11 +91,9 @@ class TestBudget:
         groups = pl.granularity.weights(model)
         if rule == "sensitivity":
             scan = scan_of(groups, (0.5, 0.99), [(5.0, 9.0), (0.1, 0.2), (0.01, 0.02)])
-            found = shares.by_sensitivity(scan, groups, 0.84, floor=floor)
+            found = layerwise.BySensitivity(scan, floor=floor)(net(), groups, 0.84)
         else:
-            found = {"uniform": lambda *a, **k: shares.uniform(*a[1:], **k), "erk": shares.erk}[rule](
-                model, groups, 0.84, floor=floor
-            )
+            found = layerwise.by_name(rule)(model, groups, 0.84, floor=floor)
         counts = gone(groups, found)
         assert all(g.units - counts[g.name] >= floor * g.units for g in groups)
         assert sum(counts.values()) == round(0.84 * sum(g.units for g in groups))
@@ -102,9 +101,9 @@ class TestBudget:
     def test_a_structure_keeps_its_last_unit(self):
         model = net()
         groups = pl.granularity.filters(model, torch.randn(1, 1, 6, 6))  # 4 and 8
-        assert sorted(gone(groups, shares.erk(model, groups, 0.8)).values()) == [3, 7]
+        assert sorted(gone(groups, layerwise.erk(model, groups, 0.8)).values()) == [3, 7]
         with pytest.raises(pl.PruneError, match="only 10 can go because of the floor"):
-            shares.uniform(groups, 0.95)
+            layerwise.uniform(net(), groups, 0.95)
 
 
 class TestErk:
@@ -112,7 +111,7 @@ class TestErk:
         model = nn.Sequential(nn.Linear(100, 200, bias=False), nn.Linear(200, 20, bias=False))
         groups = pl.granularity.weights(model)
         # raw densities 300/20000 and 220/4000, so kept in proportion 300 : 220; 0.9 leaves 2,400 of 24,000
-        found = shares.erk(model, groups, 0.9)
+        found = layerwise.erk(model, groups, 0.9)
         assert gone(groups, found) == {"0.weight": 20000 - 1385, "1.weight": 4000 - 1015}
 
     @pytest.mark.parametrize("sparsity", [0.05, 0.3, 0.6, 0.9, 0.98])
@@ -129,25 +128,25 @@ class TestErk:
             scale = (low + high) / 2
             kept = np.clip(scale * raw * sizes, least, sizes)
             low, high = (scale, high) if kept.sum() < sizes.sum() - round(sparsity * sizes.sum()) else (low, scale)
-        found = gone(groups, shares.erk(model, groups, sparsity, floor=floor))
+        found = gone(groups, layerwise.erk(model, groups, sparsity, floor=floor))
         assert np.abs(sizes - kept - list(found.values())).max() < 1
 
     def test_a_group_without_a_matrix(self):
         model = net()
         bias = [pl.Group("bias", 4, (pl.Member("0.bias"),))]
         with pytest.raises(pl.PruneError, match="no weight with two dimensions"):
-            shares.erk(model, bias, 0.5)
+            layerwise.erk(model, bias, 0.5)
 
     def test_what_would_be_overfull_stays_dense_and_the_others_pay(self):
         model = net()
-        found = shares.erk(model, pl.granularity.weights(model), 0.3)
+        found = layerwise.erk(model, pl.granularity.weights(model), 0.3)
         assert found["0.weight"] == 0.0  # 36 weights, a sum of 11: it would be given more than it has
 
 
 class TestLamp:
     def test_is_the_plain_loop(self):
         model = net()
-        for name, scores in shares.lamp(model).items():
+        for name, scores in lamp(model).items():
             flat = pl.prunable(model)[name].detach().flatten().tolist()
             want = [w**2 / sum(v**2 for v in flat if abs(v) >= abs(w)) for w in flat]
             np.testing.assert_allclose(scores.flatten().tolist(), want, rtol=1e-5)
@@ -155,7 +154,7 @@ class TestLamp:
     def test_ranks_within_a_layer_as_magnitude_does(self):
         model = net()
         groups = pl.granularity.weights(model)
-        ours = pl.allocate(shares.lamp(model), groups, 0.5, "layer")
+        ours = pl.allocate(lamp(model), groups, 0.5, "layer")
         theirs = pl.allocate(pl.criteria.magnitude(model), groups, 0.5, "layer")
         assert all(torch.equal(ours[n], theirs[n]) for n in theirs)
 
@@ -163,7 +162,7 @@ class TestLamp:
         model = net()
         with torch.no_grad():
             model[4].weight.zero_()
-        scores = shares.lamp(model)
+        scores = lamp(model)
         assert float(scores["0.weight"].max()) == float(scores["2.weight"].max()) == 1.0
         assert not scores["4.weight"].any()
 
@@ -171,23 +170,23 @@ class TestLamp:
         model = net()
         groups = pl.granularity.weights(model)
         total = sum(g.units for g in groups)
-        assert not pl.report(groups, pl.allocate(shares.lamp(model), groups, 1 - 3 / total)).emptied
+        assert not pl.report(groups, pl.allocate(lamp(model), groups, 1 - 3 / total)).emptied
 
     def test_half_precision_and_nan(self):
-        scores = shares.lamp(net().half())
+        scores = lamp(net().half())
         assert all(s.dtype == torch.float32 and torch.isfinite(s).all() for s in scores.values())
         model = net()
         with torch.no_grad():
             model[2].weight[0, 0, 0, 0] = float("nan")
         with pytest.raises(pl.PruneError, match=r"2\.weight .* NaN"):
-            shares.lamp(model)
+            lamp(model)
 
     def test_does_not_see_a_layers_scale(self):
         model = net()
-        before = shares.lamp(model)
+        before = lamp(model)
         with torch.no_grad():
             model[2].weight.mul_(0.125)
-        for name, scores in shares.lamp(model).items():
+        for name, scores in lamp(model).items():
             torch.testing.assert_close(scores, before[name], rtol=1e-5, atol=0)
 
 
@@ -198,7 +197,7 @@ class TestBySensitivity:
         dice = np.random.default_rng(0)
         for _ in range(20):
             rises = np.sort(dice.random((len(groups), len(levels))) ** 3, axis=1)
-            found = shares.by_sensitivity(scan_of(groups, levels, rises), groups, 0.6)
+            found = layerwise.BySensitivity(scan_of(groups, levels, rises))(net(), groups, 0.6)
             counts = gone(groups, found)
             assert sum(counts.values()) == round(0.6 * sum(g.units for g in groups))
             points = [[0, *(round(s * g.units) for s in levels)] for g in groups]
@@ -219,9 +218,9 @@ class TestBySensitivity:
             for _ in range(3):
                 k = int(dice.integers(2, 5))
                 counts = sorted(int(c) for c in dice.choice(np.arange(1, 11), k, replace=False))
-                curves.append(shares.Pieces((0, *counts), (0.0, *dice.normal(size=k))))
+                curves.append(layerwise.Pieces((0, *counts), (0.0, *dice.normal(size=k))))
             total = int(dice.integers(0, sum(c.counts[-1] for c in curves) + 1))
-            found = shares.cheapest(curves, total)
+            found = layerwise.cheapest(curves, total)
             assert sum(found) == total
             ways = itertools.product(*(range(c.counts[-1] + 1) for c in curves))
             best = min(sum(c.at(n) for c, n in zip(curves, way, strict=True)) for way in ways if sum(way) == total)
@@ -229,7 +228,7 @@ class TestBySensitivity:
 
     def test_a_total_out_of_reach(self):
         with pytest.raises(pl.PruneError, match="all curves end at 5"):
-            shares.cheapest([shares.Pieces((0, 5), (0.0, 1.0))], 6)
+            layerwise.cheapest([layerwise.Pieces((0, 5), (0.0, 1.0))], 6)
 
     def test_by_accuracy(self):
         groups = pl.granularity.weights(net())
@@ -238,36 +237,36 @@ class TestBySensitivity:
             Curve(g.name, g.units, (g.units // 2, round(0.9 * g.units)), right[g.name], (1.0, 1.0)) for g in groups
         )
         scan = Scan((0.5, 0.9), curves, Evaluation(loss=1.0, accuracy=0.9, n=1000, correct=900))
-        found = gone(groups, shares.by_sensitivity(scan, groups, 176 / 644, by="accuracy"))
+        found = gone(groups, layerwise.BySensitivity(scan, by="accuracy")(net(), groups, 176 / 644))
         assert found == {"0.weight": 32, "2.weight": 144, "4.weight": 0}
         with pytest.raises(pl.PruneError, match='give "loss" or "accuracy"'):
-            shares.by_sensitivity(scan, groups, 0.5, by="hope")
+            layerwise.BySensitivity(scan, by="hope")(net(), groups, 0.5)
 
     def test_a_scan_of_other_groups_an_unfinished_one_and_one_with_nan(self):
         groups = pl.granularity.weights(net())
         scan = scan_of(groups, (0.5, 0.9), [(0.1, 0.2)] * 3)
         other = [pl.Group(g.name, g.units + 1, g.members) for g in groups]
         with pytest.raises(pl.PruneError, match=r"0\.weight has 37 units, in the scan 36"):
-            shares.by_sensitivity(scan, other, 0.5)
+            layerwise.BySensitivity(scan)(net(), other, 0.5)
         unfinished = dataclasses.replace(scan, curves=scan.curves[:2], missing=("4.weight",))
         with pytest.raises(pl.PruneError, match=r"'4\.weight' was not reached before the scan was interrupted"):
-            shares.by_sensitivity(unfinished, groups, 0.5)
+            layerwise.BySensitivity(unfinished)(net(), groups, 0.5)
         with pytest.raises(pl.PruneError, match=r"scan of 2\.weight holds a loss that is no number"):
-            shares.by_sensitivity(scan_of(groups, (0.5,), [(0.1,), (float("nan"),), (0.1,)]), groups, 0.4)
+            layerwise.BySensitivity(scan_of(groups, (0.5,), [(0.1,), (float("nan"),), (0.1,)]))(net(), groups, 0.4)
 
     def test_from_a_real_scan(self):
         model, x = net().eval(), torch.randn(40, 1, 6, 6)
         with torch.no_grad():
             data = (x, model(x).argmax(1))
         groups = pl.granularity.weights(model)
-        found = shares.by_sensitivity(pl.sensitivity.scan(model, data, progress=False), groups, 0.7)
+        found = layerwise.BySensitivity(pl.sensitivity.scan(model, data, progress=False))(net(), groups, 0.7)
         assert sum(gone(groups, found).values()) == round(0.7 * sum(g.units for g in groups))
         assert pl.allocate(pl.criteria.magnitude(model), groups, found)
 
     def test_spares_the_layer_that_minds(self):
         groups = pl.granularity.weights(net())
         scan = scan_of(groups, (0.5, 0.9), [(5.0, 9.0), (0.1, 0.2), (0.01, 0.02)])
-        found = shares.by_sensitivity(scan, groups, 0.5)
+        found = layerwise.BySensitivity(scan)(net(), groups, 0.5)
         assert found["0.weight"] == 0.0
         assert found["4.weight"] == pytest.approx(0.9, abs=0.01)
 
@@ -275,9 +274,9 @@ class TestBySensitivity:
         groups = pl.granularity.weights(net())
         scan = scan_of(groups, (0.5,), [(1.0,)] * 3)
         with pytest.raises(pl.PruneError, match="scan"):
-            shares.by_sensitivity(scan, groups, 0.9)
+            layerwise.BySensitivity(scan)(net(), groups, 0.9)
         with pytest.raises(pl.PruneError, match=r"4\.weight"):
-            shares.by_sensitivity(scan_of(groups[:2], (0.5,), [(1.0,)] * 2), groups, 0.1)
+            layerwise.BySensitivity(scan_of(groups[:2], (0.5,), [(1.0,)] * 2))(net(), groups, 0.1)
 
 
 class TestAllocateByShares:
