@@ -100,6 +100,7 @@ def test_every_figure_is_there(view):
 
 
 def test_it_looks_well_in_either_theme(view):
+    view.page.evaluate("() => window.jupyterapp.shell.collapseLeft()")  # or a narrow window shows nothing else
     for dark in (False, True):
         view.theme(dark)
         for width in (1440, 390):
