@@ -298,6 +298,7 @@ DRAWINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_no_label_collides(name):
     shape, paint = DRAWINGS[name]
