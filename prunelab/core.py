@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -67,13 +68,15 @@ class Part:
 
     Removed, an entry of a list leaves the list; any other module is replaced by one that adds nothing: it returns 0,
     or, of an attention that returns `outputs` things, 0 and then None. A module that adds what it makes to one of its
-    own inputs returns this input: the positional one of number `passes`.
+    own inputs returns this input: the positional one of number `passes`. `of` is how long its list is, where the last
+    entry is of no unit, and so no path tells.
     """
 
     path: str
     unit: int
     outputs: int = 1
     passes: int = 0
+    of: int = 0
 
 
 @dataclass(frozen=True)
@@ -173,19 +176,41 @@ class Place:
     @property
     def tensor(self) -> Tensor:
         """The underlying tensor itself: the one an optimizer updates, not its masked view."""
+        own = self.module._parameters.get(self.attribute)
+        if own is not None:  # the usual case, without a search that finds nothing
+            return own
         if mask_of(self.module, self.attribute) is not None:
             return cast(nn.ModuleDict, self.module.parametrizations)[self.attribute].get_parameter("original")
         return getattr(self.module, self.attribute)
 
 
+def paths(model: nn.Module) -> dict[nn.Module, str]:
+    """Every module and its first path, in the order of `named_modules`, whose nested generators are slow."""
+    found: dict[nn.Module, str] = {}
+    _walk(model, "", found)
+    return found
+
+
+def _walk(module: nn.Module, path: str, found: dict[nn.Module, str]) -> None:
+    if module not in found:
+        found[module] = path
+        for name, child in module._modules.items():
+            if child is not None:
+                _walk(child, join(path, name), found)
+
+
 def places(model: nn.Module) -> list[Place]:
     """Every parameter and buffer of a model, by the name it had before any mask; tied ones appear once a place."""
     found = []
-    ours = {id(part) for mask in model.modules() if isinstance(mask, Mask) for part in mask.modules()}
-    for path, module in model.named_modules():
-        if id(module) in ours or isinstance(module, parametrize.ParametrizationList):
+    everywhere = paths(model)
+    ours = {part for mask in everywhere if isinstance(mask, Mask) for part in mask.modules()}
+    for module, path in everywhere.items():
+        if module in ours or isinstance(module, parametrize.ParametrizationList):
             continue  # these hold the tensors of the module above them, which names them
         own = [n for n, t in (*module._parameters.items(), *module._buffers.items()) if t is not None]
+        if "parametrizations" not in module._modules:
+            found += [Place(join(path, n), module, n) for n in own]
+            continue
         masked = masks_on(module)
         order = next((m.order for m in masked.values()), ())  # a mask moves its weight to the end: undo that
         found += [Place(join(path, n), module, n) for n in in_order((*masked, *own), order)]
@@ -213,7 +238,7 @@ def lookup_all(model: nn.Module, names: Iterable[str]) -> dict[str, list[Place]]
 
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's first tensor lives (CPU for a model without any)."""
-    first = next(iter((*model.parameters(), *model.buffers())), None)
+    first = next(itertools.chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if first is None else first.device
 
 
@@ -235,13 +260,13 @@ def copied(model: nn.Module, instead: Mapping[int, Any]) -> nn.Module:
     Most of that goes into a dozen empty dicts of hooks a module. Modules that copy themselves are left to do so.
     """
     memo: dict[int, Any] = dict(instead)
-    modules = list(model.modules())
-    if any(_copies_itself(type(m)) for m in modules):
+    modules = list(paths(model))
+    if any(_copies_itself(kind) for kind in {type(m) for m in modules}):
         return copy.deepcopy(model, memo)
     for module in modules:
         memo[id(module)] = type(module).__new__(type(module))
     for module in modules:
-        state = {k: _copied(v, memo) for k, v in module.__getstate__().items()}
+        state = {k: v if type(v) in _PLAIN else _copied(v, memo) for k, v in vars(module).items()}
         memo[id(module)].__setstate__(state)
     return memo[id(model)]
 
@@ -253,18 +278,22 @@ def _copies_itself(kind: Any) -> bool:
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    if type(value) in _PLAIN or (type(value) is tuple and all(type(v) in _PLAIN for v in value)):
-        return value
     if id(value) in memo:
         return memo[id(value)]
-    if type(value) in (dict, OrderedDict):
-        made = memo[id(value)] = type(value)()
-        made.update((k, _copied(v, memo)) for k, v in value.items())
+    kind = type(value)
+    if kind in (dict, OrderedDict):
+        made = memo[id(value)] = kind()
+        for key, inner in value.items():
+            made[key] = inner if type(inner) in _PLAIN else _copied(inner, memo)
         return made
+    if kind is set and not value:
+        return set()
+    if kind is tuple and all(type(v) in _PLAIN for v in value):
+        return value
     return copy.deepcopy(value, memo)
 
 
-_PLAIN = (type(None), bool, int, float, str)
+_PLAIN = {type(None), bool, int, float, str}
 
 
 def at_once(scalars: Sequence[Tensor]) -> list[float]:

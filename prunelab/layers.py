@@ -5,15 +5,16 @@ The one table that knows torch's layer types, and the one file that names torch'
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from .core import Place, PruneError, join, mask_of, masks_on, places, shape
+from .core import Place, PruneError, join, mask_of, masks_on, paths, places, shape
 
 CONVOLUTION = nn.modules.conv._ConvNd  # all of them, transposed ones too
 TRANSPOSED = nn.modules.conv._ConvTransposeNd
@@ -54,16 +55,14 @@ def check_layout(name: str, size: torch.Size, layout: int, what: str) -> None:
 # Each type: which of its tensors are weights, how these lie, and its declared sizes
 
 
-def _linear(m: Any, name: str) -> None:
-    m.out_features, m.in_features = m.weight.shape
+def _sizes(*attributes: str) -> Callable[[Any, str], None]:
+    """Declares the sizes of a weight, one attribute for each of its dimensions."""
 
+    def declare(m: Any, name: str) -> None:
+        for attribute, size in zip(attributes, m.weight.shape, strict=True):
+            setattr(m, attribute, size)
 
-def _bilinear(m: Any, name: str) -> None:
-    m.out_features, m.in1_features, m.in2_features = m.weight.shape
-
-
-def _conv1d(m: Any, name: str) -> None:
-    m.nx, m.nf = m.weight.shape
+    return declare
 
 
 def _convolution(m: Any, name: str) -> None:
@@ -95,14 +94,6 @@ def _group_norm(m: Any, name: str) -> None:
 
 def _layer_norm(m: Any, name: str) -> None:
     m.normalized_shape = tuple(m.weight.shape)
-
-
-def _prelu(m: Any, name: str) -> None:
-    m.num_parameters = len(m.weight)
-
-
-def _embedding(m: Any, name: str) -> None:
-    m.num_embeddings, m.embedding_dim = m.weight.shape
 
 
 def declare_bare(norm: Any, left: int, name: str) -> None:
@@ -200,23 +191,23 @@ class Layer:
 STATES = "a recurrent layer multiplies its weights with states that it keeps to itself"
 ROUTED = "a module of experts multiplies its weights with what is routed to each, within its own forward"
 LAYERS: dict[type[nn.Module], Layer] = {
-    nn.Linear: Layer(_is_weight, declare=_linear),
+    nn.Linear: Layer(_is_weight, declare=_sizes("out_features", "in_features")),
     CONVOLUTION: Layer(_is_weight, _groups, _convolution),
     nn.MultiheadAttention: Layer(_is_projection),  # its sizes are set by surgery.heads
-    nn.Bilinear: Layer(_is_weight, declare=_bilinear),
+    nn.Bilinear: Layer(_is_weight, declare=_sizes("out_features", "in1_features", "in2_features")),
     nn.RNNBase: Layer(_is_gate, declare=_recurrent, unseen=STATES),
     nn.RNNCellBase: Layer(_is_gate, declare=_cell, unseen=STATES),
     NORM: Layer(declare=_norm),
     nn.GroupNorm: Layer(declare=_group_norm),
     nn.LayerNorm: Layer(declare=_layer_norm),
     nn.RMSNorm: Layer(declare=_layer_norm),
-    nn.PReLU: Layer(declare=_prelu),
-    nn.Embedding: Layer(declare=_embedding),
+    nn.PReLU: Layer(declare=_sizes("num_parameters")),
+    nn.Embedding: Layer(declare=_sizes("num_embeddings", "embedding_dim")),
 }
 # Users may add to it.
 DECLARED: dict[type[nn.Module], Callable[[Any, str], None]]
 DECLARED = {kind: layer.declare for kind, layer in LAYERS.items() if layer.declare is not None}
-CONV1D = Layer(_is_weight, lambda place: 1, _conv1d)  # transformers', a Linear with its weight (in, out)
+CONV1D = Layer(_is_weight, lambda place: 1, _sizes("nx", "nf"))  # transformers', a Linear with its weight (in, out)
 EXPERTS = Layer(_is_expert, _of_experts, unseen=ROUTED)
 
 
@@ -296,8 +287,8 @@ def _refuse_empty(model: nn.Module) -> None:
 
 def check_kind(model: nn.Module) -> None:
     """PruneError for a model whose weights cannot be changed as they are: it says what the model is, and what to do."""
-    for path, module in model.named_modules():
-        reason = _foreign(module)
+    for module, path in paths(model).items():
+        reason = _foreign(type(module))
         if reason:
             where = f"{path or 'the model itself'}, a {type(module).__name__}, is" if path else "it is"
             raise PruneError(f"{type(model).__name__} cannot be pruned: {where} {reason}")
@@ -311,18 +302,19 @@ def check_kind(model: nn.Module) -> None:
             )
 
 
-def _foreign(module: nn.Module) -> str:
-    """What a module is that holds no weights of its own to change; empty for all others."""
-    if isinstance(module, torch.jit.ScriptModule):
+@functools.cache
+def _foreign(kind: type[nn.Module]) -> str:
+    """What a kind of module is that holds no weights of its own to change; empty for all others."""
+    if issubclass(kind, torch.jit.ScriptModule):
         return "TorchScript, a compiled program: prune the nn.Module that it was made of, and script that again"
-    kinds = type(module).__mro__
-    if any(kind.__name__ == "FakeQuantizeBase" for kind in kinds):
+    if any(base.__name__ == "FakeQuantizeBase" for base in kind.__mro__):
         return (
             "what quantization-aware training adds, and it would move the zeros: prune the model before "
             "torch.ao.quantization.prepare_qat, and prepare it with its zeros in place"
         )
-    at_rest = type(module).__name__ in ("FloatFunctional", "FXFloatFunctional")  # of a model still in floating point
-    if not at_rest and any(k.__module__.startswith("torch.ao.nn") and ".quantized" in k.__module__ for k in kinds):
+    at_rest = kind.__name__ in ("FloatFunctional", "FXFloatFunctional")  # of a model still in floating point
+    quantized = (b for b in kind.__mro__ if b.__module__.startswith("torch.ao.nn") and ".quantized" in b.__module__)
+    if not at_rest and any(quantized):
         return "quantized, its weights packed as whole numbers: prune the model in floating point, and quantize it then"
     return ""
 
@@ -344,7 +336,7 @@ def unreachable(model: nn.Module) -> dict[str, str]:
 def made_by(module: nn.Module) -> dict[str, str]:
     """The attributes of a module that something else than a mask makes: by what, and how to take it off."""
     made = {}
-    for attribute in getattr(module, "parametrizations", {}):
+    for attribute in cast(nn.ModuleDict, module._modules.get("parametrizations") or {}):
         if mask_of(module, attribute) is None:
             chain: Any = module.parametrizations
             kinds = ", ".join(type(step).__name__.strip("_") for step in chain[attribute])

@@ -2,6 +2,7 @@
 
 import itertools
 
+import plain_methods
 import pytest
 import torch
 from tiny_decoders import decoder, token_ids
@@ -11,6 +12,7 @@ from prunelab.core import lookup
 from prunelab.criteria import CRITERIA
 from prunelab.granularity import GRANULARITIES
 from prunelab.language import next_token_loss, next_tokens
+from prunelab.measurement import perplexity
 from prunelab.units import tensors_of
 
 DECODERS_ONLY = ("block_influence", "angular_distance", "glu_peak_to_peak")
@@ -100,3 +102,24 @@ def test_units_of_a_group_share_no_tensor():
         each = [tensors_of(one, dict(model.named_parameters())) for one in alone]
         assert all(each)
         assert not any(a & b for a, b in itertools.combinations(each, 2))
+
+
+@pytest.mark.parametrize("criterion", plain_methods.NEURONS)
+def test_neurons_are_those_of_a_plain_llama(criterion):
+    """Two blocks out by influence, then a quarter of the neurons: as by the formulas, in plain torch."""
+    model, rows = decoder().double(), token_ids(6)
+    calib = pl.Calibration((next_tokens(rows[:4]), next_tokens(rows[4:])), next_token_loss)
+    blocks = pl.granularity.layers(model)
+    keep = pl.allocate(pl.criteria.block_influence(model, calib), blocks, 0.5)
+    gone = plain_methods.block_influence(model, rows[:, :-1]).argsort()[:2].sort().values
+    assert keep["layers"].logical_not().nonzero()[:, 0].tolist() == gone.tolist()
+    short, plain = pl.shrink(model, blocks, keep), plain_methods.without_blocks(model, gone.tolist()).double()
+
+    groups = pl.granularity.neurons(short)
+    scores, wanted = CRITERIA[criterion](short, calib), plain_methods.neuron_scores(criterion, plain, rows)
+    for scope in ("layer", "global"):
+        keep = pl.allocate(scores, groups, 0.25, scope)
+        kept = plain_methods.neurons_kept(wanted, 0.25, scope)
+        assert [keep[g.name].nonzero()[:, 0].tolist() for g in groups] == [k.tolist() for k in kept]
+    small, plain = pl.shrink(short, groups, keep), plain_methods.without_neurons(plain, kept)
+    assert perplexity(small, rows).value == pytest.approx(plain_methods.perplexity(plain, rows), rel=1e-6)

@@ -143,6 +143,30 @@ def test_grouped_queries_are_gated_together():
     torch.testing.assert_close(found, total / total.norm(), rtol=1e-4, atol=1e-6)
 
 
+def test_heads_that_only_a_run_finds_are_gated_too():
+    """GPT-2's fused queries, keys and values, and a projection whose weight is (in, out)."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 20, "n_positions": 8, "n_embd": 16, "n_layer": 1, "n_head": 4}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=1, eos_token_id=2)).eval()
+    tokens = torch.randint(3, 20, (6, 5))
+
+    def loss(logits, targets):
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    calib = Calibration(((tokens, tokens),), loss)
+    found = unit_scores(criteria.head_importance(model, calib), granularity.heads(model, tokens), "sum")
+    total = torch.zeros(4)
+    for one in tokens.split(1):
+        gate = torch.ones(4, requires_grad=True)
+        hook = model.transformer.h[0].attn.c_proj.register_forward_pre_hook(
+            lambda m, given, gate=gate: given[0] * gate.repeat_interleave(4)
+        )
+        total += torch.autograd.grad(loss(model(one).logits, one), gate)[0].abs()
+        hook.remove()
+    torch.testing.assert_close(found["transformer.h.0.attn"], total / total.norm(), rtol=1e-4, atol=1e-6)
+
+
 def test_a_masked_head_is_worth_nothing(model, data):
     groups = granularity.heads(model)
     keep = {g.name: torch.arange(g.units) > 0 for g in groups}
@@ -153,7 +177,7 @@ def test_a_masked_head_is_worth_nothing(model, data):
 
 
 def test_what_it_says_if_something_is_missing(build, model, data, data_for, snapshot):
-    with pytest.raises(PruneError, match=r"Sequential has no attention layer known here.*take taylor or fisher"):
+    with pytest.raises(PruneError, match=r"Sequential has no attention layer: no product"):
         criteria.head_importance(build("cnn"), Calibration.of(data_for("cnn")))
     with pytest.raises(PruneError, match="head_importance needs data"):
         criteria.head_importance(model)

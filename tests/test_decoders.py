@@ -309,6 +309,19 @@ def test_any_list_of_modules():
     assert len(pl.shrink(model, [steps, extra], keep).steps) == 2
 
 
+def test_a_plan_of_a_list_whose_last_entry_stays(tmp_path):
+    """No path tells then how long the list was: the parts do."""
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)))
+    steps = Group("steps", 2, (), parts=tuple(Part(f"0.{i}", i, of=3) for i in range(2)))
+    keep, whole = {"steps": torch.tensor([False, True])}, nn.Sequential(model)
+    small = pl.shrink(whole, [steps], keep)
+    x = torch.randn(2, 2)
+    again = pl.load_plan(pl.save_plan(tmp_path, [steps], keep, small), whole)
+    assert torch.equal(again(x), small(x))
+    with pytest.raises(pl.PruneError, match="0 has 3 entries, and these groups and keep leave 2 of 3"):
+        pl.save_plan(tmp_path, [steps], keep, whole)
+
+
 def test_neurons_of_a_model_that_wears_masks():
     """Found under their own names, so that a second cut starts from the first."""
     model = decoder()

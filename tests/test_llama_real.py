@@ -101,3 +101,26 @@ def test_influence_costs_less_than_chance(llama, text, dense):
     by_chance = llamas.without(model, "layers", llamas.order(model, "layers", "random", seed=0)[:3])
     low, high = (perplexity(m, text.test[:2]).value for m in (by_influence, by_chance))
     assert dense < low < high
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "wanda"])
+def test_blocks_then_neurons_then_wanda_is_a_plain_llama(llama, text, criterion):
+    """4 blocks out by influence, a quarter of the neurons, 2:4: the same weights stay, and the same perplexity."""
+    calib = text.some(2)
+    rows = torch.cat([calib.batches[0][0], calib.batches[0][1][:, -1:]], 1)
+    model, plain = llama.model, llama.model
+    groups = pl.granularity.layers(model)
+    model = pl.shrink(model, groups, pl.allocate(pl.criteria.block_influence(model, calib), groups, 4 / 30))
+    plain = plain_methods.without_blocks(
+        plain, plain_methods.block_influence(plain, rows[:, :-1]).argsort()[:4].tolist()
+    )
+    groups = pl.granularity.neurons(model)
+    model = pl.shrink(model, groups, pl.allocate(pl.criteria.by_name(criterion)(model, calib), groups, 0.25, "layer"))
+    kept = plain_methods.neurons_kept(plain_methods.neuron_scores(criterion, plain, rows), 0.25, "layer")
+    plain = plain_methods.without_neurons(plain, kept)
+    blockwise(model, calib, Wanda(), pl.NM(2, 4))
+    plain_methods.layer_by_layer(plain, rows[:, :-1], plain_methods.wanda, (2, 4))
+    for one, other in zip(*map(plain_methods.linear_layers, (model, plain)), strict=True):
+        assert torch.equal(one.weight == 0, other.weight == 0)
+    found = perplexity(model, text.test[:1]).value
+    assert found == pytest.approx(plain_methods.perplexity(plain, text.test[:1]), rel=0.001)

@@ -50,6 +50,12 @@ def test_wanda_is_the_papers(sparsity, plain):
     assert torch.equal(keep, new != 0)
 
 
+def test_wanda_does_not_let_rounding_choose():
+    x = torch.tensor([[4096.0, 4096.0], [1.0, 0.0]])  # 4096^2 + 1 is no float32
+    _, keep = Wanda()(torch.ones(1, 2), Wanda().gather(x), 0.5, "weight")
+    assert keep.tolist() == [[True, False]]
+
+
 @patterns
 @pytest.mark.parametrize("gone", [0.3, 0.7])
 @pytest.mark.parametrize("method", [Wanda(), SparseGPT(columns=16)], ids=["wanda", "sparsegpt"])

@@ -522,3 +522,42 @@ def test_a_config_that_is_a_dict_is_none_of_ours():
     groups = granularity.neurons(model, torch.randn(2, 6))
     small = shrink(model, groups, {g.name: torch.arange(g.units) < 5 for g in groups})
     assert (small[0].out_features, small.save_pretrained("x"), small.config) == (5, "saved", {"classes": 3})
+
+
+def bert_inside_a_model_of_ones_own():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24, "vocab_size": 50}
+    torch.manual_seed(0)
+    bert = transformers.BertModel(transformers.BertConfig(hidden_size=16, **sizes), add_pooling_layer=False)
+
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bert = bert
+
+        def forward(self, input_ids):
+            return self.bert(input_ids).last_hidden_state.mean(1)
+
+    return Encoder().eval(), torch.arange(10).view(2, 5)
+
+
+def test_a_model_of_transformers_inside_another_says_what_is_left(tmp_path):
+    model, ids = bert_inside_a_model_of_ones_own()
+    groups = pl.granularity.neurons(model, ids)
+    small = pl.shrink(model, groups, {g.name: torch.arange(24) % 3 > 0 for g in groups})
+    assert (small.bert.config.intermediate_size, model.bert.config.intermediate_size) == (16, 24)
+    small.bert.save_pretrained(tmp_path)
+    again = type(small.bert).from_pretrained(tmp_path, add_pooling_layer=False)
+    assert torch.equal(again(ids).last_hidden_state, small.bert(ids).last_hidden_state)
+
+
+def test_a_model_of_transformers_inside_another_is_not_saved_where_its_config_cannot_say_it(tmp_path):
+    model, ids = bert_inside_a_model_of_ones_own()
+    heads = pl.granularity.heads(model, ids)
+    small = pl.shrink(model, heads, {g.name: torch.arange(4) > 0 for g in heads})
+    neurons = pl.granularity.neurons(model, ids)
+    smaller = pl.shrink(small, neurons, {g.name: torch.arange(24) > 3 for g in neurons})
+    for each in (small, smaller):
+        with pytest.raises(PruneError, match="save_plan"):
+            each.bert.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -344,7 +344,7 @@ FAMILIES: dict[str, Family] = {
         "pixels", (r"\.attention$", 4), (r"\.mlp$", 4), (r"\.blocks\.\d+$", 4)),
     "segformer": Family(
         hf("Segformer", "ForImageClassification", depths=[1, 1, 2, 2], hidden_sizes=[8, 16, 32, 32],
-           num_attention_heads=[2, 2, 4, 4], sr_ratios=[2, 2, 1, 1], mlp_ratios=[2, 2, 2, 2]),
+           num_attention_heads=[1, 2, 4, 4], sr_ratios=[2, 2, 1, 1], mlp_ratios=[2, 2, 2, 2]),
         "big pixels", (r"\.attention$", 6), (r"\.mlp$", 6), (r"\.blocks\.\d+$", 6)),
     "clip": Family(
         clip("CLIP"), "both", (r"\.self_attn$", 6), (r"layers\.\d+\.mlp$", 6), (r"encoder\.layers\.\d+$", 6)),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from ..attention import layers
+from .. import attention, units
 from ..calibration import Calibration, checked, needed, over_samples
 from ..core import PruneError, Scores
+from ..granularity.heads import heads
+from ..granularity.operators import made_at
 from .registry import finite_weights, register
 
 
@@ -20,27 +23,36 @@ def head_importance(model: nn.Module, calib: Calibration | None = None) -> Score
 
     Scores the output projections alone, each column's entries an equal part of its head's importance, so that
     `granularity.heads` is worth it to the digit: compare layers as the paper does by allocate(..., reduce="sum"). Needs
-    data, its labels, and a loss that is a mean over samples. Michel et al. 2019, arXiv 1905.10650, section 4.1.
+    data, its labels, and a loss that is a mean over samples. Heads are found as `granularity.heads` finds them on the
+    first inputs, and its errors are this one's. Michel et al. 2019, arXiv 1905.10650, section 4.1.
     """
-    heads = {layer.out: layer.kv_heads for layer in layers(model)}
-    if not heads:
-        raise PruneError(
-            f"{type(model).__name__} has no attention layer known here, and head_importance is of attention heads: "
-            "take taylor or fisher, which score the weights of any layer"
-        )
     given = needed(calib, "head_importance")
-    weights = {name: w for name, w in finite_weights(model).items() if name in heads}
+    groups = heads(model, None if attention.wholly(model) and attention.layers(model) else given.example)
+    gates: dict[str, tuple[int, list[Tensor]]] = {}  # of each output projection its columns, (heads, block) a group
+    for group in groups:
+        readers = [m for m in group.members if made_at(model, m.tensor) not in (None, m.dim)]
+        if not readers:
+            raise PruneError(f"no Linear layer reads the heads of {group.name}, and gates are put where one does")
+        for m in readers:
+            gates.setdefault(m.tensor, (m.dim or 0, []))[1].append(units.index(m, group.units))
+    weights = {name: w for name, w in finite_weights(model).items() if name in gates}
 
     def at_gates(name: str, g: Tensor) -> Tensor:
-        columns = (weights[name] * g).sum(1)  # (samples, out, columns) -> (samples, columns)
-        return columns.unflatten(1, (heads[name], -1)).sum(2).abs()  # (samples, heads): |dL/dxi_h|
+        dim, owned = gates[name]
+        columns = (weights[name] * g).movedim(dim + 1, 1).flatten(2).sum(2)  # (samples, columns)
+        return torch.cat([columns[:, own].sum(2) for own in owned], 1).abs()  # (samples, heads): |dL/dxi_h|
 
     found = checked(over_samples(model, given, at_gates, weights), weights, "head importance")
-    return {name: _spread(importance, weights[name]) for name, importance in found.items()}
+    return {name: _spread(importance, weights[name], *gates[name]) for name, importance in found.items()}
 
 
-def _spread(importance: Tensor, weight: Tensor) -> Tensor:
+def _spread(importance: Tensor, weight: Tensor, dim: int, owned: list[Tensor]) -> Tensor:
     """(heads,) importances, normalised, as scores of the weight's shape that add up to them."""
     length = importance.norm()
-    each = (importance / length if length > 0 else importance) * len(importance) / weight.numel()
-    return each.repeat_interleave(weight.shape[1] // len(importance)).expand(weight.shape).contiguous()
+    columns = importance.new_zeros(weight.shape[dim])
+    first = 0
+    for own in owned:
+        worth = importance[first : first + len(own)] / (length if length > 0 else 1)
+        columns[own] = worth[:, None] / (own.shape[1] * weight.shape[1 - dim])
+        first += len(own)
+    return columns.view(*[-1 if d == dim else 1 for d in range(2)]).expand(weight.shape).contiguous()

@@ -15,10 +15,12 @@ from .. import layers
 from ..core import Group, Groups, Member, PruneError
 from ..decoders import is_decoder
 from .depth import glu_neurons
-from .operators import makes
 from .proof import proven
 from .registry import register
-from .tracing import BY_HAND, Port, Trace, on, plain_twin, trace
+from .tracing import BY_HAND, Port, Trace, on, trace
+
+
+CONVOLUTIONS = {"convolution", "depthwise"}  # the kinds of layers that `operators.makes` tells
 
 
 @register("filters")
@@ -37,16 +39,17 @@ def filters(model: nn.Module, example: Any = None) -> Groups:
 
     Raises PruneError without an example, for one that does not fit, and for a model without a filter that could go.
     """
-    return _some(_found(model, example), lambda kinds: "convolution" in kinds, "filter of a convolution", model)
+    found = _found(model, example)
+    return _some(found, lambda kinds: bool(kinds & CONVOLUTIONS), "filter of a convolution", model)
 
 
 @register("neurons")
 def neurons(model: nn.Module, example: Any = None) -> Groups:
     """Neurons of hidden Linear layers: a unit is a row and its bias, and the columns of every layer that reads it.
 
-    Otherwise as `filters`; channels that a convolution makes too are filters, not neurons, and those of a residual
-    stream are its `width`. In a Llama-like decoder they are those of its gated MLPs, found without tracing and
-    without an example: `glu_neurons`.
+    Otherwise as `filters`; channels that a convolution makes too are filters, not neurons (a depthwise one hands them
+    on), and those of a residual stream are its `width`. In a Llama-like decoder they are those of its gated MLPs, found
+    without tracing and without an example: `glu_neurons`.
     """
     if is_decoder(model):
         return Groups(glu_neurons(model))
@@ -71,7 +74,9 @@ def width(model: nn.Module, example: Any = None) -> Groups:
 def coupled(model: nn.Module, example: Any = None) -> Groups:
     """All filters and neurons of a model, from a single trace: see `filters`."""
     found = _found(model, example)
-    return _some(found, lambda kinds: "convolution" in kinds or "width" not in kinds, "filter or hidden neuron", model)
+    return _some(
+        found, lambda kinds: bool(kinds & CONVOLUTIONS) or "width" not in kinds, "filter or hidden neuron", model
+    )
 
 
 @dataclass(frozen=True)
@@ -87,14 +92,14 @@ def _found(model: nn.Module, example: Any) -> _Found:
     layers.check_kind(model)
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.inference_mode(False), torch.random.fork_rng(devices=gpus):
-        twin, inputs = plain_twin(model), on(model, example)
-        seen = trace(twin, inputs)
-        found = sorted(candidates(twin, seen), key=lambda c: c.first)
+        inputs = on(model, example)
+        seen = trace(model, inputs)
+        found = sorted(candidates(seen), key=lambda c: c.first)
         assumed = {c.group.name: c.assumed for c in found if c.assumed}
-        proof = proven(twin, [c.group for c in found], assumed, inputs)
+        proof = proven(model, [c.group for c in found], assumed, inputs)
     kinds = {c.group.name: c.kinds for c in found}
     refuted = [(f"{name} {why}", kinds[name]) for name, why in proof.refuted.items()]
-    return _Found([(g, kinds[g.name]) for g in proof.groups], _stays(twin, seen, found, proof.refuted), refuted)
+    return _Found([(g, kinds[g.name]) for g in proof.groups], _stays(seen, found, proof.refuted), refuted)
 
 
 def _some(found: _Found, wanted: Callable[[set[str]], bool], what: str, model: nn.Module) -> Groups:
@@ -122,46 +127,51 @@ class Candidate:
     sets: set[int]  # of the trace, a unit each
 
 
-def candidates(twin: nn.Module, seen: Trace) -> Iterator[Candidate]:
+def candidates(seen: Trace) -> Iterator[Candidate]:
     """Sets that take as many entries of the same ports become the units of one group."""
     of_number = np.repeat(np.arange(len(seen.ports)), [p.size for p in seen.ports])  # number - 1 -> its port
+    makers = {p.layer for p in seen.ports if p.makes}
     label = seen.label[1:]
-    moving = np.nonzero(~np.isin(label, list(seen.stays)))[0]
+    stuck = np.zeros(int(label.max(initial=0)) + 1, bool)
+    stuck[list(seen.stays)] = True
+    moving = np.nonzero(~stuck[label])[0]
     marks = np.random.default_rng(0).integers(2**62, size=len(seen.ports), dtype=np.uint64)
-    signature = np.zeros(int(label.max(initial=0)) + 1, np.uint64)
+    signature = np.zeros(len(stuck), np.uint64)
     np.add.at(signature, label[moving], marks[of_number[moving]])
     order = moving[np.lexsort((moving, label[moving], signature[label[moving]]))]
     bounds = np.nonzero(np.diff(signature[label[order]]))[0] + 1
     for numbers in np.split(order, bounds) if len(order) else ():
-        count = len(np.unique(label[numbers]))
+        count = 1 + np.count_nonzero(np.diff(label[numbers]))
         table = numbers.reshape(count, -1)  # (units, entries each), the ports in the same order in every row
-        made = _group(twin, seen, [seen.ports[i] for i in of_number[table[0]]], table + 1)
+        made = _group(seen, makers, [seen.ports[i] for i in of_number[table[0]]], table + 1)
         if made is not None:
             yield made
 
 
-def _group(twin: nn.Module, seen: Trace, each: list[Port], table: np.ndarray) -> Candidate | None:
+def _group(seen: Trace, makers: set[str], each: list[Port], table: np.ndarray) -> Candidate | None:
     """One group, its root first: the layer that makes its channels. None for sets that no layer makes, or for one."""
-    ports = list(dict.fromkeys(each))
-    sets = [int(seen.label[n]) for n in table[:, 0]]
-    made = [p for p in ports if _makes(twin, p)]
+    columns: dict[Port, list[int]] = {}
+    for column, port in enumerate(each):
+        columns.setdefault(port, []).append(column)
+    sets = seen.label[table[:, 0]].tolist()
+    made = [p for p in columns if p.makes]
     if not (made or seen.heads.keys() & sets) or len(table) < 2:  # the only unit of a group never leaves
         return None
-    root = (made or ports)[0]
-    columns = {p: [i for i, port in enumerate(each) if port is p] for p in ports}
+    root = (made or list(columns))[0]
     table = table[np.argsort(table[:, columns[root][0]])]
     members: list[Member] = []
     norms: list[Member] = []
-    for port in (root, *(p for p in ports if p is not root)):
+    for port in (root, *(p for p in columns if p is not root)):
         index = table[:, columns[port]] - port.first
         whole = index.size == port.size and bool((index.reshape(-1) == np.arange(port.size)).all())
         member = Member(port.name, port.dim, index.shape[1], None if whole else torch.from_numpy(index.copy()),
                         learned=port.learned)  # fmt: skip
         (norms if port.bare else members).append(member)
     inexact = not seen.inexact.isdisjoint(sets)
-    kinds = {k for p in made if (k := _makes(twin, p))}
-    if inexact and kinds & {"linear", "embedding"} and len(made) > 1:
-        kinds.add("width")
+    kinds = {p.makes for p in made}
+    readers = [p for p in columns if not p.makes and p.name.endswith("weight") and p.layer in makers]
+    if inexact and kinds & {"linear", "embedding"} and len(made) > 1 and len(readers) > 1:
+        kinds.add("width")  # a norm within an MLP has one reader, the stream's all its blocks
     group = Group(_name(root, members[0], table), len(table), tuple(members), exact=not inexact, norms=tuple(norms))
     assumed = next((seen.assumed[s] for s in sets if s in seen.assumed), "")
     return Candidate(group, kinds, assumed, int(table[0, columns[root][0]]), set(sets))
@@ -178,33 +188,21 @@ def _name(root: Port, member: Member, table: np.ndarray) -> str:
     return f"{root.layer}[{own[0]}, {own[1]}, ...]"
 
 
-def _makes(twin: nn.Module, port: Port) -> str | None:
-    """What kind of layer makes its channels at this port, if any does."""
-    made = makes(twin.get_submodule(port.layer)) if not port.bare and port.name.endswith("weight") else None
-    return made[0] if made and made[1] == port.dim else None
-
-
-def _stays(twin: nn.Module, seen: Trace, found: list[Candidate], refuted: dict[str, str]) -> dict[str, str]:
+def _stays(seen: Trace, found: list[Candidate], refuted: dict[str, str]) -> dict[str, str]:
     """Why, of each layer that makes channels which are in no group; one reason each, in the model's order."""
     because: dict[int, str] = dict(seen.stays)
-    grouped: set[int] = set()
-    position = {(p.name, p.dim): p for p in seen.ports}
-    for group in (c.group for c in found):
-        root = group.members[0]
-        port = position[root.tensor, root.dim or 0]
-        own = np.arange(port.size) if root.index is None else root.index.numpy().reshape(-1)
-        sets = {int(s) for s in seen.label[port.first + own]}
-        if group.name in refuted:
-            because.update(dict.fromkeys(sets, refuted[group.name]))
+    grouped = np.zeros(int(seen.label.max()) + 1, bool)
+    for candidate in found:
+        why = refuted.get(candidate.group.name)
+        if why is None:
+            grouped[list(candidate.sets)] = True
         else:
-            grouped |= sets
+            because.update(dict.fromkeys(candidate.sets, why))
     stays: dict[str, str] = {}
     for port in seen.ports:
-        kind = _makes(twin, port)
-        if kind is None or kind == "embedding":
-            continue
-        sets = {int(s) for s in seen.label[port.first : port.first + port.size]} - grouped
-        if sets:
-            why = next((because[s] for s in sorted(sets) if s in because), "is one unit, which never leaves")
+        sets = seen.label[port.first : port.first + port.size]
+        if port.makes not in ("", "embedding") and not grouped[sets].all():
+            left = sorted({int(s) for s in sets[~grouped[sets]]})
+            why = next((because[s] for s in left if s in because), "is one unit, which never leaves")
             stays.setdefault(port.layer, why)
     return stays | seen.opaque

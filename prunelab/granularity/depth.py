@@ -98,7 +98,8 @@ def _wholes(what: str, noun: str, model: nn.Module, example: Any) -> Groups:
         own = [t for t in trials if t.block.stack == path]
         leaving = [t for t in own if not t.stays]
         if len(leaving) > 1 or (leaving and len(own) > 1):
-            groups.append(_group(_name(path, paths, what), leaving))
+            longer = len(own) if own[-1].stays and what == "layers" else 0
+            groups.append(_group(_name(path, paths, what), leaving, longer))
         else:
             groups.stays |= {t.paths[0]: f"is the last of its {what}, which never leaves" for t in leaving}
     if not groups:
@@ -113,8 +114,8 @@ def _name(path: str, paths: Sequence[str], what: str) -> str:
     return what if len(paths) == 1 else join(path if len(set(above)) < len(paths) else path.rpartition(".")[0], what)
 
 
-def _group(name: str, trials: list[Trial]) -> Group:
-    parts = tuple(Part(path, unit, *rest) for unit, t in enumerate(trials) for path, *rest in t.parts)
+def _group(name: str, trials: list[Trial], of: int) -> Group:
+    parts = tuple(Part(path, unit, *rest, of) for unit, t in enumerate(trials) for path, *rest in t.parts)
     return Group(name, len(trials), (), all(t.exact for t in trials), parts)
 
 

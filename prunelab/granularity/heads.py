@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from .. import attention
-from ..core import Group, Groups, PruneError
+from ..core import Group, Groups, PruneError, join
+from ..decoders import is_attention
 from .channels import Candidate, candidates
 from .headwise import HEADS
 from .proof import proven
 from .registry import register
-from .tracing import BY_HAND, Trace, on, plain_twin, trace
+from .tracing import BY_HAND, Trace, on, trace
 
 
 @register("heads")
@@ -44,10 +45,10 @@ def heads(model: nn.Module, example: Any = None) -> Groups:
     example = attention.example(model) if example is None else example
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.inference_mode(False), torch.random.fork_rng(devices=gpus):
-        twin, inputs = plain_twin(model), on(model, example)
-        seen = trace(twin, inputs, HEADS)
-        groups, stays, assumed = _found(twin, seen, known)
-        proof = proven(twin, groups, assumed, inputs)
+        inputs = on(model, example)
+        seen = trace(model, inputs, HEADS)
+        groups, stays, assumed = _found(seen, known)
+        proof = proven(model, groups, assumed, inputs)
     found = _some(model, Groups(proof.groups, stays | proof.refuted), seen.heads)
     if proof.refuted:
         told = "; ".join(f"{name} {why}" for name, why in proof.refuted.items())
@@ -69,20 +70,20 @@ def _some(model: nn.Module, groups: Groups, found: Any) -> Groups:
         return groups
     name = type(model).__name__
     if not found:
-        raise PruneError(f"{name} has no attention: no product of two activations by head. {BY_HAND}")
+        raise PruneError(f"{name} has no attention layer: no product of two activations by head. {BY_HAND}")
     if not groups.stays:
         raise PruneError(f"{name} has one head a layer, and the last head of a layer never leaves")
     why = "; ".join(f"{layer} {reason}" for layer, reason in list(groups.stays.items())[:5])
     raise PruneError(f"{name} has no attention heads that could be removed: {why}. {BY_HAND}")
 
 
-def _found(twin: nn.Module, seen: Trace, known: list[Group]) -> tuple[list[Group], dict[str, str], dict[str, str]]:
+def _found(seen: Trace, known: list[Group]) -> tuple[list[Group], dict[str, str], dict[str, str]]:
     """The groups of heads in the model's order; of each attention with others, why; what was assumed of the groups."""
     by_extent = {_extent(g): g for g in known}
     groups: list[Group] = []
     assumed: dict[str, str] = {}
     grouped: set[int] = set()
-    for candidate in sorted(candidates(twin, seen), key=lambda c: c.first):
+    for candidate in sorted(candidates(seen), key=lambda c: c.first):
         if seen.heads.keys().isdisjoint(candidate.sets):
             continue
         grouped |= candidate.sets
@@ -96,6 +97,11 @@ def _found(twin: nn.Module, seen: Trace, known: list[Group]) -> tuple[list[Group
     stays: dict[str, str] = {}
     for where, reason in _left(seen, grouped):
         stays.setdefault(where, reason)
+    owned = {m.tensor for group in groups for m in group.members}
+    for path, module in twin.named_modules():  # a product by one head is not seen to be by head
+        own = {join(path, name) for name, _ in module.named_parameters()}
+        if is_attention(module) and owned.isdisjoint(own) and not any(w.startswith(path) for w in stays):
+            stays[path] = "multiplies by no more than one head, which never leaves"
     return groups, stays, assumed
 
 

@@ -76,6 +76,37 @@ def _meet(shadow: Any, out: Any, *args: Any, **_: Any) -> None:
     meet(shadow, out, [t for t in args if isinstance(t, Tensor)])
 
 
+@rule("copy_")
+def _written(shadow: Any, out: Tensor, x: Tensor, source: Tensor, *_: Any) -> None:
+    """A part of a tensor is written, along one of its dimensions: the whole of it has these ids there."""
+    whole = x._base
+    if whole is None or whole.shape == x.shape:
+        meet(shadow, out, [x, source])
+        return
+    apart = [d for d in range(x.dim()) if x.shape[d] != whole.shape[d]] if x.dim() == whole.dim() else []
+    for ids in (padded(i, x.dim()) for i in shadow.of(source)):
+        if len(apart) != 1 or x.stride() != whole.stride():
+            shadow.freeze(ids, "is written into a part of a tensor")
+            continue
+        (d,) = apart
+        first = (x.storage_offset() - whole.storage_offset()) // whole.stride(d)
+        sizes = [(whole if at == d else ids).shape[at] for at in range(x.dim())]
+        full = ids.new_zeros(sizes)
+        full.narrow(d, first, x.shape[d]).copy_(ids)
+        _beside(shadow, whole, full)
+
+
+def _beside(shadow: Any, whole: Tensor, full: Tensor) -> None:
+    """Add ids of a part to those that a tensor has in its other parts; what all heads share is no head's own."""
+    kept = [i for i in shadow.of(whole) if set(varying(i)) != set(varying(full))]
+    same = [i for i in shadow.of(whole) if set(varying(i)) == set(varying(full))]
+    every = [*kept, torch.where(full > 0, full, same[0]) if same else full]
+    widest = max((varying(i) for i in every), key=len)
+    for ids in (i for i in every if varying(i) != widest):
+        shadow.freeze(ids, SHARED)
+    shadow.put(whole, [i for i in every if varying(i) == widest])
+
+
 def meet(shadow: Any, out: Any, given: Sequence[Tensor]) -> None:
     """As `operators.meet`; a tensor of a fixed size along a head's channels leaves it whole."""
     out = operators._first(out)
@@ -210,8 +241,7 @@ def over(shadow: Any, ids: Tensor, dims: Any, exact: bool = False) -> Tensor | N
 @rule("reduce")
 def reduce(shadow: Any, out: Any, x: Tensor, dims: Any, keepdim: bool, exact: bool) -> None:
     """As `operators.reduce`; a sum over a head's channels is the head's."""
-    given = range(x.dim()) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
-    along = sorted({d % x.dim() for d in given}) if x.dim() else []
+    along = operators._over(x, dims)
     left = [over(shadow, i, along, exact) for i in shadow.of(x)]
     for tensor in out if isinstance(out, (tuple, list)) else [out]:
         shadow.put(tensor, [i if keepdim else i.squeeze(tuple(along)) for i in left if i is not None])

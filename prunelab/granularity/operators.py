@@ -18,21 +18,26 @@ from torch.nn import functional as F
 from .. import layers
 
 RULES: dict[str, Callable[..., None]] = {}
-ELSEWHERE = [
-    "new_",
-    "zeros",
-    "ones",
-    "empty",
-    "full",
-    "rand",
-    "arange",
-    "scalar_tensor",
-    "sym_",
-    "_local_scalar_dense",
-    "is_",
-    "equal",
-    "item",
-]
+ELSEWHERE = (  # what they make has nothing to do with the entries that go in
+    "new_", "zeros", "ones", "empty", "full", "rand", "arange", "scalar_tensor", "sym_", "_local_scalar_dense", "is_",
+    "equal", "item",
+)  # fmt: skip
+PER_CHANNEL = (  # they work on each channel's picture, and keep the ids along the first two dimensions
+    "max_pool", "avg_pool", "adaptive_", "_adaptive_", "fractional_max", "upsample_", "_upsample", "reflection_pad",
+    "replication_pad", "_pad_", "grid_sampler", "roi_align", "roi_pool", "max_unpool",
+)  # fmt: skip
+SUMS = {"sum", "nansum", "linalg_vector_norm", "norm"}  # zeros add nothing; in all the others they count
+REDUCED = SUMS | {
+    "mean", "amax", "amin", "max", "min", "argmax", "argmin", "logsumexp", "any", "all", "prod", "median", "nanmean",
+    "count_nonzero", "aminmax", "var", "std", "var_mean", "std_mean",
+}  # fmt: skip
+ALONG = {  # why the ids stay that vary along the dimension that these work on; the others are as before
+    **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp"), "is summed one after the other"),
+    **dict.fromkeys(("topk", "sort"), "is sorted"),
+    **dict.fromkeys(("gather", "take_along_dim"), "is gathered by number"),
+    "roll": "is rolled by a fixed number",
+    "unfold": "is read in windows",
+}
 AHEAD = "meets a tensor of a fixed size"
 
 
@@ -46,6 +51,20 @@ def rule(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return register
 
 
+def each(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """As `rule`, for a function that says of each of the input's ids what the output carries of them, or None."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        def all_of_them(shadow: Any, out: Any, x: Tensor, *args: Any, **kwargs: Any) -> None:
+            found = [function(shadow, ids, x, _first(out), *args, **kwargs) for ids in shadow.of(x)]
+            shadow.put(_first(out), [ids for ids in found if ids is not None])
+
+        rule(*names)(all_of_them)
+        return function
+
+    return register
+
+
 def follow(shadow: Any, func: Any, out: Any, given: list[Tensor], args: Any, kwargs: Any) -> None:
     """Do to the ids what the operator did to the entries."""
     name = func.overloadpacket.__name__
@@ -53,15 +72,22 @@ def follow(shadow: Any, func: Any, out: Any, given: list[Tensor], args: Any, kwa
     rules = shadow.rules
     if plain in rules:
         rules[plain](shadow, out, *args, **kwargs)
+    elif plain in REDUCED or plain in ALONG:
+        _by_dimension(shadow, plain, out, said(func, args, kwargs))
     elif plain.endswith("_like"):
         shadow.put(out, shadow.of(args[0]))
     elif _pointwise(func):
         rules["copy"](shadow, out, *given)
     elif plain.startswith(PER_CHANNEL):
-        per_channel(shadow, out, *args)
-    elif not name.startswith(tuple(ELSEWHERE)):
+        _unless(shadow, _first(out), args[0], range(2, args[0].dim()), "is resized")
+    elif not name.startswith(ELSEWHERE):
         for ids in (i for t in given for i in shadow.of(t)):
             shadow.freeze(ids, f"meets {func.namespace}::{name}, unknown to the tracer,")
+
+
+def said(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """An operator's arguments, as far as they were given, by the names that its schema has for them."""
+    return dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
 
 
 @functools.cache
@@ -146,36 +172,31 @@ def _join(shadow: Any, kept: list[Tensor], ids: Tensor) -> None:
 # ---- moving entries
 
 
-@rule("clone", "contiguous", "lift_fresh", "lift", "_to_copy", "to", "positive", "dropout", "native_dropout", "fill",
+@each("clone", "contiguous", "lift_fresh", "lift", "_to_copy", "to", "positive", "dropout", "native_dropout", "fill",
       "zero", "conj", "_conj", "resolve_conj", "detach", "alias", "bernoulli")  # fmt: skip
-def _same(shadow: Any, out: Any, x: Tensor, *_: Any, **__: Any) -> None:
-    shadow.put(_first(out), shadow.of(x))
+def _same(shadow: Any, ids: Tensor, *_: Any, **__: Any) -> Tensor:
+    return ids
 
 
 def _strided(name: str) -> None:
     operator = getattr(torch.ops.aten, name)
 
-    def moved(shadow: Any, out: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> None:
-        found = []
-        for ids in shadow.of(x):
-            got = operator(ids.expand(x.shape), *args, **kwargs)
-            for d in range(got.dim()):
-                got = got.narrow(d, 0, 1) if got.stride(d) == 0 and got.shape[d] > 1 else got
-            found.append(got)
-        shadow.put(out, found)
+    def moved(shadow: Any, ids: Tensor, x: Tensor, _: Any, *args: Any, **kwargs: Any) -> Tensor:
+        got: Tensor = operator(ids.expand(x.shape), *args, **kwargs)
+        for d in range(got.dim()):
+            got = got.narrow(d, 0, 1) if got.stride(d) == 0 and got.shape[d] > 1 else got
+        return got
 
-    rule(name)(moved)
+    each(name)(moved)
 
 
 for _name in ["permute", "transpose", "t", "expand", "unsqueeze", "squeeze"]:
     _strided(_name)
 
 
-@rule("as_strided")
-def _as_strided(shadow: Any, out: Tensor, x: Tensor, size: Sequence[int], *_: Any) -> None:
-    for ids in shadow.of(x) if tuple(size) != tuple(x.shape) else ():
-        shadow.freeze(ids, "is laid out anew")
-    shadow.put(out, shadow.of(x) if tuple(size) == tuple(x.shape) else [])
+@each("as_strided")
+def _as_strided(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, *_: Any) -> Any:
+    return ids if out.shape == x.shape else shadow.freeze(ids, "is laid out anew")
 
 
 @rule("view", "_unsafe_view", "_reshape_alias", "reshape", "view_copy", "reshape_copy")
@@ -185,11 +206,16 @@ def _view(shadow: Any, out: Tensor, x: Tensor, size: Any, *_: Any) -> None:
             shadow.freeze(ids, "is read as another type")
         return
     hint = [d for d, n in enumerate(size) if n == -1]
+    blocks = _blocks(tuple(x.shape), tuple(out.shape)) if hint else []
     kept: list[Tensor] = []
     for ids in shadow.of(x):
         got = reshaped(ids, tuple(x.shape), tuple(out.shape))
         if len(varying(got)) > max(1, len(varying(ids))):
             got = _rows(shadow, got, x, hint)
+        elif any(
+            hint[0] not in varying(got) and hint[0] in new and set(old) & set(varying(ids)) for old, new in blocks
+        ):
+            shadow.split.update(got.flatten().tolist())  # into the channels of one head
         _join(shadow, kept, got)
     shadow.put(out, kept)
 
@@ -210,18 +236,16 @@ def _blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[
     found: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(before) or j < len(after):
-        old, new, a, b = [], [], 1, 1
-        while True:
+        old: list[int] = []
+        new: list[int] = []
+        a = b = 1
+        while not (old and new and a == b) and (i < len(before) or j < len(after)):
             if i < len(before) and (a <= b or j >= len(after)):
+                old.append(i)
                 a, i = a * before[i], i + 1
-                old.append(i - 1)
-            elif j < len(after):
-                b, j = b * after[j], j + 1
-                new.append(j - 1)
             else:
-                break
-            if a == b and old and new:
-                break
+                new.append(j)
+                b, j = b * after[j], j + 1
         found.append((old, new))
     return found
 
@@ -244,22 +268,17 @@ def _rows(shadow: Any, ids: Tensor, x: Tensor, hint: list[int]) -> Tensor:
     return same
 
 
-@rule("slice")
-def _slice(
-    shadow: Any, out: Tensor, x: Tensor, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
-) -> None:
+@each("slice")
+def _slice(shadow: Any, ids: Tensor, x: Tensor, _: Any, dim: int = 0, start: Any = None, end: Any = None,
+           step: int = 1) -> Any:  # fmt: skip
     dim %= x.dim()
     size = x.shape[dim]
     first, last = slice(start, end).indices(size)[:2]
-    found = []
-    for ids in shadow.of(x):
-        if dim not in varying(ids) or (last - first == size and step == 1):
-            found.append(ids)
-        elif _proportional(shadow, ids, dim, first, last, step):
-            found.append(ids.narrow(dim, first, last - first)[(slice(None),) * dim + (slice(None, None, step),)])
-        else:
-            shadow.freeze(ids, "is cut at fixed places")
-    shadow.put(out, found)
+    if dim not in varying(ids) or (last - first == size and step == 1):
+        return ids
+    if _proportional(shadow, ids, dim, first, last, step):
+        return ids.narrow(dim, first, last - first)[(slice(None),) * dim + (slice(None, None, step),)]
+    return shadow.freeze(ids, "is cut at fixed places")
 
 
 def _proportional(shadow: Any, ids: Tensor, dim: int, first: int, last: int, step: int) -> bool:
@@ -297,16 +316,9 @@ def _split(shadow: Any, out: Sequence[Tensor], x: Tensor, *args: Any, dim: int =
         shadow.put(tensor, own)
 
 
-@rule("select")
-def _select(shadow: Any, out: Tensor, x: Tensor, dim: int, index: int) -> None:
-    dim %= x.dim()
-    found = []
-    for ids in shadow.of(x):
-        if dim in varying(ids):
-            shadow.freeze(ids, "is selected by number")
-        else:
-            found.append(ids.squeeze(dim))
-    shadow.put(out, found)
+@each("select")
+def _select(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, dim: int, index: int) -> Any:
+    return ids.squeeze(dim) if ids.shape[dim] == 1 else shadow.freeze(ids, "is selected by number")
 
 
 @rule("cat", "concat", "concatenate")
@@ -350,12 +362,6 @@ def _alike(shadow: Any, carried: list[list[Tensor]], given: Sequence[Tensor]) ->
     return found
 
 
-@rule("roll")
-def _roll(shadow: Any, out: Tensor, x: Tensor, shifts: Any, dims: Any = ()) -> None:
-    dims = [dims] if isinstance(dims, int) else dims or range(x.dim())
-    _unless(shadow, out, x, [d % x.dim() for d in dims], "is rolled by a fixed number")
-
-
 def _unless(shadow: Any, out: Any, x: Tensor, dims: Sequence[int], why: str) -> None:
     """The output's ids are the input's, but for those along the dimensions, which stay."""
     kept = []
@@ -368,89 +374,54 @@ def _unless(shadow: Any, out: Any, x: Tensor, dims: Sequence[int], why: str) -> 
         shadow.put(tensor, kept)
 
 
-@rule("cumsum", "cumprod", "logcumsumexp")
-def _cumulated(shadow: Any, out: Tensor, x: Tensor, dim: int, **_: Any) -> None:
-    _unless(shadow, out, x, [dim % x.dim()], "is summed one after the other")
+@each("flip")
+def _flip(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, dims: Sequence[int]) -> Tensor:
+    return ids.flip([d % x.dim() for d in dims])
 
 
-@rule("topk")
-def _topk(shadow: Any, out: Any, x: Tensor, k: int, dim: int = -1, *_: Any, **__: Any) -> None:
-    _unless(shadow, out, x, [dim % x.dim()], "is sorted")
+@each("repeat", "tile")
+def _repeat(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, times: Sequence[int]) -> Tensor:
+    ids = padded(ids, out.dim())
+    return ids.repeat([n if d in varying(ids) else 1 for d, n in enumerate(times)])
 
 
-@rule("sort")
-def _sort(shadow: Any, out: Any, x: Tensor, *args: Any, dim: int = -1, **__: Any) -> None:
-    place = next((a for a in args if type(a) is int), dim)
-    _unless(shadow, out, x, [place % x.dim()], "is sorted")
+@each("constant_pad_nd")
+def _pad(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, pad: Sequence[int], *_: Any) -> Tensor:
+    width = [n if x.dim() - 1 - at // 2 in varying(ids) else 0 for at, n in enumerate(pad)]
+    return F.pad(ids, width, value=0)
 
 
-@rule("flip")
-def _flip(shadow: Any, out: Tensor, x: Tensor, dims: Sequence[int]) -> None:
-    shadow.put(out, [i.flip([d for d in (d % x.dim() for d in dims) if d in varying(i)]) for i in shadow.of(x)])
+@each("pixel_shuffle", "pixel_unshuffle")
+def _pixels(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, factor: int) -> Any:
+    if varying(ids) != (x.dim() - 3,):
+        return shadow.freeze(ids, "is shuffled between pixels")
+    if out.shape[-1] < x.shape[-1]:
+        return ids.repeat_interleave(factor**2, x.dim() - 3)
+    fine = F.pixel_shuffle(ids, factor)
+    shadow.tie(fine, fine[..., :1, :1])
+    return fine[..., :1, :1]
 
 
-@rule("unfold")
-def _windows(shadow: Any, out: Tensor, x: Tensor, dim: int, *_: Any) -> None:
-    _unless(shadow, out, x, [dim % x.dim()], "is read in windows")
-    shadow.put(out, [i.unsqueeze(-1) for i in shadow.of(out)])
+@each("channel_shuffle", "native_channel_shuffle")
+def _shuffle(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, groups: int) -> Tensor:
+    if ids.shape[1] == 1:
+        return ids
+    table = ids.unflatten(1, (groups, -1))
+    shadow.tie(table, table.narrow(1, 0, 1))
+    return table.transpose(1, 2).flatten(1, 2)
 
 
-@rule("repeat", "tile")
-def _repeat(shadow: Any, out: Tensor, x: Tensor, times: Sequence[int]) -> None:
-    found = []
-    for ids in (padded(i, out.dim()) for i in shadow.of(x)):
-        found.append(ids.repeat([n if d in varying(ids) else 1 for d, n in enumerate(times)]))
-    shadow.put(out, found)
+@each("glu")
+def _glu(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, dim: int = -1) -> Tensor:
+    if ids.shape[dim] == 1:
+        return ids
+    one, other = ids.chunk(2, dim)
+    shadow.tie(one, other)
+    return one
 
 
-@rule("constant_pad_nd")
-def _pad(shadow: Any, out: Tensor, x: Tensor, pad: Sequence[int], *_: Any) -> None:
-    found = []
-    for ids in shadow.of(x):
-        width = [n if x.dim() - 1 - at // 2 in varying(ids) else 0 for at, n in enumerate(pad)]
-        found.append(F.pad(ids, width, value=0))
-    shadow.put(out, found)
-
-
-@rule("pixel_shuffle", "pixel_unshuffle")
-def _pixels(shadow: Any, out: Tensor, x: Tensor, factor: int) -> None:
-    up = out.shape[-1] >= x.shape[-1]
-    found = []
-    for ids in shadow.of(x):
-        if varying(ids) != (x.dim() - 3,):
-            shadow.freeze(ids, "is shuffled between pixels")
-        elif up:
-            fine = F.pixel_shuffle(ids, factor)
-            shadow.tie(fine, fine[..., :1, :1])
-            found.append(fine[..., :1, :1])
-        else:
-            found.append(ids.repeat_interleave(factor**2, x.dim() - 3))
-    shadow.put(out, found)
-
-
-@rule("channel_shuffle", "native_channel_shuffle")
-def _shuffle(shadow: Any, out: Tensor, x: Tensor, groups: int) -> None:
-    for ids in shadow.of(x):
-        table = ids.unflatten(1, (groups, -1))
-        shadow.tie(table, table.narrow(1, 0, 1))
-    shadow.put(out, [i.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2) for i in shadow.of(x)])
-
-
-@rule("glu")
-def _glu(shadow: Any, out: Tensor, x: Tensor, dim: int = -1) -> None:
-    dim %= x.dim()
-    found = []
-    for ids in shadow.of(x):
-        if dim in varying(ids):
-            one, other = ids.chunk(2, dim)
-            shadow.tie(one, other)
-            ids = one
-        found.append(ids)
-    shadow.put(out, found)
-
-
-@rule("index", "index_select", "_unsafe_index")
-def _index(shadow: Any, out: Tensor, x: Tensor, *args: Any) -> None:
+@each("index", "index_select", "_unsafe_index")
+def _index(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, *args: Any) -> Any:
     indices = args[0] if isinstance(args[0], (tuple, list)) else [*[None] * (args[0] % x.dim()), args[1]]
     at: list[int] = []  # the dimensions that the indices look up
     d = 0
@@ -458,52 +429,60 @@ def _index(shadow: Any, out: Tensor, x: Tensor, *args: Any) -> None:
         width = 1 if index is None or index.dtype not in (torch.bool, torch.uint8) else index.dim()
         at += [] if index is None else range(d, d + width)
         d += width
-    rest = [d for d in range(x.dim()) if d not in at]
-    new = out.dim() - len(rest)
+    if set(varying(ids)) & set(at):
+        return shadow.freeze(ids, "is looked up by number")
+    rest = [ids.shape[d] for d in range(x.dim()) if d not in at]
     front = at[0] if at and at == list(range(at[0], at[-1] + 1)) else 0
-    kept = []
-    for ids in shadow.of(x):
-        if set(varying(ids)) & set(at):
-            shadow.freeze(ids, "is looked up by number")
-        else:
-            kept.append(ids.squeeze(tuple(at)).reshape([ids.shape[d] for d in rest[:front]] + [1] * new
-                                                       + [ids.shape[d] for d in rest[front:]]))  # fmt: skip
-    shadow.put(out, kept)
+    return ids.squeeze(tuple(at)).reshape(rest[:front] + [1] * (out.dim() - len(rest)) + rest[front:])
 
 
-@rule("gather", "take_along_dim")
-def _gather(shadow: Any, out: Tensor, x: Tensor, dim: int, *_: Any, **__: Any) -> None:
-    _unless(shadow, out, x, [dim % x.dim()], "is gathered by number")
-    for ids in shadow.of(out):
-        shadow.guess(ids, "an index as wide as its channels")
+@each("embedding")
+def _embedding(shadow: Any, ids: Tensor, weight: Tensor, out: Tensor, *_: Any, **__: Any) -> Any:
+    if ids.shape[0] > 1:
+        return shadow.freeze(ids, "is looked up by number")
+    return _along(ids, out.dim() - 1, out.dim())
 
 
-@rule("embedding")
-def _embedding(shadow: Any, out: Tensor, weight: Tensor, *_: Any, **__: Any) -> None:
-    for ids in (i for i in shadow.of(weight) if varying(i) == (0,)):
-        shadow.freeze(ids, "is looked up by number")
-    shadow.put(out, [_along(i, out.dim() - 1, out.dim()) for i in shadow.of(weight) if varying(i) == (1,)])
+@each("view_as_complex")
+def _complex(shadow: Any, ids: Tensor, *_: Any) -> Any:
+    return ids.squeeze(-1) if ids.shape[-1] == 1 else shadow.freeze(ids, "is read as complex numbers")
 
 
-@rule("view_as_complex")
-def _complex(shadow: Any, out: Tensor, x: Tensor) -> None:
-    _unless(shadow, out, x, [x.dim() - 1], "is read as complex numbers")
-    shadow.put(out, [i.squeeze(-1) for i in shadow.of(out)])
-
-
-@rule("view_as_real")
-def _real(shadow: Any, out: Tensor, x: Tensor) -> None:
-    shadow.put(out, [i.unsqueeze(-1) for i in shadow.of(x)])
+@each("view_as_real")
+def _real(shadow: Any, ids: Tensor, *_: Any) -> Tensor:
+    return ids.unsqueeze(-1)
 
 
 # ---- sums, means and norms
 
 
+def _by_dimension(shadow: Any, name: str, out: Any, told: dict[str, Any]) -> None:
+    """What works along one dimension, or some: sums and the like, and what sorts or moves entries along it."""
+    x = told["self"]
+    dims = told.get("dim", told.get("dimension", told.get("dims", [-1] if name in ("topk", "sort") else None)))
+    if isinstance(told.get("other"), Tensor):  # the larger of two
+        shadow.rules["copy"](shadow, out, x, told["other"])
+    elif name in REDUCED:
+        exact = name in SUMS and told.get("ord", told.get("p")) != float("-inf")
+        shadow.rules["reduce"](shadow, out, x, dims, told.get("keepdim", False), exact)
+    else:
+        _unless(shadow, out, x, _over(x, dims), ALONG[name])
+        for ids in shadow.of(out) if name in ("gather", "take_along_dim") else ():
+            shadow.guess(ids, "an index as wide as its channels")
+        if name == "unfold":
+            shadow.put(out, [i.unsqueeze(-1) for i in shadow.of(out)])
+
+
+def _over(x: Tensor, dims: Any) -> list[int]:
+    """The dimensions that an operator names; all of them if none."""
+    given = range(x.dim()) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
+    return sorted({d % x.dim() for d in given}) if x.dim() else []
+
+
 @rule("reduce")
 def reduce(shadow: Any, out: Any, x: Tensor, dims: Any, keepdim: bool, exact: bool) -> None:
     """Ids along what is summed over end here; a mean counts zeros, so that what it averages over is inexact."""
-    given = range(x.dim()) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
-    over = sorted({d % x.dim() for d in given}) if x.dim() else []
+    over = _over(x, dims)
     kept = []
     for ids in shadow.of(x):
         if not set(varying(ids)) & set(over):
@@ -517,39 +496,11 @@ def reduce(shadow: Any, out: Any, x: Tensor, dims: Any, keepdim: bool, exact: bo
         shadow.put(tensor, kept)
 
 
-@rule("sum", "nansum")
-def _sum(shadow: Any, out: Tensor, x: Tensor, dims: Any = None, keepdim: bool = False, **_: Any) -> None:
-    shadow.rules["reduce"](shadow, out, x, dims, keepdim, exact=True)
-
-
-@rule("mean", "amax", "amin", "max", "min", "argmax", "argmin", "logsumexp", "any", "all", "prod", "median",
-      "count_nonzero", "nanmean", "aminmax")  # fmt: skip
-def _mean(shadow: Any, out: Any, x: Tensor, dims: Any = None, keepdim: bool = False, **more: Any) -> None:
-    if isinstance(dims, Tensor):  # the larger of two
-        shadow.rules["copy"](shadow, out, x, dims)
-    else:
-        shadow.rules["reduce"](shadow, out, x, more.get("dim", dims), keepdim, exact=False)
-
-
-@rule("var", "std", "var_mean", "std_mean")
-def _var(shadow: Any, out: Any, x: Tensor, dims: Any = None, *args: Any, keepdim: bool = False, **more: Any) -> None:
-    asked = more.get("dim", None if isinstance(dims, bool) else dims)
-    shadow.rules["reduce"](shadow, out, x, asked, bool(args[1]) if len(args) > 1 else keepdim, exact=False)
-
-
-@rule("linalg_vector_norm", "norm")
-def _vector_norm(
-    shadow: Any, out: Tensor, x: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, **_: Any
-) -> None:
-    shadow.rules["reduce"](shadow, out, x, dim, keepdim, exact=p != float("-inf"))
-
-
-@rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax")
-def _softmax(shadow: Any, out: Tensor, x: Tensor, dim: int, *_: Any, **__: Any) -> None:
-    for ids in shadow.of(x):
-        if dim % x.dim() in varying(ids):
-            shadow.average(ids)
-    shadow.put(out, shadow.of(x))
+@each("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax")
+def _softmax(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, dim: int, *_: Any, **__: Any) -> Tensor:
+    if ids.shape[dim] > 1:
+        shadow.average(ids)
+    return ids
 
 
 def _normed(shadow: Any, out: Any, x: Tensor, own: Sequence[Any], over: Sequence[int], dim: int) -> None:
@@ -722,24 +673,6 @@ def _grouped(
     return rows
 
 
-# ---- channel by channel
-
-PER_CHANNEL = (
-    "max_pool", "avg_pool", "adaptive_", "_adaptive_", "fractional_max", "upsample_", "_upsample", "reflection_pad",
-    "replication_pad", "_pad_", "grid_sampler", "roi_align", "roi_pool", "max_unpool",
-)  # fmt: skip
-
-
-def per_channel(shadow: Any, out: Any, x: Tensor, *_: Any) -> None:
-    """What works on each channel's picture keeps the ids along the first two dimensions."""
-    _unless(shadow, _first(out), x, range(2, x.dim()), "is resized")
-
-
-def is_convolution(place: Any) -> bool:
-    """Whether a tensor is a convolution's weight, of which only the first two dimensions count channels."""
-    return place.attribute == "weight" and isinstance(place.module, layers.CONVOLUTION)
-
-
 def bare_channels(module: nn.Module) -> int:
     """How many channels a norm without parameters declares; 0 for everything else."""
     if next((t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None), None) is not None:
@@ -750,7 +683,8 @@ def bare_channels(module: nn.Module) -> int:
 def makes(module: nn.Module) -> tuple[str, int] | None:
     """What kind of layer makes channels, and along which dimension of its weight."""
     if isinstance(module, layers.CONVOLUTION):
-        return "convolution", int(module.transposed and module.groups == 1)
+        alone = module.groups == module.in_channels == module.out_channels  # each channel is handed on by itself
+        return "depthwise" if alone else "convolution", int(module.transposed and module.groups == 1)
     if isinstance(module, nn.Linear):
         return "linear", 0
     if isinstance(module, nn.Embedding):

@@ -25,32 +25,18 @@ from ..batches import mapped
 from ..core import Group, Keep, PruneError, places
 from ..surgery.difference import floating
 from ..surgery.shrinking import Lines, cuts, shrink
-from .operators import made_at
-from .tracing import passes, plainly
+from .operators import made_at, said
+from .tracing import passes, plain_twin, plainly
 
 TOLERANCE = 1e-4  # float32 rounding stays below 1e-5, what is not exact is above 1e-3
 ROUGH = 0.05  # of a model that runs in half precision only
 SAMPLE = 8192  # entries of each product that are compared
 PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "convolution", "mv", "deform_conv2d"}
-DECISIONS = set(
-    [
-        "topk",
-        "sort",
-        "argmax",
-        "argmin",
-        "nonzero",
-        "nms",
-        "gt",
-        "ge",
-        "lt",
-        "le",
-        "eq",
-        "ne",
-        "_local_scalar_dense",
-        "bincount",
-    ]
-)
-AVERAGES = set(["mean", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "logsumexp", "prod"])
+DECISIONS = {
+    "topk", "sort", "argmax", "argmin", "nonzero", "nms", "gt", "ge", "lt", "le", "eq", "ne", "_local_scalar_dense",
+    "bincount",
+}  # fmt: skip
+AVERAGES = {"mean", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "logsumexp", "prod"}
 NORMS = {"native_layer_norm", "native_group_norm", "_fused_rms_norm", "native_batch_norm"}
 SOFTMAX = {"_softmax", "_safe_softmax"}
 
@@ -66,11 +52,11 @@ class Proof:
     refuted: dict[str, str]
 
 
-def proven(twin: nn.Module, groups: Sequence[Group], assumed: Mapping[str, str], example: Any) -> Proof:
+def proven(model: nn.Module, groups: Sequence[Group], assumed: Mapping[str, str], example: Any) -> Proof:
     """Try all groups at once, two forwards; if that fails, find those that it fails for."""
     if not groups:
         return Proof([], {})
-    trial = Trial(twin, example)
+    trial = Trial(plain_twin(model), example)
     kept = list(groups)
     unsure: list[Group] = []
     while kept and trial.failure(kept) is not None:
@@ -156,20 +142,15 @@ class Trial:
         replay = Replay(_values(model, whole, lines, other is None, wide), other, rows)
         inputs = mapped(lambda t: t.float() if wide and t.is_floating_point() else t, self.example)
         self.place = ""  # the innermost module that runs, for a failure to name
-        hooks = [m.register_forward_pre_hook(functools.partial(self._at, path)) for path, m in model.named_modules()]
-        try:
-            with plainly(), replay:
-                torch.manual_seed(0)  # a forward that draws lots draws the same ones
-                for out in passes(model, inputs):
-                    if not replay.known:  # what training mode repeats it may disturb, by dropping paths
-                        replay.products["", "", 0] = _sample(floating(out))
-                        replay.known = {name for name, _, _ in replay.products}
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with plainly(), replay:
+            torch.manual_seed(0)  # a forward that draws lots draws the same ones
+            for out in passes(model, inputs, self._at):
+                if not replay.known:  # what training mode repeats it may disturb, by dropping paths
+                    replay.products["", "", 0] = _sample(floating(out))
+                    replay.known = {name for name, _, _ in replay.products}
         return replay
 
-    def _at(self, path: str, *_: Any) -> None:
+    def _at(self, path: str) -> None:
         self.place = path
 
     def _compared(self, groups: list[Group], before: Replay, after: Replay, tolerance: float) -> str | None:
@@ -237,7 +218,7 @@ class Replay(TorchDispatchMode):
                 self.products[key, name, self.calls[key]] = _moments(out, 1 if "conv" in name else -1)
         elif name in FOLLOWED:
             self.calls[name] += 1
-            out = self._followed(name, args, kwargs, out, names[0] if names else "")
+            out = self._followed(name, args[0], said(func, args, kwargs), out, names[0] if names else "")
         if len(set(names)) == 1 and names[0] and isinstance(out, Tensor):
             self.names[out] = names[0]
         return out
@@ -254,14 +235,13 @@ class Replay(TorchDispatchMode):
         names.append(self.names.get(tensor, ""))
         return tensor
 
-    def _followed(self, name: str, args: Any, kwargs: Any, out: Any, made_of: str) -> Any:
+    def _followed(self, name: str, x: Any, given: dict[str, Any], out: Any, made_of: str) -> Any:
         """The result; or that of the other run where channels are missing from an average, or values decide."""
-        x = args[0]
         if not isinstance(x, Tensor) or not x.is_floating_point():
             return out
         key = name, self.calls[name]
         if self.other is None:
-            kept = x.logsumexp(args[1], True) if name in SOFTMAX else out[1:] if name in NORMS else out
+            kept = x.logsumexp(given["dim"], True) if name in SOFTMAX else out[1:] if name in NORMS else out
             self.told[key] = x.shape, kept
             return out
         if key not in self.other.told:
@@ -271,44 +251,28 @@ class Replay(TorchDispatchMode):
             rows, count = self.rows[made_of], self.other.rows_of(made_of)
             told = pytree.tree_map_only(Tensor, lambda t: t[rows.to(t.device)] if t.shape[:1] == (count,) else t, told)
         if name in NORMS or name in SOFTMAX:
-            return out if size == x.shape else _renormed(name, args, out, told)
+            return out if size == x.shape else _renormed(name, x, given, out, told)
         first, theirs = (o[0] if isinstance(o, (tuple, list)) else o for o in (out, told))
         if name in DECISIONS:
-            return _redecided(x, _dim(name, args, kwargs), out, told) if size == x.shape else out
+            return _redecided(x, given.get("dim", -1), out, told) if size == x.shape else out
         alike = isinstance(first, Tensor) and isinstance(theirs, Tensor) and first.shape == theirs.shape
         return told if alike and size != x.shape else out
 
 
-def _renormed(name: str, args: Any, out: Any, told: Any) -> Any:
-    """A norm with the statistics of the other run."""
-    x = args[0]
+def _renormed(name: str, x: Tensor, given: dict[str, Any], out: Any, told: Any) -> Any:
+    """A norm with the statistics of the other run; as it is where whole groups or heads went, with theirs."""
     if name in SOFTMAX:
-        return (x - told).exp() if told.shape == out.sum(args[1], True).shape else out
-    if name == "native_batch_norm":  # of a weight that is standardised over its inputs
-        if not args[5] or told[0].shape != x.shape[1:2]:
-            return out
-        view = [1, -1, *[1] * (x.dim() - 2)]
-        mean, rstd, w, b = (None if t is None else t.view(view) for t in (*told, args[1], args[2]))
-        return ((x - mean) * rstd * (1 if w is None else w) + (0 if b is None else b), *told)
-    if name == "native_group_norm":
-        w, b, groups = args[1], args[2], args[6]
-        if told[0].shape[1] != groups:  # whole groups went: the statistics of the others are their own
-            return out
-        view = [1, -1, *[1] * (x.dim() - 2)]
-        mean, rstd = (t.repeat_interleave(x.shape[1] // groups, 1).reshape(len(x), -1, *view[2:]) for t in told)
-        made = (x - mean) * rstd
-        return (made * (1 if w is None else w.view(view)) + (0 if b is None else b.view(view)), *told)
-    if told[0].shape != out[1].shape:  # whole heads went, each with statistics of its own
+        return (x - told).exp() if told.shape == out.sum(given["dim"], True).shape else out
+    if told[0].shape != out[1].shape or not given.get("training", True):
         return out
-    w, b = args[2], args[3] if name == "native_layer_norm" else None
-    made = ((x - told[0]) * told[1] if name == "native_layer_norm" else x * told[0]).contiguous()
-    return (made * (1 if w is None else w) + (0 if b is None else b), *told)
-
-
-def _dim(name: str, args: Any, kwargs: Any) -> int:
-    """Along which dimension it chooses: (x, k, dim) of topk, (x, dim) of all others; the last if nothing is said."""
-    after = args[2 if name == "topk" else 1 :]
-    return kwargs.get("dim", next((a for a in after if type(a) is int), -1))
+    stats, w, b = told, given.get("weight"), given.get("bias")
+    if name in ("native_batch_norm", "native_group_norm"):
+        view = [1, -1, *[1] * (x.dim() - 2)]
+        w, b = (t if t is None else t.view(view) for t in (w, b))
+        each = x.shape[1] // given.get("group", x.shape[1])
+        stats = [t.repeat_interleave(each, -1).reshape(-1, x.shape[1], *view[2:]) for t in told]
+    made = x * stats[0] if name == "_fused_rms_norm" else (x - stats[0]) * stats[1]
+    return (made.contiguous() * (1 if w is None else w) + (0 if b is None else b), *told)
 
 
 def _redecided(x: Tensor, dim: int, out: Any, told: Any) -> Any:

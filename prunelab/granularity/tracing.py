@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
@@ -26,13 +26,12 @@ from torch.nn.utils import prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils import _pytree as pytree
-from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import layers
 from ..batches import mapped, tensors, to
-from ..core import PruneError, copied, device_of, mask_of, places, shape
+from ..core import PruneError, copied, device_of, mask_of, paths, places, shape
 from ..masking import bake
 from ..surgery.difference import run
 from . import operators
@@ -44,6 +43,7 @@ BY_HAND = (
     "the model on its own, e.g. filters(model.backbone, example)"
 )
 COMPUTES_A_WEIGHT = (WeightNorm, SpectralNorm, prune.BasePruningMethod)
+COLLECTS = "transformers."
 KEEPS_TYPE = set("relu silu sigmoid hardswish hardsigmoid hardtanh gelu tanh add mul clamp leaky_relu".split())  # noqa: SIM905
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
@@ -59,6 +59,7 @@ class Port:
     layer: str
     learned: bool
     bare: bool = False  # a norm without parameters
+    makes: str = ""  # the kind of layer, if this is where it makes its channels
 
 
 @dataclass
@@ -81,7 +82,7 @@ class Shadow(TorchDispatchMode):
     meta: bool = False
     rules: dict[str, Any] = field(default_factory=lambda: operators.RULES)
     ports: list[Port] = field(default_factory=list)
-    edges: list[np.ndarray] = field(default_factory=list)
+    edges: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     frozen: list[tuple[np.ndarray, str]] = field(default_factory=list)
     averaged: list[np.ndarray] = field(default_factory=list)
     guesses: list[tuple[np.ndarray, str]] = field(default_factory=list)
@@ -94,14 +95,14 @@ class Shadow(TorchDispatchMode):
 
     def __post_init__(self) -> None:
         super().__init__()
-        self.carried: Any = WeakIdKeyDictionary()
+        self.carried: Any = {} if self.meta else WeakIdKeyDictionary()  # what has no values may as well be kept
         self.bare: dict[str, Tensor] = {}
         self.opaque: dict[str, str] = {}
         self.seen: set[int] = set()
 
-    def number(self, name: str, dim: int, size: int, layer: str, learned: bool, bare: bool = False) -> Tensor:
+    def number(self, name: str, dim: int, size: int, layer: str, **more: Any) -> Tensor:
         """Numbers of its own for one dimension."""
-        self.ports.append(Port(name, dim, self.total, size, layer, learned, bare))
+        self.ports.append(Port(name, dim, self.total, size, layer, **more))
         self.total += size
         return torch.arange(self.total - size, self.total)
 
@@ -115,15 +116,15 @@ class Shadow(TorchDispatchMode):
 
     def tie(self, a: Tensor, b: Tensor) -> None:
         """The ids that meet leave together; what meets 0 stays."""
-        one, other = (x.reshape(-1).numpy() for x in torch.broadcast_tensors(a, b))
+        a, b = (a, b) if a.shape == b.shape else torch.broadcast_tensors(a, b)
+        one, other = a.reshape(-1).numpy(), b.reshape(-1).numpy()
         if len(one) > 4096:
-            one, other = np.unique(np.stack([one, other]), axis=1)
-        fixed = (one == 0) | (other == 0)
-        if fixed.any():
-            self.freeze(np.maximum(one, other)[fixed], "meets the model's input or a constant")
-        moving = ~fixed & (one != other)
-        if moving.any():
-            self.edges.append(np.stack([one[moving], other[moving]]))
+            one, other = np.divmod(np.unique(one << 32 | other), 1 << 32)
+        if not (one.all() and other.all()):
+            moving = (one > 0) & (other > 0)
+            self.freeze(np.maximum(one, other)[~moving], "meets the model's input or a constant")
+            one, other = one[moving], other[moving]
+        self.edges.append((one, other))
 
     def freeze(self, ids: Any, why: str) -> None:
         """These channels stay."""
@@ -144,18 +145,17 @@ class Shadow(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, then do to the ids what it did to the entries."""
         kwargs = kwargs or {}
-        given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        given = _leaves(args, kwargs)
         meta = [t.is_meta for t in given]
         if self.meta and any(meta) and (not all(meta) or kwargs.get("device") is not None):
             args, kwargs = self._on_meta(func, args, kwargs)
-            given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+            given = _leaves(args, kwargs)
         out = _shaped(func, args, given) if self.meta else None
         out = func(*args, **kwargs) if out is None else out
         if not self.paused:
             self.seen.update(map(id, given))
             if any(self.of(t) for t in given):
-                with no_dispatch():
-                    operators.follow(self, func, out, given, args, kwargs)
+                operators.follow(self, func, out, given, args, kwargs)
         return out
 
     def _on_meta(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -169,21 +169,47 @@ class Shadow(TorchDispatchMode):
         return args, kwargs | ({"device": torch.device("meta")} if kwargs.get("device") is not None else {})
 
 
+def _leaves(args: Any, kwargs: Any) -> list[Tensor]:
+    """The tensors among an operator's arguments, some of which are lists of tensors."""
+    found = []
+    for value in (*args, *kwargs.values()):
+        found += [t for t in (value if isinstance(value, (list, tuple)) else (value,)) if isinstance(t, Tensor)]
+    return found
+
+
 def _shaped(func: Any, args: Any, given: list[Tensor]) -> Any:
     """What the commonest operators give on the meta device, without torch's own, slower, way there; None of others."""
     name = func.overloadpacket.__name__
+    x = given[0] if given else None
+    if x is None or not x.is_meta or not x.is_contiguous():
+        return None
     if name == "native_batch_norm":
-        return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
-    if name.rstrip("_") not in KEEPS_TYPE or len({(t.dtype, t.device) for t in given}) > 1 or not args[0].is_meta:
+        return _empty(x.shape, x), _empty((0,), x), _empty((0,), x)
+    if name == "convolution":
+        return _convolved(x, *args[1:])
+    if name.rstrip("_") not in KEEPS_TYPE or any(t.dtype != x.dtype or t.device != x.device for t in given):
         return None
     if name.endswith("_"):
-        return args[0]
-    size = torch.broadcast_shapes(*(t.shape for t in given))
-    return torch.empty_like(given[0]) if given[0].shape == size else given[0].new_empty(size)
+        return x
+    same = all(t.shape == x.shape for t in given)
+    return _empty(x.shape if same else torch.broadcast_shapes(*(t.shape for t in given)), x)
 
 
-def trace(twin: nn.Module, example: Any, rules: dict[str, Any] = operators.RULES) -> Trace:
-    """What leaves together in a plain twin, from one run on the example; by the rules of `operators` or `headwise`.
+def _empty(size: Sequence[int], like: Tensor) -> Tensor:
+    return torch.empty(size, dtype=like.dtype, device="meta")
+
+
+def _convolved(x: Tensor, w: Tensor, _: Any, stride: Any, padding: Any, dilation: Any, turned: bool, *more: Any) -> Any:
+    if turned or len(stride) != x.dim() - 2 or x.shape[1] != w.shape[1] * more[-1] or x.dtype != w.dtype:
+        return None  # torch does it, or says what is wrong
+    sizes = []
+    for n, k, s, p, d in zip(x.shape[2:], w.shape[2:], stride, padding, dilation, strict=True):
+        sizes.append((n + 2 * p - d * (k - 1) - 1) // s + 1)
+    return _empty((len(x), len(w), *sizes), x)
+
+
+def trace(model: nn.Module, example: Any, rules: dict[str, Any] = operators.RULES) -> Trace:
+    """What leaves together in a model, from one run of a twin; by the rules of `operators` or of `headwise`.
 
     On meta tensors, which have shapes and no values: nothing is computed. A model whose forward asks for values runs
     for real.
@@ -194,14 +220,15 @@ def trace(twin: nn.Module, example: Any, rules: dict[str, Any] = operators.RULES
             "(a tensor, a tuple for forward(*inputs), a dict for forward(**inputs))"
         )
     try:
-        return _traced(twin, example, True, rules)
+        return _traced(plain_twin(model, meta=True), mapped(_emptied, example), rules)
     except Exception:  # whatever a forward raises that meets a tensor without values
+        twin = plain_twin(model)
         _try_out(twin, example)
     try:
-        return _traced(twin, example, False, rules)
+        return _traced(twin, example, rules)
     except Exception as error:
         raise PruneError(
-            f"{type(twin).__name__} cannot be traced: {type(error).__name__}: {error}. {BY_HAND}"
+            f"{type(model).__name__} cannot be traced: {type(error).__name__}: {error}. {BY_HAND}"
         ) from error
 
 
@@ -217,49 +244,40 @@ def _try_out(twin: nn.Module, example: Any) -> None:
         ) from error
 
 
-def plain_twin(model: nn.Module) -> nn.Module:
-    """The same modules around the same parameters, in eval mode, without hooks, masks baked in; buffers are copies."""
+def plain_twin(model: nn.Module, meta: bool = False) -> nn.Module:
+    """The same modules around the same parameters and copies of the buffers, or around meta tensors in their place.
+
+    In eval mode, masks baked in, and without hooks, but those that are part of what the model computes: an old
+    weight_norm's, or one by which transformers collects.
+    """
     try:
         if any(mask_of(p.module, p.attribute) is not None for p in places(model)):
             model = bake(copy.deepcopy(model))
-        twin = _around(model, {id(p): p for p in model.parameters()})
+        memo: dict[int, Any] = {id(p): _emptied(p) if meta else p for p in model.parameters()}
+        memo |= {id(b): _emptied(b) if meta else b.clone() for b in model.buffers()}
+        for module in paths(model):  # what an old weight_norm left, or a forward kept, is no leaf and can't be copied
+            for value in vars(module).values():
+                if isinstance(value, Tensor):
+                    memo.setdefault(id(value), value.detach().clone())
+        twin = copied(model, memo)
     except Exception as error:  # whatever a model's own __deepcopy__ raises
         raise PruneError(f"{type(model).__name__} cannot be copied, and is traced as a copy: {error}") from error
-    for module in twin.modules():
+    for module in paths(twin):
         for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
-            for key in [k for k, hook in hooks.items() if not _is_of_the_model(hook)]:
-                del hooks[key]
+            for key, hook in list(hooks.items()):
+                if not (isinstance(hook, COMPUTES_A_WEIGHT) or getattr(hook, "__module__", "").startswith(COLLECTS)):
+                    del hooks[key]
     return twin.eval()
 
 
-def _is_of_the_model(hook: Any) -> bool:
-    """Whether a hook is part of what a model computes: an old weight_norm's, or one by which transformers collects."""
-    return isinstance(hook, COMPUTES_A_WEIGHT) or str(getattr(hook, "__module__", "")).startswith("transformers.")
-
-
-def _around(model: nn.Module, parameters: dict[int, Any]) -> nn.Module:
-    """A copy of the modules, with these tensors in place of the parameters."""
-    memo = dict(parameters)
-    for module in model.modules():  # what an old weight_norm left, or a forward kept, is no leaf and can't be copied
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and id(value) not in memo:
-                memo[id(value)] = value.detach().clone()
-    return copied(model, memo)
-
-
-def _traced(twin: nn.Module, example: Any, meta: bool, rules: dict[str, Any]) -> Trace:
-    own = {id(t): t for t in (*twin.parameters(), *(twin.buffers() if meta else ()))}
-    if meta:
-        own = {key: _emptied(t) for key, t in own.items()}
-        example = mapped(_emptied, example)
-    model = _around(twin, own)
-    shadow = Shadow(meta, rules)
+def _traced(model: nn.Module, example: Any, rules: dict[str, Any]) -> Trace:
+    shadow = Shadow(all(t.is_meta for t in (*model.parameters(), *tensors(example))), rules)
     kept = _number(shadow, model)
     _watch(shadow, model)
     with plainly(), shadow:
         for out in passes(model, example):
             _freeze_outputs(shadow, out)
-    for _, tensor in kept:
+    for tensor in kept:
         if id(tensor) not in shadow.seen:
             for ids in shadow.of(tensor):
                 shadow.freeze(ids, "did not run on the example")
@@ -292,29 +310,29 @@ def plainly() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _number(shadow: Shadow, model: nn.Module) -> list[tuple[str, Tensor]]:
+def _number(shadow: Shadow, model: nn.Module) -> list[Tensor]:
     """Number every dimension of every parameter and buffer; what is computed from others stays."""
-    kept: list[tuple[str, Tensor]] = []
-    seen: set[int] = set()
-    shadow.opaque = {path: why for path, module in model.named_modules() if (why := _opaque(module))}
+    kept: dict[int, Tensor] = {}
+    shadow.opaque = {path: why for module, path in paths(model).items() if (why := _opaque(module))}
     for place in places(model):
         tensor, layer = place.tensor, place.name.rpartition(".")[0]
-        if id(tensor) in seen or not tensor.is_floating_point():
+        if id(tensor) in kept or not tensor.is_floating_point():
             continue
-        seen.add(id(tensor))
-        kept.append((place.name, tensor))
+        kept[id(tensor)] = tensor
         learned = isinstance(tensor, nn.Parameter)
+        kind, at = (operators.makes(place.module) if place.attribute == "weight" else None) or ("", None)
         ids = []
-        for dim in range(2 if operators.is_convolution(place) else tensor.dim()):
+        for dim in range(2 if kind in ("convolution", "depthwise") else tensor.dim()):
             size = tensor.shape[dim]
             if size > 1:
-                own = shadow.number(place.name, dim, size, layer, learned)
-                ids.append(own.reshape([-1 if d == dim else 1 for d in range(tensor.dim())]))
+                makes = kind if dim == at else ""
+                own = shadow.number(place.name, dim, size, layer, learned=learned, makes=makes)
+                ids.append(own.view([-1 if d == dim else 1 for d in range(tensor.dim())]))
         shadow.put(tensor, ids)
         if layer in shadow.opaque:
             for own in ids:
                 shadow.freeze(own, shadow.opaque[layer])
-    return kept
+    return list(kept.values())
 
 
 def _opaque(module: nn.Module) -> str | None:
@@ -344,7 +362,7 @@ def _watch(shadow: Shadow, model: nn.Module) -> None:
         shadow.where.pop()
         shadow.paused = shadow.paused and not isinstance(module, RECURRENT)
 
-    for path, module in model.named_modules():
+    for module, path in paths(model).items():
         module.register_forward_pre_hook(enter(path), with_kwargs=True, prepend=True)
         module.register_forward_hook(leave, always_call=True)
         size = operators.bare_channels(module)
@@ -352,24 +370,34 @@ def _watch(shadow: Shadow, model: nn.Module) -> None:
             shadow.bare[path] = shadow.number(path, 0, size, path, learned=False, bare=True)
 
 
-def passes(model: nn.Module, inputs: Any) -> Iterator[Any]:
-    """What the model returns in eval mode; and in training mode if that runs more layers (GoogLeNet's other heads)."""
+def passes(model: nn.Module, inputs: Any, at: Callable[[str], Any] = lambda path: None) -> Iterator[Any]:
+    """What the model returns in eval mode; and in training mode if that runs more layers (GoogLeNet's other heads).
+
+    `at` is told of each module that starts to run.
+    """
     reached: set[nn.Module] = set()
-    hooks = [m.register_forward_pre_hook(lambda m, _: reached.add(m)) for m in model.modules()]
-    yield run(model, inputs)
-    for hook in hooks:
-        hook.remove()
-    if all(m in reached for m in model.modules() if m._parameters and not isinstance(m, RECURRENT)):
-        return
-    for module in model.modules():
-        module.training = next(module.children(), None) is not None  # norms and dropouts stay as in evaluation
+    where = paths(model)
+
+    def enter(module: nn.Module, _: Any) -> None:
+        reached.add(module)
+        at(where[module])
+
+    hooks = [module.register_forward_pre_hook(enter) for module in where]
     try:
-        out = run(model, inputs)
-    except Exception:  # in training it wants something else, such as targets
-        return
+        yield run(model, inputs)
+        if all(m in reached for m in where if m._parameters and not isinstance(m, RECURRENT)):
+            return
+        for module in where:
+            module.training = next(module.children(), None) is not None  # norms and dropouts stay as in evaluation
+        try:
+            out = run(model, inputs)
+        except Exception:  # in training it wants something else, such as targets
+            return
+        yield out
     finally:
         model.eval()
-    yield out
+        for hook in hooks:
+            hook.remove()
 
 
 def _freeze_outputs(shadow: Shadow, out: Any) -> None:
@@ -397,25 +425,28 @@ def _sets(shadow: Shadow) -> Trace:
         _laid(shadow, label, small, large)
     if shadow.laid:
         label = _components(shadow)
-    stays: dict[int, str] = {int(label[0]): "is constant"}
-    for ids, why in shadow.frozen:
-        for which in np.unique(label[ids]):
-            stays.setdefault(int(which), why)
-    assumed: dict[int, str] = {}
-    for ids, what in shadow.guesses:
-        for which in np.unique(label[ids]):
-            assumed.setdefault(int(which), what)
+    stays = _first_said(label, [(np.zeros(1, int), "is constant"), *shadow.frozen])
+    assumed = _first_said(label, shadow.guesses)
     inexact = {int(w) for ids in shadow.averaged for w in np.unique(label[ids])}
     heads = {int(label[number]): where for number, where in reversed(shadow.heads.items())}
     return Trace(shadow.ports, label, stays, inexact, assumed, shadow.opaque, heads)
+
+
+def _first_said(label: np.ndarray, notes: list[tuple[np.ndarray, str]]) -> dict[int, str]:
+    """The first note on numbers of each set."""
+    found: dict[int, str] = {}
+    for ids, note in notes:
+        for which in np.unique(label[ids]):
+            found.setdefault(int(which), note)
+    return found
 
 
 def _components(shadow: Shadow) -> np.ndarray:
     from scipy.sparse import coo_array  # not above: together they take a tenth of the time to import torch
     from scipy.sparse.csgraph import connected_components
 
-    edges = np.concatenate([np.zeros((2, 1), np.int64), *shadow.edges], axis=1)
-    graph = coo_array((np.ones(edges.shape[1], np.int8), tuple(edges)), shape=(shadow.total, shadow.total))
+    ends = tuple(np.concatenate([[0], *each]) for each in zip(([], []), *shadow.edges, strict=True))
+    graph = coo_array((np.ones(len(ends[0]), np.int8), ends), shape=(shadow.total, shadow.total))
     found: np.ndarray = connected_components(graph, directed=False)[1]
     return found
 
@@ -426,7 +457,7 @@ def _laid(shadow: Shadow, label: np.ndarray, small: Tensor, large: Tensor) -> No
     pairs = np.unique(np.stack([one, label[other]]), axis=1)
     numbers, sets = np.unique(pairs[0], return_counts=True)
     alone = np.isin(one, numbers[sets == 1]) & (one > 0) & (other > 0)
-    shadow.edges.append(np.stack([one[alone], other[alone]]))
+    shadow.edges.append((one[alone], other[alone]))
 
 
 def on(model: nn.Module, example: Any) -> Any:

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from ..allocation import NM, check_target
 from ..batches import tensors
 from ..calibration import Calibration, sequences
+from ..calibration.samples import wide
 from ..core import Masks, PruneError, join, shape
 from ..criteria.registry import finite_weights
 from ..decoders import Block, blocks
@@ -134,7 +135,7 @@ def _prune_block(
 
     def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs = args[0] if args else next(iter(kwargs.values()))
-        found = method.gather(inputs.flatten(0, -2).float())
+        found = method.gather(wide(inputs.flatten(0, -2)))
         gathered[layer] = gathered[layer].add_(found) if layer in gathered else found
 
     handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in paths]

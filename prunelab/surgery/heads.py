@@ -13,9 +13,11 @@ from ..attention import layers
 from ..core import Group, Keep, PruneError
 from ..decoders import config_at
 from .multihead import PrunedMultiheadAttention
+from .widths import agreed, says, told_around
 
-COUNT = re.compile(r"heads?$")
-SIZE = re.compile(r"^(?!.*(?<!all_)head_?(dim|size)).*(dim|size|width|hidden|embed)")
+COUNT = re.compile(r"^(?!linear|mamba).*heads?$")  # not those of what is no attention
+WIDTH = re.compile(r"(?<!all_)head_?(dim|size)$")
+SIZE = re.compile(r"^(?!hidden|.*(?<!all_)head_?(dim|size)).*(dim|size|width|embed)")
 REPEATS = re.compile(r"(key_value|kv)_groups$|n_rep$")
 
 
@@ -59,7 +61,8 @@ def settle(model: nn.Module, groups: Sequence[Group], keep: Keep, lines: Mapping
             )
     layers(model)  # refuses less than a head
     done: set[str] = set()
-    cut: dict[int, tuple[Any, dict[str, int]]] = {}
+    cut: dict[str, dict[str, int]] = {}
+    told = []
     for group in groups:
         own = {m.tensor for m in group.members}
         rows = {m.tensor for m in group.members if m.dim == 0 and re.search(r"(in|q)_proj_(weight|bias)$", m.tensor)}
@@ -68,13 +71,17 @@ def settle(model: nn.Module, groups: Sequence[Group], keep: Keep, lines: Mapping
             if isinstance(holder, nn.MultiheadAttention) and rows & inside:
                 done |= own  # its heads left, and it has been told
             declared = _declared(holder)
-            counts = {n: v * int(keep[group.name].sum()) // group.units for n, v in declared.items()
-                      if v % group.units == 0}  # fmt: skip
+            kept = int(keep[group.name].sum())
+            counts = {n: v * kept // group.units for n, v in declared.items() if v % group.units == 0}
             if counts:
                 done |= own
-                cut[id(holder)] = holder, counts
+                cut[path] = counts
+                around = [(c, n, v) for c, n, v in told_around(model, path, COUNT) if type(v) is int]
+                told += [(c, n, v * kept // group.units) for c, n, v in around if v % group.units == 0]
+                told += [(c, "head_dim", width) for c, *_ in around for width in _width(holder)]
                 _declare(holder, declared, counts, [line for (name, _), line in lines.items() if name in inside])
-    _configure(model, cut)
+    if cut:
+        _configure(model, cut, agreed(told))
     return done
 
 
@@ -96,6 +103,11 @@ def _declared(holder: Any) -> dict[str, int]:
     return {n: v for h in both if h is not None for n, v in vars(h).items() if type(v) is int and COUNT.search(n)}
 
 
+def _width(holder: Any) -> list[int]:
+    """How wide an attention says that a head is, if it does."""
+    return [v for n, v in vars(holder).items() if WIDTH.search(n) and type(v) is int][:1]
+
+
 def _declare(holder: Any, before: Mapping[str, int], counts: Mapping[str, int], lines: Sequence[Tensor]) -> None:
     sizes = {len(line): int(line.sum()) for line in lines}
     for name, value in list(vars(holder).items()):
@@ -115,22 +127,13 @@ def _repeats(counts: Mapping[str, int]) -> int:
     return next((v // shared for n, v in counts.items() if shared and "kv" not in n and "key_value" not in n), 0)
 
 
-def _configure(model: nn.Module, cut: Mapping[int, tuple[Any, dict[str, int]]]) -> None:
-    configs = {id(c): c for holder, _ in cut.values() if (c := config_at(holder)) is not None}
-    for config in configs.values():
-        holders = [m for m in model.modules() if getattr(m, "config", None) is config and _declared(m)]
-        each = [
-            {n: v for n, v in cut[id(m)][1].items() if n in vars(config)} if id(m) in cut else None for m in holders
-        ]
-        before = dict(vars(config))
-        if all(counts == each[0] for counts in each) and isinstance(getattr(config, "head_dim", None), int):
-            vars(config).update(each[0] or {})
-            try:
-                config.validate()
-                continue
-            except Exception:  # whatever a config's own rules raise: width that is no multiple of the heads, mostly
-                vars(config).update(before)
-        for holder, counts in zip(holders, each, strict=True):
-            if counts:
-                holder.config = copy.copy(config)
-                vars(holder.config).update(counts)
+def _configure(model: nn.Module, cut: Mapping[str, dict[str, int]], told: list[tuple[Any, str, float]]) -> None:
+    """Set the counts in the configurations, if they then build these attentions; else in a copy for each layer."""
+    every = [path for path, m in model.named_modules() if _declared(m)]
+    if any(says(model, some, every) for some in ([t for t in told if t[1] != "head_dim"], told)):
+        return
+    for path, counts in cut.items():
+        holder: Any = model.get_submodule(path)
+        if config_at(holder) is not None:
+            holder.config = copy.copy(holder.config)
+            vars(holder.config).update({n: v for n, v in counts.items() if n in vars(holder.config)})

@@ -147,8 +147,13 @@ def _check_removed(groups: Sequence[Group], parts: list[Part], tensors: dict[str
 
 def _check_length(above: str, every: list[Part], parts: list[Part], tensors: dict[str, Tensor]) -> None:
     """PruneError if a list has as many entries as before: then its first ones stand where the kept ones should."""
-    known = {int(index) for p in every for at, _, index in [p.path.rpartition(".")] if at == above and index.isdigit()}
-    had, left = max(known) + 1, sum(p.path.rpartition(".")[0] == above for p in parts)
+    known = {
+        max(int(index) + 1, p.of)
+        for p in every
+        for at, _, index in [p.path.rpartition(".")]
+        if at == above and index.isdigit()
+    }
+    had, left = max(known), sum(p.path.rpartition(".")[0] == above for p in parts)
     entries = {n.removeprefix(f"{above}.").partition(".")[0] for n in tensors if n.startswith(f"{above}.")}
     if len(entries) != had - left:
         raise PruneError(
@@ -199,7 +204,7 @@ def _group_of(raw: dict[str, Any], version: str) -> Group:
     members, norms = (_members_of(raw.get(key, ()), raw["units"], version) for key in ("members", "norms"))
     parts = [Part(**p) for p in raw.get("parts", ())]
     numbers = [raw["units"], *(n for m in (*members, *norms) for n in (m.dim, m.block))]
-    numbers += [n for p in parts for n in (p.unit, p.outputs, p.passes)]
+    numbers += [n for p in parts for n in (p.unit, p.outputs, p.passes, p.of)]
     if not all(type(n) is int for n in numbers):
         raise ValueError(f"a number of group {raw['name']} is none")
     return Group(str(raw["name"]), raw["units"], members, bool(raw["exact"]), tuple(parts), norms)

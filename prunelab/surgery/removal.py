@@ -17,6 +17,7 @@ from ..decoders import config_of, configs, stacks
 LAYER_NUMBERS = ("layer_idx", "layer_id", "layer_number", "block_idx")
 PER_LAYER = re.compile("layer|pattern|window|types|per_block")  # lists of a configuration with an entry for each layer
 NUMBERS_OF_LAYERS = ("mlp_only_layers", "attn_layer_indices")  # lists of the layers that are of a kind
+NUMBERS_OF_FIRST = ("first_k_dense_replace",)  # how many of the first layers are of a kind
 
 
 class Absent(nn.Module):
@@ -129,11 +130,18 @@ def _declare(config: Any, path: str, before: int, stay: list[int], outermost: bo
     lists = {k: v for k, v in values.items() if isinstance(v, (list, tuple)) and PER_LAYER.search(k)}
     new = {k: type(v)(v[i] for i in stay) for k, v in lists.items() if len(v) == before}
     new |= {k: [stay.index(i) for i in values[k] if i in stay] for k in NUMBERS_OF_LAYERS if values.get(k)}
+    new |= {k: sum(i < values[k] for i in stay) for k in NUMBERS_OF_FIRST if values.get(k)}
     kinds = list(getattr(config, "layer_types", None) or ()) if known else []
     for name in known:
         setattr(config, name, len(stay))
     for name, value in new.items():
         setattr(config, name, value)
+    stages = list(getattr(config, "stage_names", None) or ()) if known else []
+    if len(stages) == before + 1:  # of a backbone: its stem, and the layers that it can give the outputs of
+        left = [stages[0], *(stages[i + 1] for i in stay)]
+        given = [left.index(name) for name in config.out_features if name in left]
+        config.stage_names = stages[: len(left)]
+        config.set_output_features_output_indices(None, given or [len(stay)])
     if kinds and list(config.layer_types or ()) != [kinds[i] for i in stay]:
         raise PruneError(
             f"{path} would keep layers of {', '.join(kinds[i] for i in stay)}, and its {type(config).__name__} derives "

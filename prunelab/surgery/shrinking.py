@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import collections
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from .. import layers, units
-from ..core import Group, Keep, Place, PruneError, copied, lookup_all, places, shape
+from ..core import Group, Keep, PruneError, copied, lookup_all, masks_on, paths, places, shape
 from ..masking import bake
 from . import experts, heads, widths
 from .removal import gone, remove
@@ -35,15 +34,12 @@ def shrink(model: nn.Module, groups: Sequence[Group], keep: Keep) -> nn.Module:
     which nothing is kept.
     """
     lines, bare = cuts(model, groups, keep), _norm_cuts(model, groups, keep)
-    pieces = _pieces(model, lines)
-    small = bake(_copied(model, pieces))
+    if any(map(masks_on, paths(model))):
+        model = bake(_copied(model, {}))
+    small = _copied(model, _pieces(model, lines))
     touched = {}
-    shared = lookup_all(small, {name for name, _ in lines})
-    made = {id(piece) for piece in pieces.values()}
-    for (name, dim), line in lines.items():
-        if id(shared[name][0].tensor) not in made:
-            _cut(shared[name], dim, line)
-        touched.update({place.module: place.name for place in shared[name]})
+    for name, shared in lookup_all(small, {name for name, _ in lines}).items():
+        touched.update({place.module: name for place in shared})
     for module, name in touched.items():
         layers.declare(module, name)
     done = heads.settle(small, groups, keep, lines)
@@ -52,14 +48,14 @@ def shrink(model: nn.Module, groups: Sequence[Group], keep: Keep) -> nn.Module:
         layers.declare_bare(small.get_submodule(path), int(line.sum()), path)
     remove(small, gone(groups, keep))
     experts.settle(small, touched)
-    widths.settle(small, lines)
+    widths.settle(small, lines, model)
     return small
 
 
 def cuts(model: nn.Module, groups: Sequence[Group], keep: Keep) -> Lines:
     """Which indices stay along each dimension of each tensor: all groups and members combined."""
     tensors = units.named(model)
-    first = {id(p.tensor): p.name for p in reversed(places(model))}  # a tied tensor is cut once, under its first name
+    first = {id(t): name for name, t in reversed(tensors.items())}  # a tied tensor is cut once, under its first name
     lines: Lines = {}
     for group in groups:
         kept = units.kept_of(group, keep)
@@ -85,9 +81,9 @@ def cuts(model: nn.Module, groups: Sequence[Group], keep: Keep) -> Lines:
 
 def _norm_cuts(model: nn.Module, groups: Sequence[Group], keep: Keep) -> dict[str, Tensor]:
     """Which channels stay of each norm without parameters, by its path: bools, all groups combined."""
-    modules = dict(model.named_modules())
+    modules = {path: module for module, path in paths(model).items()}
     lines: dict[str, Tensor] = {}
-    for group in groups:
+    for group in (g for g in groups if g.norms):
         kept = units.kept_of(group, keep)
         for member in group.norms:
             size = _channels(modules.get(member.tensor), member.tensor, group.name)
@@ -109,13 +105,12 @@ def _channels(norm: Any, path: str, group: str) -> int:
 
 
 def _pieces(model: nn.Module, lines: Lines) -> dict[int, Tensor]:
-    """What is left of each tensor, by the id of the whole; those under a mask are cut when it is baked."""
+    """What is left of each tensor, by the id of the whole."""
     shared = lookup_all(model, {name for name, _ in lines})
     pieces: dict[int, Tensor] = {}
     for (name, dim), line in lines.items():
-        if not any(parametrize.is_parametrized(p.module, p.attribute) for p in shared[name]):
-            whole = shared[name][0].tensor
-            pieces[id(whole)] = _cut_off(pieces.get(id(whole), whole), dim, line)
+        whole = shared[name][0].tensor
+        pieces[id(whole)] = _cut_off(pieces.get(id(whole), whole), dim, line)
     return pieces
 
 
@@ -128,17 +123,6 @@ def _copied(model: nn.Module, pieces: dict[int, Tensor]) -> nn.Module:
             f"{type(model).__name__} cannot be copied: {error} A tensor kept as an attribute, or the hooks of "
             "torch.nn.utils.prune or weight_norm, are the usual cause: remove them first"
         ) from error
-
-
-def _cut(shared: list[Place], dim: int, line: Tensor) -> None:
-    """Take away what goes along one dimension, wherever the tensor is shared."""
-    name, old = shared[0].name, shared[0].tensor
-    foreign = [p for p in shared if parametrize.is_parametrized(p.module, p.attribute)]
-    if foreign or any(hasattr(p.module, f"{p.attribute}_orig") for p in shared):
-        raise PruneError(f"{name} {shape(old)} is parametrized by something that is not a mask: remove that first")
-    new = _cut_off(old, dim, line)
-    for place in shared:
-        setattr(place.module, place.attribute, new)
 
 
 def _cut_off(old: Tensor, dim: int, line: Tensor) -> Tensor:
@@ -154,26 +138,33 @@ def _resize(model: nn.Module, lines: Lines) -> None:
     That is: all dimensions inside that had this size and were cut are alike now, and they are more than those that
     still have it (a Transformer's width, when heads as wide together lost some).
     """
-    for path, sizes in _sizes(model, lines).items():
+    held: dict[str, list[str]] = {}  # module -> its attributes that may be such sizes
+    known = tuple(DECLARED)
+    for module, path in paths(model).items():
+        names = [n for n, v in vars(module).items() if type(v) is int and HOLDS_A_SIZE.search(n)]
+        if names and not isinstance(module, known):
+            held[path] = names
+    for path, sizes in _sizes(model, lines, held).items():
         module = model.get_submodule(path)
-        for attribute, size in list(vars(module).items()) if not isinstance(module, tuple(DECLARED)) else ():
-            named = type(size) is int and HOLDS_A_SIZE.search(attribute)
-            counts = sizes.get(size, collections.Counter()) if named else collections.Counter()
+        for attribute in held[path]:
+            size = getattr(module, attribute)
+            counts = sizes.get(size, collections.Counter())
             cut = [after for after in counts if after != size]
             if len(cut) == 1 and counts[cut[0]] > counts.get(size, 0):
                 setattr(module, attribute, cut[0])
 
 
-def _sizes(model: nn.Module, lines: Lines) -> dict[str, dict[int, collections.Counter[int]]]:
-    """Of each module, and each size that a dimension inside had before the cuts: how many have which size now."""
-    within: dict[str, dict[int, collections.Counter[int]]] = {}
+def _sizes(model: nn.Module, lines: Lines, held: Collection[str]) -> dict[str, dict[int, collections.Counter[int]]]:
+    """Of these modules, and each size that a dimension inside had before the cuts: how many have which size now."""
+    within: dict[str, dict[int, collections.Counter[int]]] = {path: {} for path in held}
     for place in places(model):
         parts = place.name.split(".")
-        for dim, after in enumerate(place.tensor.shape):
+        around = [path for depth in range(len(parts)) if (path := ".".join(parts[:depth])) in within]
+        for dim, after in enumerate(place.tensor.shape if around else ()):
             line = lines.get((place.name, dim))
-            for depth in range(len(parts)):
-                sizes = within.setdefault(".".join(parts[:depth]), {})
-                sizes.setdefault(after if line is None else len(line), collections.Counter())[after] += 1
+            for path in around:
+                before = after if line is None else len(line)
+                within[path].setdefault(before, collections.Counter())[after] += 1
     return within
 
 

@@ -1,7 +1,7 @@
 """The real Llama: perplexity of ways to prune it, against plain implementations; seconds, memory, tokens a second.
 
-Run by hand: `python tests/benchmarks/bench_llama.py [--only methods|depth|speed] [--calib 16] [--test 16]`. It takes
-the Llama from the cache, or fetches it. One thread, so that the figures compare; a quiet machine for `speed`.
+Run by hand: `python tests/benchmarks/bench_llama.py [--only methods|chain|depth|speed] [--calib 16] [--test 16]`. It
+takes the Llama from the cache, or fetches it. One thread, so that the figures compare; a quiet machine for `speed`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from prunelab.reconstruction import SparseGPT, Wanda, blockwise
 
 METHODS = {"Wanda": Wanda(), "SparseGPT": SparseGPT()}
 PATTERNS = {"50 %": 0.5, "2:4": (2, 4), "4:8": (4, 8)}
+OUT, SHARE = 4, 0.25  # of the chain: blocks out, neurons out
 
 
 def memory(field: str) -> int:
@@ -72,6 +73,57 @@ def methods(llama: zoo.Llama, text: llamas.Text, patterns: list[str], plain: boo
             )
 
 
+def chain(llama: zoo.Llama, text: llamas.Text, criteria: list[str]) -> None:
+    """4 blocks out by influence, then 25 % of the neurons by each criterion, then Wanda 2:4: beside a plain Llama.
+
+    `differ` counts what is kept here and not there: blocks, neurons, weights.
+    """
+    rows = torch.cat([text.calib.batches[0][0], text.calib.batches[0][1][:, -1:]], 1)
+    print("| stage | scope | perplexity | plain | apart | differ | of |\n|---|---|---|---|---|---|---|")
+    line("dense", "", llama.model, llama.model, text, [])
+
+    groups = pl.granularity.layers(llama.model)
+    keep = pl.allocate(pl.criteria.block_influence(llama.model, text.calib), groups, OUT / groups[0].units)
+    short = pl.shrink(llama.model, groups, keep)
+    influence = plain_methods.block_influence(llama.model, rows[:, :-1])
+    gone = influence.argsort()[:OUT]
+    theirs = plain_methods.without_blocks(llama.model, gone.tolist())
+    same = torch.ones(groups[0].units, dtype=torch.bool).index_fill(0, gone, False)
+    line(f"blocks {sorted(gone.tolist())} out", "", short, theirs, text, [(same, keep["layers"])])
+    for criterion in criteria:
+        neurons_and_wanda(short, theirs, text, rows, criterion)
+
+
+def neurons_and_wanda(short: nn.Module, shorter: nn.Module, text: llamas.Text, rows: torch.Tensor, name: str) -> None:
+    """The second stage of the chain, compared over all blocks and within each; then the third."""
+    groups = pl.granularity.neurons(short)
+    scores = pl.criteria.by_name(name)(short, text.calib)
+    plain_scores = plain_methods.neuron_scores(name, shorter, rows)
+    for scope in ("global", "layer"):
+        keep = pl.allocate(scores, groups, SHARE, scope)
+        small = pl.shrink(short, groups, keep)
+        kept = plain_methods.neurons_kept(plain_scores, SHARE, scope)
+        cut = plain_methods.without_neurons(copy.deepcopy(shorter), kept)
+        pairs = [
+            (torch.zeros(g.units).index_fill(0, s, 1) > 0, keep[g.name]) for g, s in zip(groups, kept, strict=True)
+        ]
+        line(f"{name}: 25 % of the neurons out", scope, small, cut, text, pairs)
+    blockwise(small, text.calib, Wanda(), pl.NM(2, 4))
+    plain_methods.layer_by_layer(cut, rows[:, :-1], plain_methods.wanda, (2, 4))
+    layers = zip(plain_methods.linear_layers(small), plain_methods.linear_layers(cut), strict=True)
+    line(f"{name}: then Wanda 2:4", "", small, cut, text, [(a.weight != 0, b.weight != 0) for a, b in layers])
+
+
+Pairs = list[tuple[torch.Tensor, torch.Tensor]]  # what is kept here, and there
+
+
+def line(stage: str, scope: str, ours: nn.Module, theirs: nn.Module, text: llamas.Text, pairs: Pairs) -> None:
+    """A row of the chain's table."""
+    differ, of = sum(int((a ^ b).sum()) for a, b in pairs), sum(a.numel() for a, _ in pairs)
+    one, other = perplexity(ours, text.test).value, plain_methods.perplexity(theirs, text.test)
+    print(f"| {stage} | {scope} | {one:.3f} | {other:.3f} | {one / other - 1:+.4%} | {differ} | {of:,} |", flush=True)
+
+
 def depth(llama: zoo.Llama, text: llamas.Text) -> None:
     """Without the MLPs, or the whole blocks, of lowest block influence: the figures of the field notes."""
     for what in ("mlps", "layers"):
@@ -104,8 +156,11 @@ def speed(llama: zoo.Llama, text: llamas.Text) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=["methods", "depth", "speed"])
+    parser.add_argument("--only", choices=["methods", "chain", "depth", "speed"])
     parser.add_argument("--patterns", nargs="+", default=["50 %", "2:4", "4:8"], choices=list(PATTERNS))
+    parser.add_argument(
+        "--criteria", nargs="+", default=list(plain_methods.NEURONS), choices=plain_methods.NEURONS, help="of the chain"
+    )
     parser.add_argument("--calib", type=int, default=llamas.CALIBRATED, help="windows of 256 tokens")
     parser.add_argument("--test", type=int, default=llamas.TESTED, help="windows of 256 tokens")
     parser.add_argument("--no-plain", action="store_true", help="leave the plain implementations out")
@@ -116,6 +171,8 @@ def main() -> None:
     text = llamas.Text(text.test[: given.test], text.train, text.some(given.calib))
     if given.only in (None, "methods"):
         methods(llama, text, given.patterns, not given.no_plain)
+    if given.only in (None, "chain"):
+        chain(llama, text, given.criteria)
     if given.only in (None, "depth"):
         depth(llama, text)
     if given.only in (None, "speed"):
