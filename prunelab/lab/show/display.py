@@ -147,14 +147,13 @@ def code_block(source: str) -> str:
     return f'<div data-copy="" style="float: right"></div><pre style="{style}">{code}</pre>{COPY}'
 
 
-def image(png: bytes, alt: str, size: tuple[int, int] | None = None) -> str:
+def image(png: bytes, alt: str) -> str:
     """A picture as HTML with its alternative text: the one form in which JupyterLab and nbconvert keep it.
 
     The base64 text never reaches nbval's comparison (a sanitize rule drops it); the alt does.
     """
-    room = f' width="{size[0]}" height="{size[1]}"' if size else ""  # keeps the page still while it is decoded
     data = base64.b64encode(png).decode()
-    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}"{room} style="max-width: 100%; height: auto">'
+    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}" style="max-width: 100%; height: auto">'
 
 
 def drawing(svg: str, png: bytes, alt: str) -> str:

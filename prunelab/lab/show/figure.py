@@ -81,17 +81,6 @@ def png(fig: Figure) -> bytes:
     return small.getvalue()
 
 
-def size_of(data: bytes) -> tuple[int, int]:
-    """A picture's width and height in pixels."""
-    return Image.open(io.BytesIO(data)).size
-
-
-def draw(paint: Callable[[Any], object], **subplots: Any) -> bytes:
-    """Paint on fresh axes in the course's style, and give the PNG; shows nothing."""
-    with matplotlib.rc_context(STYLE):
-        return png(painted(paint, **subplots))
-
-
 def painted(paint: Callable[[Any], object], **subplots: Any) -> Figure:
     """A figure whose axes were given to `paint`; the caller sets the style."""
     fig, axes = _subplots(subplots)
