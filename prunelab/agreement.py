@@ -14,10 +14,11 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from . import units
-from .batches import batches, to
 from .calibration import Loss, call_with, scalar_loss
 from .core import Group, Keep, PruneError, device_of, shape
-from .measurement.conditions import attempt, pair, undisturbed
+from .data import batches, to
+from .running import attempt, children, pair, undisturbed
+from .text import Lines, Tabular
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ def _jaccard(both: float, kept: int) -> float:
     return both / (kept - both) if kept else 1.0
 
 
-@dataclass(frozen=True)
-class Overlaps:
+@dataclass(frozen=True, repr=False)
+class Overlaps(Tabular):
     """The overlap in each group, and `total`, all groups as one. `print` it."""
 
     layers: tuple[Overlap, ...]
@@ -63,17 +64,22 @@ class Overlaps:
         counts = ((o.units, o.a, o.b, o.both) for o in self.layers)
         return Overlap("total", *(sum(column) for column in zip(*counts, strict=True)))
 
-    def __str__(self) -> str:
-        wide = max(len(o.name) for o in (*self.layers, self.total))
-        return "\n".join(
-            f"{o.name:<{wide}}  {o.both:>10,} in common of {o.a:,} and {o.b:,} kept  "
-            f"Jaccard {o.jaccard:.2f} (chance {o.chance:.2f})"
+    def _lines(self) -> Lines:
+        rows = [
+            [o.name, f"{o.both:,}", f"{o.a:,}, {o.b:,}", f"{o.jaccard:.2f}", f"{o.chance:.2f}"]
             for o in (*self.layers, self.total)
-        )
+        ]
+        return "What two choices keep", ["", "in common", "kept", "Jaccard", "by chance"], rows
 
 
 def overlap(keep_a: Keep, keep_b: Keep) -> Overlaps:
-    """What two results of `allocate` on the same groups keep in common, beside what chance would give."""
+    """What two results of `allocate` on the same groups keep in common, beside what chance would give.
+
+    >>> one, other = torch.tensor([True, True, False, False]), torch.tensor([True, False, True, False])
+    >>> found = overlap({"fc": one}, {"fc": other}).total
+    >>> found.both, round(found.jaccard, 2)  # 1 kept by both, of the 3 that either keeps
+    (1, 0.33)
+    """
     _check_alike(keep_a, keep_b)
     return Overlaps(tuple(_overlap(name, a, keep_b[name].to(a.device)) for name, a in keep_a.items()))
 
@@ -85,16 +91,16 @@ def _overlap(name: str, a: Tensor, b: Tensor) -> Overlap:
     return Overlap(name, a.numel(), int(a.sum()), int(b.sum()), int((a & b).sum()))
 
 
-@dataclass(frozen=True)
-class Ranks:
+@dataclass(frozen=True, repr=False)
+class Ranks(Tabular):
     """Spearman's correlation within each layer, and over all of them at once. NaN where all scores are equal."""
 
     layers: dict[str, float]
     overall: float
 
-    def __str__(self) -> str:
-        wide = max(map(len, (*self.layers, "overall")))
-        return "\n".join(f"{n:<{wide}}  {r:+.2f}" for n, r in (*self.layers.items(), ("overall", self.overall)))
+    def _lines(self) -> Lines:
+        ranks = {**self.layers, "overall": self.overall}
+        return "Rank correlation", None, [[name, f"{r:+.2f}"] for name, r in ranks.items()]
 
 
 def rank_correlation(scores_a: Mapping[str, Tensor], scores_b: Mapping[str, Tensor]) -> Ranks:
@@ -102,6 +108,9 @@ def rank_correlation(scores_a: Mapping[str, Tensor], scores_b: Mapping[str, Tens
 
     Scores of weights, or of units: those that `allocation.unit_scores` or `leave_one_out` give. Only the order
     counts, so a criterion may be compared with a loss. A layer of one unit, or of equal scores, has no order: NaN.
+
+    >>> rank_correlation({"fc": torch.tensor([1.0, 2.0, 3.0])}, {"fc": torch.tensor([9.0, 5.0, 1.0])}).overall
+    -1.0
     """
     _check_alike(scores_a, scores_b)
     if not scores_a:
@@ -197,7 +206,7 @@ def _stages(model: nn.Module, groups: Sequence[Group], held: Held) -> Iterator[t
     if type(model).forward is not nn.Sequential.forward:
         yield from ((group, model, held) for group in groups)
         return
-    layers = [(name, m) for name, m in model._modules.items() if m is not None]  # a ReLU may come twice
+    layers = list(children(model).items())  # a ReLU may come twice
     numbers = {name: i for i, (name, _) in enumerate(layers)}
     begins = {g.name: min(numbers[path.split(".")[0]] for path in next(_each_without(model, g))) for g in groups}
     done = 0

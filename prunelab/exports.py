@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import itertools
 import logging
@@ -16,13 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_iter
 
-from .batches import call, to
 from .core import PruneError, mode, shape
+from .data import tensors, to
 from .files import write_whole
-from .measurement.conditions import attempt, check_plain, rows
-from .measurement.text import size
+from .running import apart, attempt, call, check_plain, duplicate, rows
+from .text import size
 
 TOLERANCE = 1e-4  # of the largest output: float32 rounding in another order of sums stays far below
 _ONNX_MOST = 2**31 - 1  # bytes in one protobuf message
@@ -69,16 +67,16 @@ def export(
     if file.suffix not in TARGETS:
         raise PruneError(f"{file.name}: exports are {' or '.join(TARGETS)} files, and the name says which")
     check_plain(model)
-    twin, names, tensors = _flat(model, example)
+    twin, names, given = _flat(model, example)
     if dynamic_batch:
-        tensors = _growable(tensors)
+        given = _growable(given)
     format, write, load = TARGETS[file.suffix]
     with _quiet(), mode(twin, training=False), torch.no_grad():
-        captured = _captured(twin, tensors, dynamic_batch)
+        captured = _captured(twin, given, dynamic_batch)
         data = write(captured, names)
         run = load(data)
-        tried = [tensors, _other_batch(tensors)] if dynamic_batch else [tensors]
-        worst = max(_apart(attempt(twin, tuple(xs)), run(xs), format) for xs in tried)
+        tried = [given, _other_batch(given)] if dynamic_batch else [given]
+        worst = max(_gap(attempt(twin, tuple(xs)), run(xs), format) for xs in tried)
     if not worst <= tolerance:  # so put, NaN fails too
         raise PruneError(
             f"{format} computes something else than {type(model).__name__}: the outputs differ by {worst:.1e} of the "
@@ -96,8 +94,8 @@ class _Flat(nn.Module):
         self.model = model
         self.rebuild = rebuild
 
-    def forward(self, *tensors: Any) -> Any:
-        return call(self.model, self.rebuild(tensors))
+    def forward(self, *given: Any) -> Any:
+        return call(self.model, self.rebuild(given))
 
 
 def _flat(model: nn.Module, example: Any) -> tuple[nn.Module, list[str], list[Tensor]]:
@@ -114,27 +112,27 @@ def _flat(model: nn.Module, example: Any) -> tuple[nn.Module, list[str], list[Te
         given, names, rebuild = [inputs], ["input"], lambda xs: xs[0]
     if not given or not all(isinstance(t, Tensor) for t in given):
         raise PruneError(f"the example is a {type(example).__name__} without tensors to export with: give inputs")
-    twin = _Flat(copy.deepcopy(model).to("cpu"), rebuild)
+    twin = _Flat(duplicate(model).to("cpu"), rebuild)
     with mode(twin, training=False), torch.no_grad():
         attempt(twin, tuple(given))
     return twin, names, given
 
 
-def _growable(tensors: list[Tensor]) -> list[Tensor]:
+def _growable(given: list[Tensor]) -> list[Tensor]:
     """A batch of one repeated, to a size that no other tensor has: torch.export takes a size of one for a constant."""
-    if rows(tensors) != 1:
-        return tensors
-    taken = {len(t) for t in tensors if t.dim()}
+    if rows(given) != 1:
+        return given
+    taken = {len(t) for t in given if t.dim()}
     size = next(n for n in itertools.count(2) if n not in taken)
-    return [t.repeat(size, *[1] * (t.dim() - 1)) if t.dim() and len(t) == 1 else t for t in tensors]
+    return [t.repeat(size, *[1] * (t.dim() - 1)) if t.dim() and len(t) == 1 else t for t in given]
 
 
-def _captured(twin: nn.Module, tensors: list[Tensor], dynamic: bool) -> Any:
+def _captured(twin: nn.Module, given: list[Tensor], dynamic: bool) -> Any:
     """The exported program. A batch of one would be taken for a constant, so that `_growable` gives two at least."""
-    batch = rows(tensors)
-    sizes = tuple({0: torch.export.Dim.DYNAMIC} if t.dim() and len(t) == batch else None for t in tensors)
+    batch = rows(given)
+    sizes = tuple({0: torch.export.Dim.DYNAMIC} if t.dim() and len(t) == batch else None for t in given)
     try:
-        return torch.export.export(twin, tuple(tensors), dynamic_shapes=(sizes,) if dynamic else None)
+        return torch.export.export(twin, tuple(given), dynamic_shapes=(sizes,) if dynamic else None)
     except Exception as error:  # whatever the tracer trips over
         fixed = dynamic and ("Constraint" in str(error) or type(error).__name__ == "UserError")
         hint = " Its forward may fix the batch size: then give dynamic_batch=False." if fixed else ""
@@ -171,8 +169,8 @@ def _run_onnx(data: bytes) -> Runner:
         raise PruneError(f"onnxruntime can't load the model: {_first_line(error)}. Nothing was written") from error
     takes = [i.name for i in session.get_inputs()]
 
-    def run(tensors: Sequence[Tensor]) -> list[Tensor]:
-        given = [t.detach().numpy() for t in tensors]
+    def run(xs: Sequence[Tensor]) -> list[Tensor]:
+        given = [t.detach().numpy() for t in xs]
         if len(takes) != len(given):
             raise PruneError(f"the exported model takes {', '.join(takes)}: an input of {len(given)} is never used")
         return [torch.from_numpy(y) for y in session.run(None, dict(zip(takes, given, strict=True)))]
@@ -188,31 +186,22 @@ def _as_program(program: Any, names: list[str]) -> bytes:
 
 def _run_program(data: bytes) -> Runner:
     module = torch.export.load(io.BytesIO(data)).module()
-    return lambda tensors: list(_tensors(module(*tensors)))
+    return lambda xs: list(tensors(module(*xs)))
 
 
-def _other_batch(tensors: list[Tensor]) -> list[Tensor]:
+def _other_batch(given: list[Tensor]) -> list[Tensor]:
     """The same samples and the first once more: a batch of another size."""
-    batch = rows(tensors)
-    return [torch.cat([t, t[:1]]) if t.dim() and len(t) == batch else t for t in tensors]
+    batch = rows(given)
+    return [torch.cat([t, t[:1]]) if t.dim() and len(t) == batch else t for t in given]
 
 
-def _apart(expected: Any, found: list[Tensor], format: str) -> float:
-    """The largest difference of the outputs, relative to the largest output."""
-    wanted, worst = list(_tensors(expected)), 0.0
+def _gap(expected: Any, found: list[Tensor], format: str) -> float:
+    """The largest difference of the outputs, relative to the largest. (`torch.onnx.verification` knows no .pt2.)"""
+    wanted = list(tensors(expected))
     if [t.shape for t in wanted] != [t.shape for t in found]:
         shapes = [", ".join(map(shape, ts)) for ts in (found, wanted)]
         raise PruneError(f"{format} gives outputs of {shapes[0]}, the model of {shapes[1]}. Nothing was written")
-    for a, b in zip(wanted, found, strict=True):
-        gap, largest = float((a.double() - b.double()).abs().max()), float(a.double().abs().max())
-        worst = max(worst, gap / largest if largest > 0 else gap) if gap == gap else float("nan")
-        if worst != worst:
-            break
-    return worst
-
-
-def _tensors(nest: Any) -> Iterator[Tensor]:
-    return (t for t in tree_iter(nest) if isinstance(t, Tensor))
+    return apart(wanted, found)
 
 
 def _first_line(error: BaseException) -> str:

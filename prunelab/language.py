@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .batches import Batch
 from .core import PruneError, device_of, mode, shape
+from .data import Batch
 
 
 def tokens(tokenizer: Any, text: str, model: nn.Module | None = None) -> Tensor:
@@ -34,6 +34,10 @@ def windows(ids: Tensor, length: int, count: int | None = None, *, start: int = 
 
     `start`: the window to begin with; a negative one counts from the end. Raises PruneError if the text is shorter
     than a window, or than the windows asked for.
+
+    >>> windows(torch.arange(7), 3)  # the seventh fills no window
+    tensor([[0, 1, 2],
+            [3, 4, 5]])
     """
     if ids.dim() != 1 or length < 2:
         raise PruneError(f"windows of {length} of ids {shape(ids)}: give ids (n,) and a length of at least 2")
@@ -49,12 +53,20 @@ def windows(ids: Tensor, length: int, count: int | None = None, *, start: int = 
 
 
 def next_tokens(rows: Tensor) -> Batch:
-    """Windows (n, length) as (inputs, targets), each (n, length - 1): at every position the token that comes next."""
+    """Windows (n, length) as (inputs, targets), each (n, length - 1): at every position the token that comes next.
+
+    >>> next_tokens(torch.tensor([[1, 2, 3]]))
+    (tensor([[1, 2]]), tensor([[2, 3]]))
+    """
     return rows[:, :-1], rows[:, 1:]
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats: logits (n, length, vocabulary) against the next tokens (n, length)."""
+    """Mean cross-entropy in nats: logits (n, length, vocabulary) against the next tokens (n, length).
+
+    >>> round(float(next_token_loss(torch.zeros(1, 2, 8), torch.tensor([[3, 5]]))), 4)  # log 8: all as likely
+    2.0794
+    """
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 

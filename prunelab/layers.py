@@ -288,7 +288,7 @@ def _refuse_empty(model: nn.Module) -> None:
 def check_kind(model: nn.Module) -> None:
     """PruneError for a model whose weights cannot be changed as they are: it says what the model is, and what to do."""
     for module, path in paths(model).items():
-        reason = _foreign(type(module))
+        reason = _foreign(type(module))  # type: ignore[arg-type]  # a class is hashable
         if reason:
             where = f"{path or 'the model itself'}, a {type(module).__name__}, is" if path else "it is"
             raise PruneError(f"{type(model).__name__} cannot be pruned: {where} {reason}")

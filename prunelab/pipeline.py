@@ -30,7 +30,7 @@ from .criteria.registry import PartialScores
 from .layers import prunable
 from .layerwise import LayerRule
 from .masking import apply, current_masks, restore
-from .recovery.identity import Described
+from .recovery.run import Described
 from .registry import Registry
 from .units import contract, expand, tensors_of
 

@@ -4,15 +4,7 @@ import itertools
 
 import pytest
 
-from prunelab.budget.layouts import (
-    LEVELS,
-    any_keep,
-    at_least,
-    dense_layout,
-    ladder,
-    nearest,
-    telling_layouts,
-)
+from prunelab.budget.costs import LEVELS, any_keep, at_least, dense_layout, nearest, telling_layouts, widths
 from prunelab.core import Group, Member
 
 
@@ -30,8 +22,8 @@ def group(name, units, block=1):
         (8, 6, 8, tuple(range(1, 9))),  # heads count alone
     ],
 )
-def test_the_ladder(units, block, step, rungs):
-    assert ladder(group("a", units, block), step) == rungs
+def test_the_widths(units, block, step, rungs):
+    assert widths(group("a", units, block), step) == rungs
 
 
 def test_rungs():
@@ -50,10 +42,10 @@ def test_groups_that_meet_take_every_pair_of_levels():
     names = "abcd"
     groups = [group(n, 32) for n in names]
     meet = [frozenset("ab"), frozenset("bc"), frozenset("cd"), frozenset("d"), frozenset()]
-    found = telling_layouts(groups, {n: ladder(group(n, 32), 8) for n in names}, meet)
+    found = telling_layouts(groups, {n: widths(group(n, 32), 8) for n in names}, meet)
     for one, other in ("ab", "bc", "cd"):
         pairs = {(x[one], x[other]) for x in found}
         assert pairs >= set(itertools.product([round(32 * level) for level in LEVELS], repeat=2))
     assert dense_layout(groups) in found
     assert any(x["a"] != x["c"] for x in found)  # of one colour, and yet told apart
-    assert found == telling_layouts(groups, {n: ladder(group(n, 32), 8) for n in names}, meet)
+    assert found == telling_layouts(groups, {n: widths(group(n, 32), 8) for n in names}, meet)

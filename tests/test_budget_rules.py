@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from prunelab import PruneError
-from prunelab.budget.layer_costs import Fit, LatencyTable
-from prunelab.budget.rules import RULES, Question, by_sensitivity, one_contest, smallest, uniform
+from prunelab.budget.costs import Fit, LatencyTable
+from prunelab.budget.rules import RULES, Question, by_sensitivity, global_ranking, smallest, uniform
 from prunelab.core import Group, Member
 from prunelab.measurement import Evaluation
 from prunelab.sensitivity import Curve, Scan
@@ -54,9 +54,9 @@ def test_uniform_takes_the_same_of_both():
     assert uniform(question(PRODUCT), {"latency": 0.25}) == {"a": 4, "b": 4}
 
 
-def test_one_contest_takes_the_lowest():
+def test_global_ranking_takes_the_lowest():
     worth = {"a": torch.arange(8.0), "b": torch.arange(8.0) + 100}
-    assert one_contest(question(SEPARATE, worth=worth), {"latency": 0.65}) == {"a": 4, "b": 8}
+    assert global_ranking(question(SEPARATE, worth=worth), {"latency": 0.65}) == {"a": 4, "b": 8}
 
 
 def test_sensitivity_weighs_the_rise_against_the_saving():
@@ -98,7 +98,7 @@ def test_only_what_may_be_touched_is(rule):
 def test_two_limits_at_once():
     fits = {"latency": SEPARATE, "bytes": {"x": Fit((("b",),), (1.0,))}}
     asked = question(SEPARATE)
-    both = Question(asked.groups, asked.rungs, LatencyTable(GROUPS, (), fits, ""), asked.worth, asked.scan)
+    both = Question(asked.groups, asked.widths, LatencyTable(GROUPS, (), fits, ""), asked.worth, asked.scan)
     for rule in RULES.values():
         layout = rule(both, {"latency": 0.6, "bytes": 0.5})
         assert both.costs.ratio(layout) <= 0.6

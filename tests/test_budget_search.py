@@ -20,8 +20,9 @@ from tqdm.auto import tqdm
 
 import prunelab as pl
 from prunelab import PruneError, fit_budget
-from prunelab.budget import GoalNotMet, How, frontier, settling
-from prunelab.budget import structures as structures_module
+from prunelab.budget import GoalNotMet, SearchOptions, frontier
+from prunelab.budget import job as structures_module
+from prunelab.budget import search as settling
 from prunelab.measurement import Speedup, macs, stored_bytes
 
 MAC, LAUNCH = 1e-9, 1e-7  # seconds
@@ -31,7 +32,7 @@ MAC, LAUNCH = 1e-9, 1e-7  # seconds
 def machine(monkeypatch):
     """A clock that counts MACs, so that nothing here depends on how busy the real machine is."""
 
-    def counted(tasks, **_):
+    def counted(tasks, on):
         times = {}
         for name, task in tasks.items():
             with FlopCounterMode(display=False) as counter:
@@ -46,7 +47,7 @@ def machine(monkeypatch):
         speed = {n: Speedup(*[first / t] * 3) for n, t in taken.items()}
         return SimpleNamespace(latency={n: SimpleNamespace(p50=t) for n, t in taken.items()}, speedup=speed)
 
-    monkeypatch.setattr("prunelab.budget.layer_costs.interleaved", counted)
+    monkeypatch.setattr("prunelab.budget.costs.in_turns", counted)
     monkeypatch.setattr(settling, "compare", compared)
     monkeypatch.setattr(structures_module, "liked_multiple", lambda *_: 4)
 
@@ -192,15 +193,15 @@ def test_the_report(trained, data):
 
 
 def test_the_same_seed_gives_the_same_model(trained, data):
-    one, two = (fit(trained, data, bytes=0.5, how=How(rules=("uniform",))) for _ in range(2))
+    one, two = (fit(trained, data, bytes=0.5, how=SearchOptions(rules=("uniform",))) for _ in range(2))
     assert one.trials == two.trials
     x = data.valid[:50][0]
     assert torch.equal(one.model.eval()(x), two.model.eval()(x))
 
 
 def test_a_drop_alone_asks_for_the_fastest(trained, data):
-    loose = fit(trained, data, max_drop=0.15, how=How(rules=("uniform",)))
-    tight = fit(trained, data, max_drop=0.02, how=How(rules=("uniform",)))
+    loose = fit(trained, data, max_drop=0.15, how=SearchOptions(rules=("uniform",)))
+    tight = fit(trained, data, max_drop=0.02, how=SearchOptions(rules=("uniform",)))
     assert loose.drop <= 0.15
     assert tight.drop <= 0.02
     assert loose.chosen.ratios["latency"] <= tight.chosen.ratios["latency"] < 1
@@ -265,9 +266,9 @@ class Loud(nn.Module):
         (lambda: "model", {}, "the model is a str"),
         (mlp, {"recover_steps": -1}, "recover_steps=-1"),
         (mlp, {"recover_steps": 2.5}, "recover_steps=2.5"),
-        (mlp, {"how": How(exclude=("9",))}, "exclude names '9', which is no group"),
-        (mlp, {"how": How(exclude=("0", "2"))}, "nothing of Sequential can be removed"),
-        (mlp, {"how": How(granularity="grains")}, "no granularity is called 'grains'"),
+        (mlp, {"how": SearchOptions(exclude=("9",))}, "exclude names '9', which is no group"),
+        (mlp, {"how": SearchOptions(exclude=("0", "2"))}, "nothing of Sequential can be removed"),
+        (mlp, {"how": SearchOptions(granularity="grains")}, "no granularity is called 'grains'"),
     ],
 )
 def test_bad_input(data, model, inputs, message):
@@ -277,13 +278,18 @@ def test_bad_input(data, model, inputs, message):
 
 @pytest.mark.parametrize("granularity", ["layers", ("mlps", "neurons"), pl.granularity.attentions])
 def test_whole_modules_have_no_channels_to_time(monkeypatch, snapshot, granularity):
-    monkeypatch.setattr("prunelab.budget.layer_costs.interleaved", None)  # nothing is timed
+    monkeypatch.setattr("prunelab.budget.costs.in_turns", None)  # nothing is timed
     monkeypatch.setattr(settling, "compare", None)
     monkeypatch.setattr(structures_module, "liked_multiple", None)
     model, sequences = LastToken().eval(), (token_ids(24), torch.arange(24) % 3)
     before = snapshot(model)
     with pytest.raises(PruneError, match=r"(layers|mlps|attentions) holds whole modules, such as llama\.model\."):
-        fit(model, SimpleNamespace(train=sequences, valid=sequences), latency=0.5, how=How(granularity=granularity))
+        fit(
+            model,
+            SimpleNamespace(train=sequences, valid=sequences),
+            latency=0.5,
+            how=SearchOptions(granularity=granularity),
+        )
     assert snapshot(model) == before
 
 
@@ -301,7 +307,7 @@ def test_whole_modules_have_no_channels_to_time(monkeypatch, snapshot, granulari
 )
 def test_bad_settings(options, message):
     with pytest.raises(PruneError, match=message):
-        How(**options)
+        SearchOptions(**options)
 
 
 def test_masks_come_off_first(trained, data):
@@ -327,7 +333,7 @@ def test_loaders_and_a_recovery_of_ones_own(trained, data):
         valid=loaders[1],
         macs=0.5,
         recover=lambda m, n: steps.append(n),
-        how=How(rules=("uniform",)),
+        how=SearchOptions(rules=("uniform",)),
     )
     assert set(steps) == {4, 20}
 
@@ -361,7 +367,7 @@ def test_inputs_by_keyword_and_layers_left_alone(hugging_face):
         return [{**inputs, "labels": labels} if hugging_face else (inputs, labels)]
 
     data = SimpleNamespace(train=split(32), valid=split(40))
-    result = fit(Keyword(), data, macs=0.8, recover_steps=2, how=How(rules=("uniform",), batch_size=32))
+    result = fit(Keyword(), data, macs=0.8, recover_steps=2, how=SearchOptions(rules=("uniform",), batch_size=32))
     assert result.met
     assert "mix (Bilinear)" in result.left_alone
     assert "Left as they are: embed (Embedding), mix (Bilinear)." in result.verdict
@@ -429,6 +435,6 @@ def test_killed_at_a_random_moment_it_leaves_a_model(trained, data, tmp_path, se
 
 
 def test_the_table_is_part_of_the_result(trained, data):
-    result = fit(trained, data, latency=0.6, how=How(rules=("uniform",), criteria=("magnitude",)))
+    result = fit(trained, data, latency=0.6, how=SearchOptions(rules=("uniform",), criteria=("magnitude",)))
     assert {row.layer for row in result.costs.rows} == {"0", "1", "2", "3", "4"}
     assert result.costs.ratio(result.chosen.layout) <= 0.6

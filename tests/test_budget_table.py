@@ -8,8 +8,7 @@ from torch import nn
 
 import prunelab as pl
 from prunelab.budget import latency_table
-from prunelab.budget.layer_costs import REST, Fit, _fit
-from prunelab.budget.layouts import any_keep, dense_layout, ladder
+from prunelab.budget.costs import REST, Fit, _fit, any_keep, dense_layout, widths
 from prunelab.measurement import macs, stored_bytes
 
 
@@ -31,7 +30,7 @@ def found():
     torch.manual_seed(0)
     model, x = Mixed().eval(), torch.randn(4, 1, 6, 6)
     groups = pl.granularity.coupled(model, x)
-    return model, x, groups, latency_table(model, groups, x, {g.name: ladder(g, 1) for g in groups})
+    return model, x, groups, latency_table(model, groups, x, {g.name: widths(g, 1) for g in groups})
 
 
 def test_layers_and_the_groups_they_depend_on(found):
@@ -70,7 +69,7 @@ def test_the_model_is_left_as_it_is(build, data_for, snapshot):
     model, (x, _) = build("residual"), data_for("residual")
     groups = pl.granularity.filters(model, x)
     before = snapshot(model)
-    latency_table(model, groups, x, {g.name: ladder(g, 1) for g in groups})
+    latency_table(model, groups, x, {g.name: widths(g, 1) for g in groups})
     assert snapshot(model) == before
 
 

@@ -43,7 +43,7 @@ def fits(name, criterion, scope, granularity):
 
 def scorable(model, criterion):
     """Whether the model has what a partial criterion scores."""
-    kind = {"bn_slimming": nn.BatchNorm2d, "head_importance": zoo.transformer.Attention}.get(criterion, nn.Module)
+    kind = {"bn_slimming": nn.BatchNorm2d, "head_importance": zoo.networks.Attention}.get(criterion, nn.Module)
     return any(isinstance(m, kind) for m in model.modules())
 
 

@@ -88,7 +88,7 @@ def test_what_the_loop_finds_is_what_vmap_finds(model, data, monkeypatch):
 def test_torch_s_attention_has_no_gates_to_hook_and_gets_the_same(data_for):
     """The same weights in torch's packed layer and in ours: the same importance."""
     torch.manual_seed(0)
-    torch_own, ours = nn.MultiheadAttention(8, 4, batch_first=True), zoo.transformer.Attention(8, 4)
+    torch_own, ours = nn.MultiheadAttention(8, 4, batch_first=True), zoo.networks.Attention(8, 4)
     with torch.no_grad():
         torch_own.in_proj_bias.normal_()
         for i, name in enumerate(("q_proj", "k_proj", "v_proj")):

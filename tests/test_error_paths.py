@@ -66,7 +66,7 @@ JUNK: list[Any] = [None, -1, 50, math.nan, "nonsense", [], {}, torch.zeros(3)]
 @cache
 def machine() -> pl.measurement.Machine:
     """A machine to draw rooflines for, measured as roughly as can be."""
-    return pl.measurement.machine(product=16, buffers=(1 << 12,), rounds=7)
+    return pl.measurement.machine(product=16, buffers=(1 << 12,), on=pl.measurement.Conditions(rounds=7))
 
 
 def scanned(groups: list[pl.Group]) -> pl.sensitivity.Scan:
@@ -127,7 +127,8 @@ class World:
             "product": 16, "buffers": (1 << 12,), "by": "accuracy", "z": 1.96, "r": 1, "c": 1,
             "what": "a test", "counts": (1,), "on": machine(), "scan": scanned(groups),
             "tensors": {}, "training": False, "weights": scores, "found": scores,
-            "values": {g.name: torch.rand(g.units) for g in groups}, "rungs": {groups[0].name: (2, groups[0].units)},
+            "values": {g.name: torch.rand(g.units) for g in groups},
+            "candidates": {groups[0].name: (2, groups[0].units)},
             "of": 4, "steps": 2, "teacher": copy.deepcopy(model),
             "early": pl.recovery.state_of(model), "rule": pl.movement.TopV(0.5), "method": pl.reconstruction.Wanda(),
             "ids": torch.tensor([[1, 2, 3, 4]]), "rows": torch.tensor([[1, 2, 3, 4]]), "tokenizer": Words(),
@@ -170,7 +171,7 @@ ONLY_WRONG = {"n_jobs", "epochs", "rounds", "n", "batch"}  # a large number ther
 
 
 # What the model's own code raises reaches the caller of these: a trial run before would be the first call they time.
-OWN_ERRORS = {"pl.measurement.pitfalls.no_warm_up"}
+OWN_ERRORS = {"pl.measurement.physics.no_warm_up"}
 
 
 class Bomb(Exception):

@@ -19,10 +19,11 @@ from tiny_families import FAMILIES, Family, build, example
 from torch import Tensor, nn
 
 import prunelab as pl
-from prunelab.batches import call, tensors
+from prunelab.data import tensors
 from prunelab.granularity import by_name
 from prunelab.language import check_tokens, next_token_loss
 from prunelab.reconstruction import SparseGPT, Wanda, blockwise
+from prunelab.running import call
 
 UNITS = ("heads", "neurons", "experts")  # slices of tensors
 WHOLES = ("mlps", "attentions", "layers")  # modules

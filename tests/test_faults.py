@@ -166,7 +166,7 @@ WRITERS = {
 }
 # One `write_whole` of bytes made beforehand, which is tested as such.
 ONE_WHOLE = {
-    "budget.front", "budget.log", "exports", "lab.course", "lab.editions", "lab.grids", "lab.guide", "lab.site",
+    "budget.result", "budget.search", "exports", "lab.course", "lab.editions", "lab.grids", "lab.guide", "lab.site",
     "lab.timings", "recipes", "recovery.checkpoints",
 }  # fmt: skip
 # Logs of a line a run, whose last line a kill may cut; and folders filled aside, then renamed: each has its own tests.

@@ -16,7 +16,7 @@ from prunelab import movement, recovery, zoo
 from prunelab.criteria import CRITERIA
 from prunelab.language import next_token_loss, next_tokens
 from prunelab.masking import current_masks
-from prunelab.measurement import compare, evaluate, macs, perplexity, products, rates
+from prunelab.measurement import Conditions, compare, evaluate, macs, perplexity, products, rates
 from prunelab.reconstruction import SparseGPT, Wanda, blockwise
 from prunelab.sensitivity import scan
 from prunelab.surgery import difference
@@ -250,7 +250,7 @@ def test_train_and_finetune_hold_the_zeros(build, data_for, gpu, name):
 
 def test_statistics_are_estimated_anew(build, data_for, gpu):
     here, there = build("cnn"), build("cnn").to(gpu)
-    assert [recovery.reestimate(m, data_for("cnn")) for m in (here, there)] == [2, 2]
+    assert [recovery.recalibrate_batchnorm(m, data_for("cnn")) for m in (here, there)] == [2, 2]
     assert all(near(b, here.get_buffer(n)) for n, b in there.named_buffers() if b.is_floating_point())
 
 
@@ -389,5 +389,5 @@ def test_two_of_four_is_what_torch_compresses(gpu, size, dtype):
 
 
 def test_block_sparse_products(gpu):
-    found = products(64, 32, [0.5], kernels=["bsr"], device=gpu.type, rounds=7)
+    found = products(64, 32, [0.5], kernels=["bsr"], on=Conditions(rounds=7, device=gpu.type))
     assert [r.kernel for r in found.rows] == ["dense", "bsr"]

@@ -329,7 +329,7 @@ def test_less_than_a_head(build):
         shrink(model, [half], {"x": torch.arange(8) != 5})
 
 
-class Biased(zoo.transformer.Attention):
+class Biased(zoo.networks.Attention):
     """Something of its own for each head, as T5's relative positions: what belongs to a head is not known here."""
 
     def __init__(self) -> None:
@@ -345,7 +345,7 @@ def test_an_attention_that_holds_more_is_not_guessed_at():
         granularity.heads(nn.Sequential(Biased()))
 
 
-class Fixed(zoo.transformer.Attention):
+class Fixed(zoo.networks.Attention):
     """A number of heads written into the forward: the projections alone look like ours."""
 
     def _heads(self, x):
@@ -353,7 +353,7 @@ class Fixed(zoo.transformer.Attention):
 
 
 def test_what_fails_without_some_heads_is_left_out_when_there_is_an_example():
-    model = nn.Sequential(zoo.transformer.Attention(8, 4), Fixed(8, 4))
+    model = nn.Sequential(zoo.networks.Attention(8, 4), Fixed(8, 4))
     with pytest.warns(UserWarning, match="left out: 1 was tried, and the model fails without some") as said:
         groups = granularity.heads(model, torch.randn(2, 5, 8))
     assert ([g.name for g in groups], list(groups.stays), len(said)) == (["0"], ["1"], 1)

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from prunelab.core import PruneError
-from prunelab.measurement import crossover, kernels, products, two_of_four
-from prunelab.measurement.kernels import _beta_silenced, bracketed, weights_of
-from prunelab.measurement.timing import Speedup
+from prunelab.measurement import crossover, products, two_of_four
+from prunelab.measurement import physics as kernels
+from prunelab.measurement.physics import _beta_silenced, bracketed, weights_of
+from prunelab.measurement.timing import Conditions, Speedup
 
 CPU = ("dense", "csr", "bsr")
+QUICK = Conditions(rounds=7)
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9, 0.99])
@@ -56,7 +58,7 @@ def test_only_the_notice_about_young_formats_is_silenced():
 
 
 def test_a_table_has_a_row_for_every_combination_and_compares_with_dense():
-    found = products((16, 32), (1, 4), (0.5, 0.9), rounds=7)
+    found = products((16, 32), (1, 4), (0.5, 0.9), on=QUICK)
     assert [(r.n, r.batch, r.sparsity, r.kernel) for r in found.rows] == [
         (n, b, s, k) for n in (16, 32) for b in (1, 4) for s in (0.5, 0.9) for k in CPU
     ]
@@ -76,7 +78,7 @@ def test_a_table_has_a_row_for_every_combination_and_compares_with_dense():
 
 
 def test_curves_of_one_size_are_named_by_kernel_and_columns():
-    assert list(products(16, 2, [0.5], kernels=["csr"], rounds=7).curves()) == ["CSR, 2 columns"]
+    assert list(products(16, 2, [0.5], kernels=["csr"], on=QUICK).curves()) == ["CSR, 2 columns"]
 
 
 @pytest.mark.parametrize(
@@ -89,14 +91,25 @@ def test_curves_of_one_size_are_named_by_kernel_and_columns():
         ({"kernels": ["coo"]}, "kernels="),
         ({"kernels": ["2:4"]}, "sparse tensor cores of an NVIDIA GPU"),
         ({"n": 24}, "blocks of 16 x 16 do not divide a weight of 24 x 24"),
-        ({"clock": "sun"}, "clock='sun'"),
-        ({"threads": 2, "clock": "processor"}, "one thread on a CPU.*not for 2 threads on cpu"),
-        ({"rounds": 3}, "rounds=3"),
     ],
 )
 def test_bad_input_is_refused(given, says):
     with pytest.raises((PruneError, TypeError), match=says):
-        products(**{"n": 16, "batch": 2, "rounds": 7, **given})
+        products(**{"n": 16, "batch": 2, "on": QUICK, **given})
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"clock": "sun"}, "clock='sun'"),
+        ({"threads": 2, "clock": "processor"}, "one thread on a CPU.*not for 2 threads on cpu"),
+        ({"rounds": 3}, "rounds=3"),
+        ({"threads": 0}, "threads=0"),
+    ],
+)
+def test_conditions_that_cannot_be_are_refused(given, says):
+    with pytest.raises(PruneError, match=says):
+        Conditions(**given)
 
 
 # Crossovers, on a machine that is a formula: faster(s) = what CSR gains over dense
@@ -150,7 +163,7 @@ def test_faster_without_a_zero_is_said():
 
 
 def test_a_real_crossover_says_where_it_was_measured():
-    found = crossover(32, 2, "bsr", rounds=7)
+    found = crossover(32, 2, "bsr", on=QUICK)
     assert (found.kernel, found.n, found.batch, found.threads, found.device) == ("bsr", 32, 2, 1, "cpu")
     assert found.sparsity is None or 0 <= found.sparsity < 0.99
     assert "bsr" in str(found)
@@ -162,7 +175,7 @@ def test_a_real_crossover_says_where_it_was_measured():
 )
 def test_a_crossover_of_what_cannot_cross_is_refused(kernel, most, says):
     with pytest.raises(PruneError, match=says):
-        crossover(32, 2, kernel, most=most)
+        crossover(32, 2, kernel, most=most, on=QUICK)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -8,9 +8,9 @@ from torch import nn
 
 from prunelab.core import PruneError
 from prunelab.masking import apply
-from prunelab.measurement import Machine, floor, latency, machine, macs, pitfalls, roofline, verdict
-from prunelab.measurement.timing import Speedup
-from prunelab.measurement.verdicts import outcome
+from prunelab.measurement import Machine, compare, floor, latency, machine, macs, physics, roofline
+from prunelab.measurement.physics import outcome, verdict
+from prunelab.measurement.timing import Conditions, Speedup
 
 MACHINE = Machine(
     peak=1e9,
@@ -115,7 +115,7 @@ def test_masks_and_another_device_are_refused():
 
 def test_a_machine_is_measured_without_touching_the_random_state():
     state = torch.get_rng_state()
-    found = machine(product=32, buffers=(1 << 10, 1 << 12), rounds=7)
+    found = machine(product=32, buffers=(1 << 10, 1 << 12), on=Conditions(rounds=7))
     assert found.peak > 0
     assert [b for b, _ in found.bandwidths] == [1 << 10, 1 << 12]
     assert all(rate > 0 for _, rate in found.bandwidths)
@@ -126,7 +126,7 @@ def test_a_machine_is_measured_without_touching_the_random_state():
 
 
 def test_the_floor_is_the_smallest_layer_s_time():
-    found = floor((64, 1, 1), rounds=7)
+    found = floor((64, 1, 1), on=Conditions(rounds=7))
     assert [n for n, _ in found.rows] == [1, 64]
     assert found.seconds == found.rows[0][1].p50
     assert found.longer == found.rows[1][1].p50 / found.seconds
@@ -155,8 +155,9 @@ def test_an_outcome_is_only_what_the_whole_interval_allows(interval, says):
 
 def test_a_verdict_says_where_a_model_is_faster_and_where_not():
     large, small = nn.Linear(128, 12800), nn.Linear(128, 8)
-    found = verdict({"large": large, "small": small, "again": large}, torch.randn(64, 128), (1, 64), rounds=7)
-    assert found.outcome("small", 64) == "faster"
+    models, x = {"large": large, "small": small, "again": large}, torch.randn(64, 128)
+    found = verdict({b: compare(models, x, batch_size=b, rounds=7, clock="steady") for b in (1, 64)})
+    assert outcome(found.speedups["small"][64]) == "faster"
     assert found.words("small").startswith("small is faster than large at batch 1 and 64, here (1 thread, cpu")
     assert list(found.speedups) == ["small", "again"]
     assert "small" in str(found)
@@ -165,7 +166,7 @@ def test_a_verdict_says_where_a_model_is_faster_and_where_not():
 
 def test_one_model_has_no_verdict():
     with pytest.raises(PruneError, match="at least two models"):
-        verdict({"a": nn.Linear(2, 2)}, torch.ones(1, 2))
+        verdict({1: compare({"a": nn.Linear(2, 2)}, torch.ones(1, 2), rounds=7)})
 
 
 # Pitfalls: each is an experiment with a baseline
@@ -181,7 +182,7 @@ def ok(found, names):
 
 def test_threads():
     before = torch.get_num_threads()
-    found = pitfalls.threads(cnn(), X, (1, 2), rounds=7)
+    found = physics.threads(cnn(), X, (1, 2), rounds=7)
     ok(found, ["1 thread", "2 threads"])
     assert [x.threads for x in found.latency.values()] == [1, 2]
     assert {x.clock for x in found.latency.values()} == {"wall"}  # processor time would add both threads up
@@ -189,20 +190,20 @@ def test_threads():
 
 
 def test_batch_sizes_are_compared_a_sample():
-    found = pitfalls.batch_size(cnn(), torch.randn(64, 1, 8, 8), (1, 64), rounds=7)
+    found = physics.batch_size(cnn(), torch.randn(64, 1, 8, 8), (1, 64), rounds=7)
     ok(found, ["batch 1", "batch 64"])
     assert found.latency["batch 64"].p50 < 10 * found.latency["batch 1"].p50  # a sample's time, not a batch's
 
 
 def test_odd_channels():
     state = torch.get_rng_state()
-    ok(pitfalls.odd_channels((4, 5), image=4, batch=2, rounds=7), ["4 channels", "5 channels"])
+    ok(physics.odd_channels((4, 5), image=4, batch=2, rounds=7), ["4 channels", "5 channels"])
     assert torch.equal(state, torch.get_rng_state())
 
 
 def test_no_warm_up():
     model = cnn().train()
-    ok(pitfalls.no_warm_up(model, X, calls=3, rounds=7), ["first forward", "later forwards"])
+    ok(physics.no_warm_up(model, X, calls=3, rounds=7), ["first forward", "later forwards"])
     assert model.training
 
 
@@ -210,9 +211,9 @@ def test_unbaked_masks_are_timed_where_measure_refuses():
     model = cnn()
     before = model[3].weight.clone()
     masks = {"3.weight": torch.zeros(5, 144, dtype=torch.bool)}
-    ok(pitfalls.unbaked(model, masks, X, rounds=7), ["dense", "masks on", "baked"])
+    ok(physics.unbaked(model, masks, X, rounds=7), ["dense", "masks on", "baked"])
     assert torch.equal(before, model[3].weight)
     with pytest.raises(PruneError, match="still wears masks"):
         latency(apply(cnn(), masks), X)
     with pytest.raises(PruneError, match="still wears masks"):
-        pitfalls.threads(apply(cnn(), masks), X)
+        physics.threads(apply(cnn(), masks), X)

@@ -10,9 +10,8 @@ from torch import nn
 
 from prunelab.core import PruneError
 from prunelab.masking import apply, bake
-from prunelab.measurement import compare, latency, pitfalls, roofline
-from prunelab.measurement.rounds import _affordable, _rotated, interleaved, resolved
-from prunelab.measurement.timing import median_interval
+from prunelab.measurement import compare, latency, physics, roofline
+from prunelab.measurement.timing import Conditions, _affordable, _rotated, median_interval
 
 X = torch.randn(16, 32)
 
@@ -129,9 +128,9 @@ class Remembering(nn.Module):
         latency,
         lambda m, x: compare({"a": m}, x),
         lambda m, x: roofline(m, x, rounds=7),
-        lambda m, x: pitfalls.threads(m, x, (1,), rounds=7),
-        lambda m, x: pitfalls.batch_size(m, x, (1,), rounds=7),
-        lambda m, x: pitfalls.unbaked(m, {}, x, rounds=7),
+        lambda m, x: physics.threads(m, x, (1,), rounds=7),
+        lambda m, x: physics.batch_size(m, x, (1,), rounds=7),
+        lambda m, x: physics.unbaked(m, {}, x, rounds=7),
     ],
 )
 def test_what_a_model_caches_can_be_trained_with(timed):
@@ -192,17 +191,10 @@ def test_a_clock_is_said_and_steady_is_one_that_can_be_read():
     steady = compare({"a": nn.Linear(32, 8)}, X, rounds=7, clock="steady").latency["a"]
     assert steady.clock in ("processor", "wall")
     assert repr(steady).endswith("cpu, processor time)") or steady.clock == "wall"
-    assert resolved("steady", 2, "cpu") == resolved("steady", 1, "cuda") == "wall"
+    assert Conditions(threads=2).clock == Conditions(device="cuda").clock == "wall"
 
 
 @pytest.mark.parametrize("given", [{"clock": "sand"}, {"clock": "processor", "threads": 2}])
 def test_a_clock_that_cannot_be_read_is_refused(given):
     with pytest.raises(PruneError, match="clock="):
         latency(nn.Linear(32, 8), X, **given)
-
-
-def test_threads_may_differ_from_task_to_task():
-    seen = {"one": set(), "two": set()}
-    tasks = {name: (lambda s=s: s.add(torch.get_num_threads())) for name, s in seen.items()}
-    interleaved(tasks, threads={"one": 1, "two": 2}, rounds=7)
-    assert seen == {"one": {1}, "two": {2}}

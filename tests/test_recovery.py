@@ -11,7 +11,7 @@ import prunelab as pl
 from prunelab import PruneError
 from prunelab.masking import current_masks
 from prunelab.recovery import History, Objective, Tail, finetune, train
-from prunelab.recovery.snapshots import Snapshot
+from prunelab.recovery.run import Snapshot
 
 
 def quietly(model, data, **options):

@@ -19,7 +19,8 @@ from torch import nn
 import prunelab as pl
 from prunelab import PruneError
 from prunelab.recovery import Checkpoint, checkpoints, train
-from prunelab.recovery.identity import VARYING, examples, told
+from prunelab.recovery.run import VARYING, examples
+from prunelab.text import describe
 
 
 class Stop(Exception):
@@ -283,7 +284,7 @@ def test_a_recipe_with_a_function_of_ones_own_is_known_again(lesson, tmp_path):
 
     models = [droopy(), droopy()]
     steps = [pl.pipeline.gradually(model, made()) for model in models]
-    assert told(steps[0]) == told(steps[1])
+    assert describe(steps[0]) == describe(steps[1])
     assert repr(steps[0]) != repr(steps[1])  # by the address
     for model, step in zip(models, steps, strict=True):
         learn(model, lesson, on_step=step, checkpoint=tmp_path / "run")
@@ -366,7 +367,7 @@ def test_a_write_that_fails_leaves_the_last_file_whole(lesson, tmp_path, monkeyp
         if path.exists():
             raise OSError("no space left on device")
 
-    monkeypatch.setattr(checkpoints.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="no space"):
         learn(droopy(), lesson, checkpoint=Checkpoint(path, 2))
     monkeypatch.undo()

@@ -68,8 +68,8 @@ def test_momentum_is_cycled_only_where_there_is_one():
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Tail(0), r"Tail\(of=0\)"),
-        (lambda: Tail(2.5), r"Tail\(of=2.5\)"),
+        (lambda: Tail(0), r"of=0"),
+        (lambda: Tail(2.5), r"of=2.5"),
         (lambda: Tail(5, "cosine"), "no learning-rate schedule is called 'cosine'"),
         (lambda: rates_of(Tail(5), 6), "6 steps cannot replay the end of a run of 5: give at most 5"),
         (lambda: rates_of(None, 6), "no learning-rate schedule is called None"),

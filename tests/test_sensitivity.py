@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import prunelab as pl
 from prunelab import PruneError, sensitivity
 from prunelab.core import Group, Member
-from prunelab.measurement.accuracy import evaluate, wilson
-from prunelab.sensitivity import Scan, ScanStopped, scan, scanning, task
+from prunelab.measurement.evaluation import evaluate, wilson
+from prunelab.sensitivity import Scan, ScanStopped, scan, scanning
 from prunelab.sensitivity.replay import Replay
 
 SPARSITIES = (0.0, 0.3, 0.5, 0.9)
@@ -132,7 +132,7 @@ def same(a, b):
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("lanes", [0, 1000], ids=["one at a time", "stacked"])
 def test_as_the_plain_loop(make, snapshot, monkeypatch, name, lanes):
-    monkeypatch.setitem(task.LANES, "cpu", lanes)
+    monkeypatch.setitem(scanning.LANES, "cpu", lanes)
     model, data = make(name)
     before = snapshot(model)
     found = quick(model, data)
@@ -164,7 +164,7 @@ def test_structures(make, snapshot, name, granularity):
 @pytest.mark.parametrize("lanes", [0, 1000], ids=["one at a time", "stacked"])
 def test_whole_modules(snapshot, monkeypatch, granularity, lanes):
     """At each sparsity other modules leave, and at higher ones more."""
-    monkeypatch.setitem(task.LANES, "cpu", lanes)
+    monkeypatch.setitem(scanning.LANES, "cpu", lanes)
     model, data = LastToken().eval(), (token_ids(24), torch.arange(24) % 3)
     found = as_the_plain_loop(model, data, granularity, snapshot)
     assert len(set(found.loss[0])) == len(set(found.removed[0]))
@@ -187,7 +187,7 @@ def test_what_cannot_be_split_is_run_whole_and_named(make):
 
 
 def test_what_cannot_be_batched_is_run_one_at_a_time(make, monkeypatch):
-    monkeypatch.setitem(task.LANES, "cpu", 1000)
+    monkeypatch.setitem(scanning.LANES, "cpu", 1000)
     hows = {c.name: c.how for c in quick(*make("choosy")).curves}
     assert hows == {"first.weight": "suffix", "head.weight": "stacked"}  # .item() of what `first` gives
 
@@ -255,7 +255,7 @@ def test_inputs_by_keyword():
 
 
 def test_large_layers_hold_no_stock_of_weights(make, monkeypatch):
-    monkeypatch.setattr(task, "HELD", 0)
+    monkeypatch.setattr(scanning, "HELD", 0)
     model, data = make("cnn")
     held = quick(model, data)
     monkeypatch.undo()
@@ -383,7 +383,7 @@ def test_two_processes(make, snapshot):
 
 def test_what_is_too_large_for_every_task_travels_as_an_array(make, monkeypatch):
     model, data = make("cnn")
-    monkeypatch.setattr(task, "INLINE", 0)
+    monkeypatch.setattr(scanning, "INLINE", 0)
     same(quick(model, data, n_jobs=2), quick(model, data))
 
 
@@ -427,7 +427,7 @@ if __name__ == "__main__":
     with distributed.LocalCluster(**where) as cluster, distributed.Client(cluster) as client:
         with joblib.parallel_config(backend="dask"):
             carried = scan(model, data, (0.3, 0.9), progress=False)
-        ran = client.run(lambda: "prunelab.sensitivity.task" in __import__("sys").modules)
+        ran = client.run(lambda: "prunelab.sensitivity.scanning" in __import__("sys").modules)
     assert any(ran.values()), "the tasks did not run on the workers"
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items()), "the model was changed"
     assert carried.names == alone.names and (carried.correct == alone.correct).all(), "other figures"
@@ -451,7 +451,7 @@ def test_two_dask_workers(tmp_path):
 
 def stopped_after(monkeypatch, n, error):
     """The n-th task and all later ones raise."""
-    real, calls = task.measured, []
+    real, calls = scanning.measured, []
 
     def measured(*given):
         calls.append(1)
@@ -487,8 +487,8 @@ def test_a_path_is_written_after_every_group_and_read_again(make, tmp_path, monk
         partial = quick(model, data, resume=path)
     assert Scan.load(path) == partial
     monkeypatch.undo()
-    counted = []
-    monkeypatch.setattr(scanning, "measured", lambda *given: counted.append(1) or task.measured(*given))
+    counted, real = [], scanning.measured
+    monkeypatch.setattr(scanning, "measured", lambda *given: counted.append(1) or real(*given))
     whole = quick(model, data, resume=str(path))
     assert len(counted) == 1
     assert Scan.load(path) == whole == quick(model, data)

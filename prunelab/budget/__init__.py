@@ -1,24 +1,15 @@
 """One call with a goal: the best pruned model within a budget of time, bytes, MACs or accuracy."""
 
-from .front import draw_front, frontier
-from .goals import Goal, Goals
-from .job import How
-from .layer_costs import LatencyTable, latency_table
-from .report import GoalNotMet, Result
+from ..registry import renamed
+from .costs import LatencyTable, latency_table
+from .goals import Goals
+from .job import SearchOptions
+from .result import Candidate, GoalNotMet, Result, Trial, draw_front, frontier
 from .search import fit_budget
-from .trials import Candidate, Trial
 
 __all__ = [
-    "Candidate",
-    "Goal",
-    "GoalNotMet",
-    "Goals",
-    "How",
-    "LatencyTable",
-    "Result",
-    "Trial",
-    "draw_front",
-    "fit_budget",
-    "frontier",
-    "latency_table",
-]
+    "Candidate", "GoalNotMet", "Goals", "LatencyTable", "Result", "SearchOptions", "Trial", "draw_front", "fit_budget",
+    "frontier", "latency_table",
+]  # fmt: skip
+
+__getattr__ = renamed(__name__, {"How": "prunelab.budget.SearchOptions"})

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..checks import check_number
 from ..core import PruneError
-from ..measurement.text import percent, seconds, size
+from ..text import percent, seconds, size
 
 COSTS = ("latency", "bytes", "macs")
 UNITS: dict[str, dict[str, float]] = {
@@ -18,7 +18,6 @@ UNITS: dict[str, dict[str, float]] = {
     "macs": {"MACs": 1, "kMACs": 1e3, "MMACs": 1e6, "GMACs": 1e9},
 }
 EXAMPLES = {"latency": '"2.5 ms"', "bytes": '"300 kB"', "macs": '"1.5 MMACs"'}
-NUMBER = (int, float)
 _QUANTITY = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e-?\d+)?)\s*([A-Za-zµ]+)\s*")
 
 
@@ -66,12 +65,22 @@ def goals(latency: Any = None, bytes: Any = None, macs: Any = None, max_drop: An
 
     A number in (0, 1] is a fraction of the dense model's cost; a text has its unit, "2.5 ms"; a whole number of bytes
     or MACs above 1 is that count. max_drop is a fraction of all labels: 0.01 is one point.
+
+    >>> print(goals(latency="2.5 ms", bytes=0.3, max_drop=0.01))
+    latency at most 2.50 ms; bytes at most 30.0 % of the dense model's; at most 1 points of accuracy lost
+    >>> goals(latency="2.5 ms").fractions({"latency": 0.01})  # of a dense model that takes 10 ms
+    {'latency': 0.25}
     """
     given = {"latency": latency, "bytes": bytes, "macs": macs}
     costs = tuple(_goal(cost, value) for cost, value in given.items() if value is not None)
     if not costs and max_drop is None:
         raise PruneError("no goal: give latency=, bytes= or macs= (0.5: half of the dense model's), or max_drop=0.01")
-    return Goals(costs, None if max_drop is None else _drop(max_drop))
+    if max_drop is not None:
+        big = isinstance(max_drop, (int, float)) and 1 <= max_drop < 100
+        meant = f" Did you mean {max_drop / 100:g}?" if big else ""
+        wanted = f"give the share of labels that may be lost, 0.01 for one point.{meant}"
+        check_number("max_drop", max_drop, wanted, least=0, below=1)
+    return Goals(costs, None if max_drop is None else float(max_drop))
 
 
 def written(cost: str, value: float) -> str:
@@ -84,11 +93,8 @@ def written(cost: str, value: float) -> str:
 def _goal(cost: str, value: Any) -> Goal:
     if isinstance(value, str):
         return Goal(cost, _quantity(cost, value), relative=False)
-    if isinstance(value, bool) or not isinstance(value, NUMBER) or not 0 < value < math.inf:
-        raise PruneError(
-            f"{cost}={value!r}: give a fraction of the dense model's, such as 0.5, or a text with its unit, such as "
-            f"{EXAMPLES[cost]}"
-        )
+    wanted = f"give a fraction of the dense model's, such as 0.5, or a text with its unit, such as {EXAMPLES[cost]}"
+    check_number(cost, value, wanted, above=0)
     if value <= 1:
         return Goal(cost, float(value))
     if isinstance(value, int) and cost != "latency":
@@ -103,10 +109,3 @@ def _quantity(cost: str, text: str) -> float:
     if found is None or found[2] not in units or not float(found[1]) > 0:
         raise PruneError(f"{cost}={text!r}: give a number and its unit ({', '.join(units)}), such as {EXAMPLES[cost]}")
     return float(found[1]) * units[found[2]]
-
-
-def _drop(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, NUMBER) or not 0 <= value < 1:
-        meant = f" Did you mean {value / 100:g}?" if isinstance(value, NUMBER) and 1 <= value < 100 else ""
-        raise PruneError(f"max_drop={value!r}: give the share of labels that may be lost, 0.01 for one point.{meant}")
-    return float(value)

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ..core import Group, PruneError
 from ..sensitivity import Scan
-from .layer_costs import LatencyTable
-from .layouts import Layout, at_least, dense_layout
+from .costs import LatencyTable, Layout, at_least, dense_layout
 
 STEPS = 128  # shares tried between all and nothing
 TINY = 1e-6  # a rise of the loss below this counts as none: the saving alone decides
@@ -26,7 +25,7 @@ class Question:
     """All that a rule may look at: which groups may lose units, to which counts, what that saves and what it costs."""
 
     groups: tuple[Group, ...]
-    rungs: Mapping[str, Sequence[int]]
+    widths: Mapping[str, Sequence[int]]
     costs: LatencyTable
     worth: Worth
     scan: Scan | None = None
@@ -48,12 +47,12 @@ def uniform(question: Question, limits: Limits) -> Layout:
     """The same share of every group."""
 
     def at(share: float) -> Layout:
-        return {g.name: at_least(question.rungs[g.name], round((1 - share) * g.units)) for g in question.groups}
+        return {g.name: at_least(question.widths[g.name], round((1 - share) * g.units)) for g in question.groups}
 
     return _first_that_meets(question, limits, at)
 
 
-def one_contest(question: Question, limits: Limits) -> Layout:
+def global_ranking(question: Question, limits: Limits) -> Layout:
     """The lowest scores of all groups together go: a global threshold, on scores relative to each layer's usual."""
     everything = np.concatenate([question.worth[g.name].double().cpu().numpy() for g in question.groups])
     ordered = np.sort(everything)
@@ -61,7 +60,7 @@ def one_contest(question: Question, limits: Limits) -> Layout:
     def at(share: float) -> Layout:
         bar = ordered[min(int(share * len(ordered)), len(ordered) - 1)]
         kept = {g.name: int((question.worth[g.name].double() >= float(bar)).sum()) for g in question.groups}
-        return {g.name: at_least(question.rungs[g.name], max(kept[g.name], 1)) for g in question.groups}
+        return {g.name: at_least(question.widths[g.name], max(kept[g.name], 1)) for g in question.groups}
 
     return _first_that_meets(question, limits, at)
 
@@ -84,12 +83,12 @@ def by_sensitivity(question: Question, limits: Limits) -> Layout:
     return _given_back(question, layout, rises, limits)
 
 
-RULES: dict[str, Rule] = {"uniform": uniform, "global": one_contest, "sensitivity": by_sensitivity}
+RULES: dict[str, Rule] = {"uniform": uniform, "global": global_ranking, "sensitivity": by_sensitivity}
 
 
 def smallest(question: Question) -> Layout:
-    """As little as the rungs allow, of every group that may be touched."""
-    return {**question.dense, **{g.name: question.rungs[g.name][0] for g in question.groups}}
+    """As little as the widths allow, of every group that may be touched."""
+    return {**question.dense, **{g.name: question.widths[g.name][0] for g in question.groups}}
 
 
 def _first_that_meets(question: Question, limits: Limits, at: Callable[[float], Layout]) -> Layout:
@@ -125,15 +124,15 @@ def _rise(question: Question, group: Group) -> Callable[[int], float]:
 def _cheapest_step(
     question: Question, layout: Layout, rises: Mapping[str, Callable[[int], float]], cost: str
 ) -> Layout | None:
-    """The removal from one group, of one rung or more, that saves most for what it costs; None if nothing saves."""
+    """The removal from one group, of one width or more, that saves most for what it costs; None if nothing saves."""
     best, chosen = 0.0, None
     for group in question.groups:
         at = layout[group.name]
-        for rung in (r for r in question.rungs[group.name] if r < at):
-            saved = question.costs.saved(layout, group.name, rung, cost)
-            worth = saved / max(rises[group.name](rung) - rises[group.name](at), TINY)
+        for fewer in (w for w in question.widths[group.name] if w < at):
+            saved = question.costs.saved(layout, group.name, fewer, cost)
+            worth = saved / max(rises[group.name](fewer) - rises[group.name](at), TINY)
             if saved > 0 and worth > best:
-                best, chosen = worth, {group.name: rung}
+                best, chosen = worth, {group.name: fewer}
     return chosen
 
 
@@ -144,14 +143,14 @@ def _given_back(
     while True:
         back = []
         for group in question.groups:
-            more = [r for r in question.rungs[group.name] if r > layout[group.name]]
+            more = [r for r in question.widths[group.name] if r > layout[group.name]]
             if more and question.meets({**layout, group.name: more[0]}, limits):
                 relief = rises[group.name](layout[group.name]) - rises[group.name](more[0])
                 back.append((relief, group.name, more[0]))
         if not back:
             return layout
-        _, name, rung = max(back)
-        layout = {**layout, name: rung}
+        _, name, units = max(back)
+        layout = {**layout, name: units}
 
 
 def _unreachable(question: Question, layout: Layout, limits: Limits) -> PruneError:

@@ -7,23 +7,9 @@ The model is left exactly as it was: no gradient is put into `.grad`, and nothin
 
 from .derivatives import call_with, differentiable, fisher_information, gradients, hessian_gradient, over_samples
 from .inputs import input_norms
-from .padding import real_inputs, sequences, unpadded
-from .samples import Calibration, Loss, checked, needed, scalar_loss
+from .samples import Calibration, Loss, checked, needed, real_inputs, scalar_loss, sequences, unpadded
 
 __all__ = [
-    "Calibration",
-    "Loss",
-    "call_with",
-    "checked",
-    "differentiable",
-    "fisher_information",
-    "gradients",
-    "hessian_gradient",
-    "input_norms",
-    "needed",
-    "over_samples",
-    "real_inputs",
-    "scalar_loss",
-    "sequences",
-    "unpadded",
-]
+    "Calibration", "Loss", "call_with", "checked", "differentiable", "fisher_information", "gradients",
+    "hessian_gradient", "input_norms", "needed", "over_samples", "real_inputs", "scalar_loss", "sequences", "unpadded",
+]  # fmt: skip

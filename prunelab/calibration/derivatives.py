@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..batches import call, mapped
 from ..core import PruneError, shape
+from ..data import mapped
 from ..layers import prunable
-from ..measurement.conditions import attempt, rows, undisturbed
+from ..running import attempt, call, rows, undisturbed
+from ..text import listed
 from .samples import Calibration, add, checked, losses, on_device, scalar_loss, wide
 
 OfSamples = Callable[[str, Tensor], Tensor]  # (a weight's name, gradients (samples, *shape)) -> (samples, ...)
@@ -29,6 +30,11 @@ def gradients(model: nn.Module, calib: Calibration, names: Collection[str] | Non
 
     Under a mask it is that of the underlying weight: zero where the mask is. Half precision gives float32.
     Raises PruneError for a frozen weight, and for one the loss does not reach: neither has a gradient.
+
+    >>> layer = nn.Linear(1, 1, bias=False)
+    >>> calib = Calibration([(torch.tensor([[2.0], [4.0]]), torch.zeros(2, 1))], lambda out, targets: out.mean())
+    >>> gradients(layer, calib)["weight"]  # the mean output is the weight times 3, the mean input
+    tensor([[3.]])
     """
     weights = _unfrozen(_chosen(model, names))
     total: dict[str, Tensor] = {}
@@ -42,6 +48,11 @@ def fisher_information(model: nn.Module, calib: Calibration) -> dict[str, Tensor
     """E[g^2], g the gradient of a *single* sample's loss: the diagonal of the empirical Fisher information.
 
     The square of the mean gradient is something else: there samples that pull in opposite directions cancel.
+
+    >>> layer = nn.Linear(1, 1, bias=False)
+    >>> calib = Calibration([(torch.tensor([[2.0], [-4.0]]), torch.zeros(2, 1))], lambda out, targets: out.mean())
+    >>> fisher_information(layer, calib)["weight"]  # (4 + 16) / 2
+    tensor([[10.]])
     """
     return checked(over_samples(model, calib, lambda name, g: g.square()), prunable(model), "Fisher information")
 
@@ -101,7 +112,7 @@ def _unfrozen(weights: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
     frozen = [f"{name} {shape(w)}" for name, w in weights.items() if not w.requires_grad]
     if frozen:
         raise PruneError(
-            f"frozen (requires_grad=False): {', '.join(frozen[:5])}{', ...' if len(frozen) > 5 else ''}: it has no "
+            f"frozen (requires_grad=False): {listed(frozen)}: it has no "
             "gradient to be scored by. Call .requires_grad_(True) on it while scoring; to leave it whole as well, use "
             "granularity.weights with exclude=[...]"
         )

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from ..core import PruneError, lookup_all, places, shape
 from ..layers import CONV1D, CONVOLUTION, layer_of, prunable
-from ..measurement.conditions import attempt, undisturbed
-from .padding import real_inputs
-from .samples import Calibration, add, checked, wide
+from ..running import attempt, hooked, undisturbed
+from ..text import listed
+from .samples import Calibration, add, checked, real_inputs, wide
 
 
 def input_norms(model: nn.Module, calib: Calibration) -> dict[str, Tensor]:
@@ -27,6 +27,10 @@ def input_norms(model: nn.Module, calib: Calibration) -> dict[str, Tensor]:
 
     A layer that the forward never calls, and recurrent layers and experts, which multiply within their own forward,
     are left out, and a warning names them; PruneError if there is no other.
+
+    >>> calib = Calibration([(torch.tensor([[3.0, 1.0], [4.0, 1.0]]), torch.tensor([0, 1]))])
+    >>> input_norms(nn.Linear(2, 2), calib)["weight"]  # sqrt(9 + 16), sqrt(1 + 1)
+    tensor([5.0000, 1.4142])
     """
     weights = _seen(model)
     total: dict[str, Tensor] = {}
@@ -52,7 +56,7 @@ def _seen(model: nn.Module) -> dict[str, nn.Parameter]:
     if not unseen:
         return weights
     reason = next(layer.unseen for layer in at.values() if layer.unseen)
-    names = f"{', '.join(unseen[:5])}{', ...' if len(unseen) > 5 else ''}"
+    names = listed(unseen)
     if len(unseen) == len(weights):
         raise PruneError(f"no input can be seen of {names}: {reason}. Take magnitude, or taylor, which needs no inputs")
     warnings.warn(
@@ -82,12 +86,8 @@ def _recording(model: nn.Module, weights: Mapping[str, Tensor], total: dict[str,
         for attribute, name in uses[layer].items():
             add(total, {name: squares[attribute]})
 
-    handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in uses]
-    try:
+    with hooked(uses, note):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _squares_into(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
-"""A calibration set, and what is common to all that is learned from one."""
+"""A calibration set, its inputs without padding, and what is common to all that is learned from one."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..batches import Batch, batches, to, unlabelled
+from ..checks import check_count
 from ..core import PruneError, device_of, shape
-from ..measurement.conditions import attempt, pair, rows
+from ..data import Batch, batches, mapped, tensors, to, unlabelled
+from ..language import check_tokens
+from ..running import attempt, pair, rows
 
 Loss = Callable[[Any, Tensor], Tensor]  # (the model's output, targets) -> a scalar, the mean over the batch
 
@@ -44,9 +47,14 @@ class Calibration:
         batch_size: int = 64,
         loss: Loss = F.cross_entropy,
     ) -> Calibration:
-        """The first `samples` of a split (rounded up to whole batches), in order: the same on every call."""
-        if samples < 1 or batch_size < 1:
-            raise PruneError(f"samples={samples} and batch_size={batch_size} must both be at least 1")
+        """The first `samples` of a split (rounded up to whole batches), in order: the same on every call.
+
+        >>> calib = Calibration.of((torch.zeros(300, 4), torch.zeros(300)), samples=100)
+        >>> [len(targets) for _, targets in calib.batches]
+        [64, 64]
+        """
+        check_count("samples", samples)
+        check_count("batch_size", batch_size)
         size = min(samples, batch_size)
         return cls(tuple(islice(batches(data, split, size=size), -(-samples // size))), loss)
 
@@ -154,3 +162,100 @@ def add(total: dict[str, Tensor], more: Mapping[str, Tensor], factor: float = 1.
     for name, tensor in more.items():
         part = tensor.detach() * factor
         total[name] = total[name] + part if name in total else part
+
+
+ENCODER, DECODER = "attention_mask", "decoder_attention_mask"
+Span = tuple[int, int]  # the first token of a sequence, and the one after its last
+
+
+def unpadded(inputs: Any) -> Iterator[Any]:
+    """Inputs with padding as several without: the sequences whose tokens stand at the same places, cut to these.
+
+    Padding is where `attention_mask` (batch, tokens) is 0 before the first or after the last token of a sequence; in
+    what is called decoder_..., where `decoder_attention_mask` is. All that is shaped (batch, tokens, ...) is cut. A
+    sequence without a token is left out. Warns of a mask that cannot be followed: then padding counts.
+    """
+    given = inputs if isinstance(inputs, Mapping) else {}
+    masks = {name: given[name] for name in (ENCODER, DECODER) if isinstance(given.get(name), Tensor)}
+    if all(bool(mask.all()) for mask in masks.values()):
+        yield inputs
+        return
+    reason = next(filter(None, (_unfit(given, name, mask) for name, mask in masks.items())), None)
+    if reason:
+        warnings.warn(f"{reason}: padding counts as if it were tokens", stacklevel=2)
+        yield inputs
+        return
+    together: dict[tuple[Span, ...], list[int]] = {}
+    for row, spans in enumerate(zip(*(_spans(name, mask) for name, mask in masks.items()), strict=True)):
+        together.setdefault(spans, []).append(row)
+    for spans, alike in together.items():
+        if all(end > begin for begin, end in spans):
+            at = dict(zip(masks, spans, strict=True))
+            yield {key: mapped(_cutter(masks, at, key, alike), value) for key, value in given.items()}
+
+
+def sequences(model: nn.Module, calib: Calibration) -> Iterator[Any]:
+    """The calibration's inputs one sample at a time, without padding: {"input_ids": (1, length), and what else came}.
+
+    Whole numbers alone are token ids (n, length) to a model of transformers; other inputs stay as they are. Raises
+    PruneError for tokens that the model does not know.
+    """
+    for inputs in real_inputs(model, calib):
+        whole = isinstance(inputs, Tensor) and not inputs.is_floating_point()
+        given = {"input_ids": inputs} if whole and hasattr(model, "config") else inputs
+        ids = given.get("input_ids") if isinstance(given, Mapping) else None
+        if ids is not None:
+            if ids.dim() != 2:
+                raise PruneError(f"the calibration has ids {shape(ids)}: give token ids (n, length), as windows does")
+            check_tokens(model, ids)
+        count = rows(given)
+        for row in range(count):
+            yield mapped(_cutter({}, {}, "", [row], count), given)
+
+
+def real_inputs(model: nn.Module, calib: Calibration) -> Iterator[Any]:
+    """The inputs of each batch where the model lies, without padding: for those who look at no labels."""
+    for inputs in inputs_on(model, calib):
+        yield from unpadded(inputs)
+
+
+def _side(key: str) -> str:
+    return DECODER if key.startswith("decoder_") else ENCODER
+
+
+def _unfit(given: Mapping[str, Any], name: str, mask: Tensor) -> str | None:
+    """Why the inputs can't be cut by a mask, if they can't."""
+    if mask.dim() != 2:
+        return f"{name} is {shape(mask)}, not (batch, tokens)"
+    own = [t for key, value in given.items() if key != name and _side(key) == name for t in tensors(value)]
+    if not any(t.shape[:2] == mask.shape for t in own):
+        return f"{name} {shape(mask)} fits none of the inputs it is for"
+    odd = [key for key, value in given.items() for t in tensors(value) if t.dim() and len(t) not in (1, len(mask))]
+    return f"{odd[0]} has not a row for each row of {name} {shape(mask)}" if odd else None
+
+
+def _spans(name: str, mask: Tensor) -> list[Span]:
+    """Where each row's tokens begin and end; (0, 0) for a row without any."""
+    real = mask != 0
+    positions = torch.arange(1, real.shape[1] + 1, device=mask.device)
+    ends = (real * positions).amax(1)
+    begins = torch.minimum((~real).cumprod(1).sum(1), ends)
+    holes = int((ends - begins).sum() - real.sum())
+    if holes:
+        warnings.warn(f"{name} {shape(mask)} has {holes} zeros between tokens, and these count", stacklevel=3)
+    return list(zip(begins.tolist(), ends.tolist(), strict=True))
+
+
+def _cutter(
+    masks: Mapping[str, Tensor], at: Mapping[str, Span], key: str, some: list[int], size: int = 0
+) -> Callable[[Tensor], Tensor]:
+    """What takes these rows of a tensor, and its tokens if a mask says where they are."""
+    mask = masks.get(_side(key))
+    total = size or len(next(iter(masks.values())))
+
+    def cut(tensor: Tensor) -> Tensor:
+        if tensor.dim() > 1 and mask is not None and tensor.shape[1] == mask.shape[1]:
+            tensor = tensor[:, slice(*at[_side(key)])]
+        return tensor[some] if tensor.dim() and len(tensor) == total else tensor
+
+    return cut

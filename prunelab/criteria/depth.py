@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..calibration import Calibration, needed, sequences
 from ..core import PruneError, Scores, places, shape
 from ..decoders import Block, blocks, is_decoder, is_norm
-from ..measurement.conditions import attempt, uncached, undisturbed
+from ..running import attempt, uncached, undisturbed
 from .registry import finite_weights, register
 
 OF = ("layers", "mlps", "attentions")

@@ -18,8 +18,8 @@ from .. import units
 from ..calibration import Calibration, needed
 from ..calibration.samples import on_device
 from ..core import PruneError, Scores
-from ..measurement.conditions import attempt, undisturbed
 from ..mixtures import Mixture, mixtures
+from ..running import attempt, undisturbed
 from .registry import finite_weights, register
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batches import to
 from ..calibration import (
     Calibration,
     call_with,
@@ -20,8 +19,9 @@ from ..calibration import (
     needed,
 )
 from ..core import AbsoluteOfSum, PruneError, Scores, device_of
+from ..data import to
 from ..layers import prunable
-from ..measurement.conditions import cut
+from ..running import cut
 from .registry import finite_weights, register
 
 

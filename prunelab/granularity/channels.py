@@ -19,7 +19,6 @@ from .proof import proven
 from .registry import register
 from .tracing import BY_HAND, Port, Trace, on, trace
 
-
 CONVOLUTIONS = {"convolution", "depthwise"}  # the kinds of layers that `operators.makes` tells
 
 

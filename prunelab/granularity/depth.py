@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..core import Group, Groups, Member, Part, PruneError, join, places
 from ..decoders import Block, blocks, is_norm
-from ..measurement.conditions import attempt, uncached, undisturbed
+from ..running import attempt, uncached, undisturbed
 from ..surgery.removal import Absent
 from .registry import register
 from .tracing import on
@@ -115,7 +115,7 @@ def _name(path: str, paths: Sequence[str], what: str) -> str:
 
 
 def _group(name: str, trials: list[Trial], of: int) -> Group:
-    parts = tuple(Part(path, unit, *rest, of) for unit, t in enumerate(trials) for path, *rest in t.parts)
+    parts = tuple(replace(Part(path, unit, *rest), of=of) for unit, t in enumerate(trials) for path, *rest in t.parts)
     return Group(name, len(trials), (), all(t.exact for t in trials), parts)
 
 

@@ -47,7 +47,7 @@ def heads(model: nn.Module, example: Any = None) -> Groups:
     with torch.inference_mode(False), torch.random.fork_rng(devices=gpus):
         inputs = on(model, example)
         seen = trace(model, inputs, HEADS)
-        groups, stays, assumed = _found(seen, known)
+        groups, stays, assumed = _found(model, seen, known)
         proof = proven(model, groups, assumed, inputs)
     found = _some(model, Groups(proof.groups, stays | proof.refuted), seen.heads)
     if proof.refuted:
@@ -77,7 +77,7 @@ def _some(model: nn.Module, groups: Groups, found: Any) -> Groups:
     raise PruneError(f"{name} has no attention heads that could be removed: {why}. {BY_HAND}")
 
 
-def _found(seen: Trace, known: list[Group]) -> tuple[list[Group], dict[str, str], dict[str, str]]:
+def _found(model: nn.Module, seen: Trace, known: list[Group]) -> tuple[list[Group], dict[str, str], dict[str, str]]:
     """The groups of heads in the model's order; of each attention with others, why; what was assumed of the groups."""
     by_extent = {_extent(g): g for g in known}
     groups: list[Group] = []
@@ -98,7 +98,7 @@ def _found(seen: Trace, known: list[Group]) -> tuple[list[Group], dict[str, str]
     for where, reason in _left(seen, grouped):
         stays.setdefault(where, reason)
     owned = {m.tensor for group in groups for m in group.members}
-    for path, module in twin.named_modules():  # a product by one head is not seen to be by head
+    for path, module in model.named_modules():  # a product by one head is not seen to be by head
         own = {join(path, name) for name, _ in module.named_parameters()}
         if is_attention(module) and owned.isdisjoint(own) and not any(w.startswith(path) for w in stays):
             stays[path] = "multiplies by no more than one head, which never leaves"

@@ -21,8 +21,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ..batches import mapped
 from ..core import Group, Keep, PruneError, places
+from ..data import mapped
 from ..surgery.difference import floating
 from ..surgery.shrinking import Lines, cuts, shrink
 from .operators import made_at, said

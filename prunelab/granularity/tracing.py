@@ -30,8 +30,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import layers
-from ..batches import mapped, tensors, to
 from ..core import PruneError, copied, device_of, mask_of, paths, places, shape
+from ..data import mapped, tensors, to
 from ..masking import bake
 from ..surgery.difference import run
 from . import operators

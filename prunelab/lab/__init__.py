@@ -15,6 +15,7 @@ from .lessons.contests import kept, moved, pruned, rewritten, shares_of, spread
 from .lessons.readings import by_hand, reading, reading_of, sweep
 from .show import agreement_map as maps
 from .show import fronts, plots
+from .show.drawing import drawing
 from .show.explorer import explorer
 from .show.figure import figure, table
 from .show.intervals import ahead
@@ -31,6 +32,7 @@ __all__ = [
     "check",
     "claim",
     "collect",
+    "drawing",
     "exam",
     "exercise",
     "explorer",

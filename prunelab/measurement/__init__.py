@@ -1,53 +1,25 @@
 """What a model is worth and what it costs: accuracy, stored bytes, MACs, memory and latency, with intervals."""
 
-from . import pitfalls
-from .accuracy import Evaluation, evaluate, wilson
-from .generation import Rates, rates
-from .kernels import Crossover, Product, Products, crossover, products, two_of_four
-from .machines import Floor, Machine, floor, machine
-from .memory import peak_memory
-from .operations import macs
-from .perplexity import Perplexity, perplexity
+from ..registry import renamed
+from . import physics
+from .costs import FORMATS, count, macs, peak_memory, stored_bytes
+from .evaluation import Evaluation, Perplexity, evaluate, mean_interval, perplexity, wilson
+from .physics import Machine, Roofline, crossover, floor, machine, products, roofline, two_of_four
 from .report import Measurement, measure
-from .roofline import Layer, Roofline, roofline
-from .storage import FORMATS, count, stored_bytes
-from .timing import Comparison, Latency, Speedup, compare, latency
-from .verdicts import Verdict, verdict
+from .timing import Comparison, Conditions, Latency, Rates, Speedup, compare, latency, rates
 
 __all__ = [
-    "FORMATS",
-    "Comparison",
-    "Crossover",
-    "Evaluation",
-    "Floor",
-    "Latency",
-    "Layer",
-    "Machine",
-    "Measurement",
-    "Perplexity",
-    "Product",
-    "Products",
-    "Rates",
-    "Roofline",
-    "Speedup",
-    "Verdict",
-    "compare",
-    "count",
-    "crossover",
-    "evaluate",
-    "floor",
-    "latency",
-    "machine",
-    "macs",
-    "measure",
-    "peak_memory",
-    "perplexity",
-    "pitfalls",
-    "products",
-    "rates",
-    "roofline",
-    "stored_bytes",
-    "two_of_four",
-    "verdict",
-    "wilson",
-]
+    "FORMATS", "Comparison", "Conditions", "Evaluation", "Latency", "Machine", "Measurement", "Perplexity", "Rates",
+    "Roofline", "Speedup", "compare", "count", "crossover", "evaluate", "floor", "latency", "machine", "macs",
+    "mean_interval", "measure", "peak_memory", "perplexity", "physics", "products", "rates", "roofline",
+    "stored_bytes", "two_of_four", "wilson",
+]  # fmt: skip
+
+__getattr__ = renamed(
+    __name__,
+    {
+        "pitfalls": "prunelab.measurement.physics",
+        "verdict": "prunelab.measurement.physics.verdict",
+        "Verdict": "prunelab.measurement.physics.Verdict",
+    },
+)

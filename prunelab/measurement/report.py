@@ -10,22 +10,21 @@ from typing import Any, ParamSpec, Protocol, cast
 import torch
 from torch import nn
 
+from ..checks import known
 from ..core import PruneError, device_of
-from .accuracy import Evaluation, evaluate
-from .conditions import check_numbers, check_plain, cut, first_inputs, known, rows, undisturbed
-from .memory import peak_memory
-from .operations import macs
-from .storage import FORMATS, count, stored_bytes
-from .text import percent, shown_as_table, size
-from .timing import BATCH, Comparison, Latency, compare, latency
+from ..data import to
+from ..running import check_numbers, check_plain, cut, first_inputs, rows, undisturbed
+from ..text import Lines, Tabular, percent, size
+from .costs import FORMATS, activations, count, macs_of, stored_bytes
+from .evaluation import judge
+from .timing import BATCH, Comparison, Conditions, Latency, compare, forward, in_turns
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
 
 
-@shown_as_table
 @dataclass(frozen=True, repr=False)
-class Measurement:
+class Measurement(Tabular):
     """What a model is worth and what it costs.
 
     accuracy, its 95 % Wilson interval, loss: over n labels; None without data
@@ -51,7 +50,7 @@ class Measurement:
         """The share of all parameters that are zero."""
         return 1 - self.nonzero / self.parameters if self.parameters else 0.0
 
-    def _lines(self) -> tuple[str, None, list[list[str]]]:
+    def _lines(self) -> Lines:
         lines = [
             ["parameters", f"{self.parameters:,}, {percent(self.sparsity)} of them zero"],
             *([f"bytes, {name}", size(taken)] for name, taken in self.bytes.items()),
@@ -60,9 +59,7 @@ class Measurement:
             *([f"latency, {name}", repr(taken)] for name, taken in self.latency.items()),
         ]
         if self.accuracy is not None and self.interval is not None:
-            low, high = self.interval
-            spread = f"[{100 * low:.1f}, {100 * high:.1f}]"
-            lines.insert(0, ["accuracy", f"{percent(self.accuracy)} {spread} of {self.n:,}"])
+            lines.insert(0, ["accuracy", f"{percent(self.accuracy, *self.interval)} of {self.n:,}"])
         return "Measured", None, lines
 
 
@@ -105,39 +102,43 @@ def measure(
     devices: "cpu" and, where there is one, "cuda"; a model that lies elsewhere is copied there to be timed.
     Compare two models' times with `measure.compare`, not across two calls. Raises PruneError, before
     measuring anything, for a model that wears masks (`bake` it first) or holds NaN, and for empty data.
+
+    >>> found = measure(nn.Linear(300, 100), example=torch.zeros(64, 300), rounds=7)
+    >>> found.parameters, found.macs, found.bytes["dense"]
+    (30100, 30000, 120400)
     """
     check_plain(model)
     check_numbers(model)
-    wanted = known("formats", formats, FORMATS)
-    where = _devices(devices)
+    wanted, where = known("formats", formats, FORMATS), _devices(devices)
     if data is None and example is None:
         raise PruneError("nothing to run the model on: give data, or example= (inputs) to measure all but accuracy")
-    with undisturbed(model):
+    conditions = {d: Conditions(threads, rounds, "wall", d) for d in where}
+    with undisturbed(model), torch.no_grad():
         inputs = first_inputs(data, split, batch_size) if example is None else cut(example, batch_size)
-        judged = None if data is None else evaluate(model, data, split)
+        judged = None if data is None else judge(model, data, split)
+        inputs = to(inputs, device_of(model))
         parameters, nonzero = count(model)
         return Measurement(
-            **_judgement(judged),
+            accuracy=judged.accuracy if judged else None,
+            interval=judged.interval if judged else None,
+            loss=judged.loss if judged else None,
+            n=judged.n if judged else 0,
             parameters=parameters,
             nonzero=nonzero,
             bytes=stored_bytes(model, wanted),
-            macs=macs(model, inputs),
-            latency={d: latency(_on(model, d), inputs, threads=threads, rounds=rounds) for d in where},
-            peak_memory=peak_memory(model, inputs),
+            macs=macs_of(model, cut(inputs, 1)),
+            latency={d: _latency(model, inputs, on) for d, on in conditions.items()},
+            peak_memory=activations(model, inputs),
             batch=rows(inputs),
         )
 
 
-def _judgement(judged: Evaluation | None) -> dict[str, Any]:
-    if judged is None:
-        return {"accuracy": None, "interval": None, "loss": None, "n": 0}
-    return {"accuracy": judged.accuracy, "interval": judged.interval, "loss": judged.loss, "n": judged.n}
+def _latency(model: nn.Module, inputs: Any, on: Conditions) -> Latency:
+    """Of a model that is ready to run, or of its copy on another device."""
+    there = model if device_of(model).type == on.device else copy.deepcopy(model).to(on.device)
+    return Comparison.of(in_turns({"": forward(there, inputs)}, on), rows(inputs), on).latency[""]
 
 
 def _devices(wanted: Iterable[str] | None) -> tuple[str, ...]:
     there = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     return there if wanted is None else known("devices", wanted, there)
-
-
-def _on(model: nn.Module, device: str) -> nn.Module:
-    return model if device_of(model).type == device else copy.deepcopy(model).to(device)

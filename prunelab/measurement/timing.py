@@ -1,23 +1,88 @@
-"""How long a forward pass takes, and which of several models is faster: medians, spread, paired rounds."""
+"""How long a model takes, and which of several is faster: in turns, medians, spread, paired rounds."""
 
 from __future__ import annotations
 
+import copy
+import logging
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from ..batches import call, to
-from ..core import PruneError, device_of
-from .conditions import attempt, check_plain, cut, first_inputs, rows, undisturbed
-from .rounds import Blocks, Task, interleaved, resolved, waited_for
-from .text import plural, ranged, shown_as_table
+from ..checks import check_count
+from ..core import PruneError, device_of, shape
+from ..data import to
+from ..language import check_tokens
+from ..running import attempt, call, check_plain, cut, first_inputs, rows, undisturbed
+from ..text import Lines, Tabular, plural, ranged
 
+if TYPE_CHECKING:
+    from torch.utils.benchmark import Timer
+
+CLOCKS = ("wall", "processor", "steady")
 BATCH = 64  # samples a forward, where only data was given
+BLOCK = 0.01  # seconds: shorter blocks drown in what else the machine does
+BUDGET = 2.0  # seconds a model for all rounds together, beyond which there are fewer of them
+ROUNDS = (7, 15)  # seven is the least for which the median has an interval of 95 %
+_SHORTEST = 1e-8  # seconds: what a clock shows as nothing still took something
+
+Blocks: TypeAlias = dict[str, list[float]]  # name -> seconds a call, one value a round
+Task: TypeAlias = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Under which times are taken; each is the mean over a block of at least `block` seconds.
+
+    clock: "wall"; "processor", the time that this process alone was computing, for one thread on a CPU (it adds up all
+    threads, stands still while a GPU works, and ticks every 16 ms on Windows); or "steady", which becomes the latter
+    where it can be read, and else the former. rounds: how many; None is 15, or fewer, down to 7, beyond 2 s a model.
+
+    >>> Conditions(threads=2).clock
+    'wall'
+    """
+
+    threads: int = 1
+    rounds: int | None = None
+    clock: str = "steady"
+    device: str = "cpu"
+    block: float = BLOCK
+
+    def __post_init__(self) -> None:
+        check_count("threads", self.threads)
+        if self.rounds is not None:
+            check_count("rounds", self.rounds, ROUNDS[0])
+        if self.clock not in CLOCKS:
+            raise PruneError(f"clock={self.clock!r}: give one of {', '.join(map(repr, CLOCKS))}")
+        fine = time.get_clock_info("process_time").resolution < BLOCK / 1000
+        readable = fine and self.device == "cpu" and self.threads == 1
+        if self.clock == "processor" and not readable:
+            raise PruneError(
+                "clock='processor' is for one thread on a CPU (and not for Windows, where it ticks too coarsely), not "
+                f"for {plural(self.threads, 'thread')} on {self.device}. Give 'wall', or 'steady' for the best there is"
+            )
+        if self.clock == "steady":
+            object.__setattr__(self, "clock", "processor" if readable else "wall")
+
+    @property
+    def tick(self) -> Callable[[], float]:
+        """The function that reads the clock, in seconds."""
+        return time.process_time if self.clock == "processor" else time.perf_counter
+
+    def waited_for(self, task: Task) -> Task:
+        """The task itself on a CPU; on a GPU, the task and the wait until it is done."""
+        if not self.device.startswith("cuda"):
+            return task
+
+        def on_gpu() -> None:
+            task()
+            torch.cuda.synchronize(self.device)
+
+        return on_gpu
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,8 +110,7 @@ class Latency:
     @property
     def conditions(self) -> str:
         """What the number is worth nothing without: batch 64, 1 thread, cpu."""
-        threads = plural(self.threads, "thread")
-        on_cpu = [threads] if self.device == "cpu" else []
+        on_cpu = [plural(self.threads, "thread")] if self.device == "cpu" else []
         clock = [] if self.clock == "wall" else [f"{self.clock} time"]
         return ", ".join([f"batch {self.batch}", *on_cpu, self.device, *clock])
 
@@ -65,21 +129,32 @@ class Speedup:
     __repr__ = __str__
 
 
-@shown_as_table
 @dataclass(frozen=True, repr=False)
-class Comparison:
+class Comparison(Tabular):
     """Latency of each model and its speed-up over the first, by name."""
 
     latency: dict[str, Latency]
     speedup: dict[str, Speedup]
+    title: str = "Interleaved"
+
+    @classmethod
+    def of(cls, times: Blocks, batch: int, on: Conditions, title: str = "Interleaved") -> Comparison:
+        """What the times of paired rounds come to; the speed-ups are from the ratios within each round."""
+        first = next(iter(times.values()))
+        latency, speedup = {}, {}
+        for name, own in times.items():
+            middle, low, high = (_quantile(own, q) for q in (0.5, 0.1, 0.9))
+            latency[name] = Latency(middle, low, high, batch, on.threads, on.device, len(own), on.clock)
+            speedup[name] = Speedup(*median_interval([a / b for a, b in zip(first, own, strict=True)]))
+        return cls(latency, speedup, title)
 
     @property
     def baseline(self) -> str:
         """The model the others are compared with: the first one given."""
         return next(iter(self.latency))
 
-    def _lines(self) -> tuple[str, list[str], list[list[str]]]:
-        title = f"Interleaved, {self.latency[self.baseline].conditions}: p50 [p10, p90]; speed-up [95 %]"
+    def _lines(self) -> Lines:
+        title = f"{self.title}, {self.latency[self.baseline].conditions}: p50 [p10, p90]; speed-up [95 %]"
         lines = [[name, str(taken), str(self.speedup[name])] for name, taken in self.latency.items()]
         return title, ["model", "latency", f"against {self.baseline}"], lines
 
@@ -95,16 +170,17 @@ def latency(
 ) -> Latency:
     """Time forward passes of a model where it lies, in eval mode and without gradients.
 
-    One value a round: the mean over a block of at least 10 ms, after two forwards to warm up. `batch_size`
-    cuts the example (1 and a large one tell different stories). `rounds`: 15, fewer (down to 7) if that
-    would take over 2 s. On a GPU each forward is waited for. `clock` as in `compare`. Raises PruneError for a
-    model with masks on.
+    One value a round: the mean over a block of at least 10 ms, after two forwards to warm up. `batch_size` cuts the
+    example (1 and a large one tell different stories). `threads`, `rounds` and `clock` as in `Conditions`. Raises
+    PruneError for a model with masks on.
+
+    >>> taken = latency(nn.Linear(8, 4), torch.zeros(16, 8), rounds=7)
+    >>> taken.batch, taken.conditions
+    (16, 'batch 16, 1 thread, cpu')
     """
     check_plain(model)
-    inputs = cut(example, batch_size)
-    clock = resolved(clock, threads, device_of(model).type)
-    times = _blocks({"": model}, inputs, threads, rounds, clock)
-    return _summaries({"": model}, times, rows(inputs), threads, clock)[""]
+    on = Conditions(threads, rounds, clock, device_of(model).type)
+    return forwards({"": model}, cut(example, batch_size), on).latency[""]
 
 
 def compare(
@@ -122,41 +198,19 @@ def compare(
     slows all of them. The interval holds the median ratio with at least 95 % certainty (the sign test's order
     statistics; it assumes no distribution). An example is a tensor, or a dict of inputs by keyword, taken
     whole unless `batch_size` cuts it; of anything else, data, the first 64 test samples are taken.
-    clock="processor" leaves out what other programs take on a busy machine, for one thread on a CPU;
-    "steady" is that where it can be had, and else "wall".
+    `threads`, `rounds` and `clock` as in `Conditions`.
     Raises PruneError if a model wears masks, they lie on different devices, or rounds is below 7.
+
+    >>> found = compare({"dense": nn.Linear(8, 64), "small": nn.Linear(8, 4)}, torch.zeros(16, 8), rounds=7)
+    >>> found.baseline, found.speedup["dense"]
+    ('dense', 1.00x [1.00, 1.00])
     """
     check_candidates(models)
     if isinstance(example_or_data, (Tensor, Mapping)):
         inputs = cut(example_or_data, batch_size)
     else:
         inputs = first_inputs(example_or_data, "test", BATCH if batch_size is None else batch_size)
-    clock = resolved(clock, threads, device_of(next(iter(models.values()))).type)
-    times = _blocks(models, inputs, threads, rounds, clock)
-    return Comparison(_summaries(models, times, rows(inputs), threads, clock), speedups(times))
-
-
-def speedups(times: Blocks) -> dict[str, Speedup]:
-    """How many times faster than the first each one is, from the ratios within each round."""
-    first = next(iter(times.values()))
-    ratios = {name: [a / b for a, b in zip(first, own, strict=True)] for name, own in times.items()}
-    return {name: Speedup(*median_interval(values)) for name, values in ratios.items()}
-
-
-def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """(median, low, high): order statistics that hold the true median with at least 95 % certainty.
-
-    Each value lies below the median with probability 1/2, so low and high are the k-th from either end with
-    the largest k for which 2 * P(Binomial(n, 1/2) < k) <= 0.05. Raises PruneError below the six values it takes.
-    """
-    ordered, n = sorted(values), len(values)
-    below, k = 2.0**-n, 0
-    while 2 * below <= 0.05:
-        k += 1
-        below += math.comb(n, k) / 2**n
-    if k == 0:
-        raise PruneError(f"{n} values: six are the least from which a median's 95 % interval can be told")
-    return _quantile(ordered, 0.5), ordered[k - 1], ordered[n - k]
+    return forwards(models, inputs, Conditions(threads, rounds, clock, device_of(next(iter(models.values()))).type))
 
 
 def check_candidates(models: Mapping[str, nn.Module]) -> None:
@@ -172,40 +226,154 @@ def check_candidates(models: Mapping[str, nn.Module]) -> None:
         raise PruneError(f"models lie on different devices, {where}: move all to one with model.to(device)")
 
 
-def _blocks(
-    models: Mapping[str, nn.Module], inputs: Any, threads: int, rounds: int | None, clock: str = "wall"
-) -> Blocks:
-    """Seconds a forward, for each model in each round."""
-    with ExitStack() as stack:
-        for model in models.values():
-            stack.enter_context(undisturbed(model))
-        # Not inference_mode: what a model caches in its first forward must stay usable in training.
-        stack.enter_context(torch.no_grad())
+def forwards(models: Mapping[str, nn.Module], inputs: Any, on: Conditions, title: str = "Interleaved") -> Comparison:
+    """Forward passes of several models in turns, masks or no masks."""
+    # Not inference_mode: what a model caches in its first forward must stay usable in training.
+    with undisturbed(*models.values()), torch.no_grad():
         tasks = {name: forward(model, inputs) for name, model in models.items()}
-        on = device_of(next(iter(models.values()))).type
-        return interleaved(tasks, threads=threads, rounds=rounds, clock=clock, device=on)
+        return Comparison.of(in_turns(tasks, on), rows(inputs), on, title)
 
 
 def forward(model: nn.Module, inputs: Any) -> Task:
-    """One forward pass as a task, tried once; on a GPU it is waited for, or only the launch would be timed."""
-    device = device_of(model)
-    placed = to(inputs, device)
+    """One forward pass as a task, tried once."""
+    placed = to(inputs, device_of(model))
     attempt(model, placed)
-    return waited_for(lambda: call(model, placed), device)
+    return lambda: call(model, placed)
 
 
-def _summaries(
-    models: Mapping[str, nn.Module], times: Blocks, batch: int, threads: int, clock: str
-) -> dict[str, Latency]:
-    on = {name: device_of(model).type for name, model in models.items()}
-    return {name: summary(times[name], batch, threads, on[name], clock) for name in models}
+def in_turns(tasks: Mapping[str, Task], on: Conditions) -> Blocks:
+    """Seconds a call, for each task in each round; in every round each is timed once, in an order that rotates."""
+    timer_type = _timer_class()
+    timers = {
+        name: timer_type("task()", timer=on.tick, globals={"task": on.waited_for(task)}, num_threads=on.threads)
+        for name, task in tasks.items()
+    }
+    once = {name: max(timer.timeit(1).median, _SHORTEST) for name, timer in timers.items()}
+    inner = {name: math.ceil(on.block / t) for name, t in once.items()}
+    round_takes = sum((inner[name] + 2) * t for name, t in once.items())  # timeit warms up with two
+    times: Blocks = {name: [] for name in tasks}
+    for turn in range(on.rounds or _affordable(round_takes / len(tasks))):
+        for name in _rotated(list(tasks), turn):
+            times[name].append(timers[name].timeit(inner[name]).median)
+    return times
 
 
-def summary(values: Sequence[float], batch: int, threads: int, device: str, clock: str) -> Latency:
-    """The rounds' median, 10th and 90th percentile."""
-    middle, low, high = (_quantile(values, q) for q in (0.5, 0.1, 0.9))
-    return Latency(middle, low, high, batch, threads, device, len(values), clock)
+def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """(median, low, high): order statistics that hold the true median with at least 95 % certainty.
+
+    Each value lies below the median with probability 1/2, so low and high are the k-th from either end with
+    the largest k for which 2 * P(Binomial(n, 1/2) < k) <= 0.05. Raises PruneError below the six values it takes.
+
+    >>> median_interval([1, 2, 3, 4, 5, 6, 7, 8, 9])
+    (5.0, 2, 8)
+    """
+    ordered, n = sorted(values), len(values)
+    below, k = 2.0**-n, 0
+    while 2 * below <= 0.05:
+        k += 1
+        below += math.comb(n, k) / 2**n
+    if k == 0:
+        raise PruneError(f"{n} values: six are the least from which a median's 95 % interval can be told")
+    return _quantile(ordered, 0.5), ordered[k - 1], ordered[n - k]
+
+
+def _timer_class() -> type[Timer]:
+    """The Timer of torch, imported without the warning that logs where a CUDA toolkit but no GPU is installed."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        from torch.utils.benchmark import Timer
+    finally:
+        logger.setLevel(before)
+    return Timer
+
+
+def _affordable(seconds: float) -> int:
+    """How many rounds to make if one takes so many seconds a model."""
+    fewest, most = ROUNDS
+    return min(most, max(fewest, int(BUDGET / seconds)))
+
+
+def _rotated(names: list[str], turn: int) -> list[str]:
+    start = turn % len(names)
+    return names[start:] + names[:start]
 
 
 def _quantile(values: Sequence[float], q: float) -> float:
     return float(torch.tensor(values, dtype=torch.float64).quantile(q))
+
+
+@dataclass(frozen=True, repr=False)
+class Rates(Tabular):
+    """Tokens a second of several models, timed in turns: `prefill` reads a prompt of `length`, `decode` adds one token.
+
+    Each is a `Comparison`, whose latencies are seconds a prompt and seconds a token.
+    """
+
+    prefill: Comparison
+    decode: Comparison
+    length: int
+
+    def prefill_rate(self, name: str) -> float:
+        """Tokens of a prompt read in a second."""
+        return self.length / self.prefill.latency[name].p50
+
+    def decode_rate(self, name: str) -> float:
+        """Tokens written in a second, after a prompt of `length`."""
+        return 1 / self.decode.latency[name].p50
+
+    def _lines(self) -> Lines:
+        first = self.decode.baseline
+        title = f"Tokens a second, prompt of {self.length}, {self.decode.latency[first].conditions}"
+        rows = []
+        for name in self.prefill.latency:
+            reading = [f"{self.prefill_rate(name):.1f}", str(self.prefill.speedup[name])]
+            rows.append([name, *reading, f"{self.decode_rate(name):.1f}", str(self.decode.speedup[name])])
+        return title, ["model", "prefill", f"against {first}", "decode", f"against {first}"], rows
+
+
+def rates(
+    models: Mapping[str, nn.Module], ids: Tensor, *, threads: int = 1, rounds: int | None = None, clock: str = "wall"
+) -> Rates:
+    """Time plain models on one prompt (1, n) of token ids: reading all of it, and writing one token after it.
+
+    Writing is timed with the prompt in the cache, which is cut back after each token. `threads`, `rounds` and `clock`
+    as in `compare`. Raises PruneError for masks (`bake` first), and a prompt that is no (1, n) of known tokens.
+    """
+    if ids.dim() != 2 or len(ids) != 1 or ids.shape[1] < 2:
+        raise PruneError(f"the prompt's ids are {shape(ids)}: give (1, n), n at least 2")
+    check_candidates(models)
+    on = Conditions(threads, rounds, clock, device_of(next(iter(models.values()))).type)
+    tasks: tuple[dict[str, Task], dict[str, Task]] = ({}, {})
+    with undisturbed(*models.values()), torch.no_grad():
+        for name, model in models.items():
+            check_tokens(model, ids)
+            tasks[0][name], tasks[1][name] = _tasks(model, ids, name)
+        prefill, decode = (Comparison.of(in_turns(own, on), 1, on) for own in tasks)
+    return Rates(prefill, decode, ids.shape[1])
+
+
+def _tasks(model: Any, ids: Tensor, name: str) -> tuple[Task, Task]:
+    """Reading the prompt, and writing one token after it."""
+    prompt = ids.to(device_of(model))
+    try:
+        first = model(input_ids=prompt, use_cache=True)
+    except TypeError as error:  # no such arguments: `attempt` would drop all of the output but its logits
+        raise PruneError(
+            f"{name}, a {type(model).__name__}, takes no input_ids and use_cache ({error}): give a causal language "
+            "model, such as AutoModelForCausalLM loads"
+        ) from error
+    # Transformers renames `past_key_values` to `cache`; the output says which one it is.
+    argument = "cache" if getattr(first, "cache", None) is not None else "past_key_values"
+    cache = copy.deepcopy(getattr(first, argument))
+    following = first.logits[:, -1:].argmax(-1)
+
+    def read() -> None:
+        attempt(model, {"input_ids": prompt, "use_cache": True})
+
+    def write() -> None:
+        model(input_ids=following, **{argument: cache}, use_cache=True)
+        cache.crop(-1)
+
+    return read, write

@@ -15,12 +15,12 @@ from torch.optim import AdamW, Optimizer
 from .. import criteria, schedules
 from ..allocation import expand, of_model, report, unit_scores
 from ..calibration import Calibration, Loss
+from ..checks import check_number
 from ..core import Criterion, Group, Keep, PruneError, Schedule
 from ..masking import apply, current_masks, restore
 from ..pipeline import Pruned
 from ..recovery import History, Objective, train
-from ..recovery.identity import Described
-from ..recovery.training import check_decay
+from ..recovery.run import Described
 from . import gates
 from .rules import Rule, TopV
 
@@ -72,7 +72,7 @@ def finetune(
     """
     share = schedules.by_name(schedule)
     _check_rates(lr=lr, scores_lr=scores_lr)
-    check_decay(weight_decay)
+    check_number("weight_decay", weight_decay, "give a number of at least 0, such as 0.01", least=0)
     _check_rule(rule, "keep", "cost")
     gates.attach(model, groups)
     learned, learning, now = gates.by_group(model), gates.gated(model, groups), 0.0

@@ -1,18 +1,10 @@
 """Repair the weights that stay, without training: what leaves is made up for, or passed on."""
 
-from .blockwise import blockwise
-from .methods import Method, SparseGPT, Wanda
+from .blockwise import Method, SparseGPT, Wanda, blockwise
 from .redistribution import as_published, redistribute, redistributed
 from .sparsegpt import inverse_factor, sparsegpt
 
 __all__ = [
-    "Method",
-    "SparseGPT",
-    "Wanda",
-    "as_published",
-    "blockwise",
-    "inverse_factor",
-    "redistribute",
-    "redistributed",
+    "Method", "SparseGPT", "Wanda", "as_published", "blockwise", "inverse_factor", "redistribute", "redistributed",
     "sparsegpt",
-]
+]  # fmt: skip

@@ -24,6 +24,9 @@ def redistributed(weight: Tensor, mask: Tensor, scope: str = "row") -> Tensor:
 
     MAMA means to move the value of unimportant weights to significant ones: Jiang, Fu and Zhang, arXiv 2505.14052.
     The rule, equal parts within a row, is ours; for what their published code does instead see `as_published`.
+
+    >>> redistributed(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[False, True, True]]))  # 1 shared by two
+    tensor([[0.0000, 2.5000, 3.5000]])
     """
     _check(weight, mask, scope)
     rows = weight.detach().double().reshape(len(weight) if scope == "row" else 1, -1)  # (rows, entries)

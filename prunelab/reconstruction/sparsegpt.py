@@ -36,6 +36,11 @@ def sparsegpt(
 
     Frantar and Alistarh 2023, arXiv 2301.00774, algorithm 1; the damping, a share of the mean diagonal, from §3.4.
     Raises PruneError for a Gram matrix of another size, or one that no damping makes positive definite.
+
+    >>> x = torch.tensor([[1.0, 1.0], [1.0, -1.0]])  # two inputs that have nothing in common: nothing is made up for
+    >>> weight, keep = sparsegpt(torch.tensor([[3.0, 1.0]]), x @ x.T, 0.5)
+    >>> weight, keep
+    (tensor([[3., 0.]]), tensor([[ True, False]]))
     """
     scope = sparsity if isinstance(sparsity, NM) else "layer"
     share = check_target(None if isinstance(sparsity, NM) else sparsity, scope)

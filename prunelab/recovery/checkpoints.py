@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,13 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from ..checks import check_count
 from ..core import PruneError
 from ..files import write_whole
 from ..measurement import Evaluation
-from .history import History
-from .identity import digest
-from .run import Run, random_state
-from .snapshots import Snapshot
+from .run import History, Run, Snapshot, digest, random_state
 
 FORMAT = "prunelab run 2"
 
@@ -37,8 +36,7 @@ class Checkpoint:
     every: int = 100
 
     def __post_init__(self) -> None:
-        if not isinstance(self.every, int) or self.every < 1:
-            raise PruneError(f"Checkpoint(every={self.every!r}): save every so many steps, at least 1")
+        check_count("every", self.every)
         if not Path(self.path).parent.is_dir():
             raise PruneError(
                 f"the checkpoint {self.path} can't be written: there is no folder {Path(self.path).parent}"
@@ -67,8 +65,9 @@ class Checkpoint:
         for what, mine in run.settings.items():
             theirs = facts["settings"].get(what)
             if theirs != mine:
+                there, here = (textwrap.shorten(str(x), 200) for x in (theirs, mine))
                 raise PruneError(
-                    f"the checkpoint {self.path} is another run's. {what}: there {_short(theirs)}, here {_short(mine)}."
+                    f"the checkpoint {self.path} is another run's. {what}: there {there}, here {here}."
                     " Delete the file to begin anew, or give another path"
                 )
         _unpack(run, tensors, facts)
@@ -153,8 +152,3 @@ def _json(facts: Mapping[str, Any]) -> str:
             f"this optimizer or schedule can't be saved ({error}): its settings must be numbers and texts. Train "
             "without a checkpoint, or with one of torch's optimizers"
         ) from error
-
-
-def _short(value: Any, limit: int = 200) -> str:
-    text = str(value)
-    return text if len(text) <= limit else f"{text[:limit]}..."

@@ -2,21 +2,201 @@
 
 from __future__ import annotations
 
+import hashlib
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
-from ..batches import split_of
-from ..core import device_of, places
-from .history import History
-from .identity import told
-from .rates import Rate, Tail, scheduler
-from .snapshots import Snapshot
+from ..checks import check_count, check_number
+from ..core import PruneError, device_of, lookup, places
+from ..data import batches, split_of, tensors
+from ..masking import current_masks, restore
+from ..measurement import Evaluation
+from ..text import describe
+
+
+@dataclass
+class History:
+    """What a training run did: the loss of every step, the validation result of every epoch, its cost.
+
+    `start` is the validation result before the first step, where the data has a validation split.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    valid: list[Evaluation] = field(default_factory=list)
+    seconds: float = 0.0
+    start: Evaluation | None = None
+
+    @property
+    def steps(self) -> int:
+        """How many optimizer steps were made."""
+        return len(self.losses)
+
+    def __repr__(self) -> str:
+        if not self.losses:
+            return "History(no steps)"
+        last = f", validation accuracy {self.valid[-1].accuracy:.1%}" if self.valid else ""
+        return f"History({self.steps} steps in {self.seconds:.1f} s, last loss {self.losses[-1]:.3f}{last})"
+
+
+FEW = 32  # examples to know data by; of so many, chance makes at least one differ
+VARYING = "not the same at each reading"
+
+
+@dataclass(frozen=True, eq=False)
+class Described:
+    """An on_step that a checkpoint knows by a text: a function's name says nothing of what it was made with."""
+
+    act: Callable[[int, int], None]
+    text: str
+
+    def __call__(self, done: int, total: int) -> None:
+        self.act(done, total)
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def digest(named: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of tensors and their names."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(named.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def examples(data: Any) -> str:
+    """A digest of the first training examples; for data that streams, shuffles or changes them, that it does.
+
+    No random number of torch's is spent, a loader's own generator's included.
+    """
+    source = _in_order(split_of(data, "train"))
+    if source is None:
+        return VARYING
+    first, again = (_first_batch(source, seed) for seed in (0, 1))
+    return first if first == again else VARYING
+
+
+def _in_order(source: Any) -> Any:
+    """What reads the source's examples from the first on, or None if it has no fixed order."""
+    if not isinstance(source, DataLoader):
+        return (
+            source if isinstance(source, (tuple, list, Dataset)) and not isinstance(source, IterableDataset) else None
+        )
+    order = source.batch_sampler
+    if type(order) is not BatchSampler or type(order.sampler) is not SequentialSampler:
+        return None
+    return DataLoader(source.dataset, FEW, collate_fn=source.collate_fn)  # no workers, and none of the loader's dice
+
+
+def _first_batch(source: Any, seed: int) -> str:
+    """A digest of the first batch, as it is with these dice: augmentation shows by another one with others."""
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(seed)
+        batch = next(batches(source, size=FEW))
+    try:
+        return digest({str(i): t for i, t in enumerate(tensors(batch))})
+    except (RuntimeError, TypeError):  # sparse, say, or on the meta device: no bytes to read
+        return VARYING
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of a state dict (masks are buffers in it), and the names of the tensors that wore a mask."""
+
+    state: dict[str, Tensor]
+    masked: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, model: nn.Module, earlier: Snapshot | None = None) -> Snapshot:
+        """The model as it is now; what an earlier snapshot holds already, frozen weights say, is not copied again."""
+        had = earlier.state if earlier else {}
+        state = {k: had[k] if k in had and _same(had[k], t) else t.clone() for k, t in model.state_dict().items()}
+        return cls(state, tuple(current_masks(model)))
+
+    def put_back(self, model: nn.Module) -> None:
+        """Give the model these values again, whatever masks it has got or lost since."""
+        _wear(model, self.masked)
+        model.load_state_dict(self.state)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return (one.dtype, one.device) == (other.dtype, other.device) and torch.equal(one, other)
+
+
+def _wear(model: nn.Module, names: Sequence[str]) -> None:
+    """See that exactly these tensors wear masks, new ones open: then the state dict has the keys it had."""
+    worn = current_masks(model)
+    if set(worn) != set(names):
+        new = {name: torch.ones_like(lookup(model, name)[0].tensor, dtype=torch.bool) for name in names}
+        restore(model, new | {name: mask for name, mask in worn.items() if name in new})
+
+
+Rate: TypeAlias = Callable[[float], float]  # progress in [0, 1) -> factor of the optimizer's learning rate
+
+
+ONE_CYCLE = "one_cycle"  # up for 30 % of the run, then down to nothing: Smith and Topin 2017, arXiv 1708.07120
+RATES: dict[str, Rate] = {"constant": lambda progress: 1.0, "linear": lambda progress: 1 - progress}
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The end of an earlier run's schedule again: a run of n steps gets the last n of the `of` steps it had."""
+
+    of: int
+    schedule: str | Rate = ONE_CYCLE
+
+    def __post_init__(self) -> None:
+        check_count("of", self.of)
+        check_schedule(self.schedule)
+
+
+def check_schedule(schedule: str | Rate | Tail) -> None:
+    """PruneError unless it is a known name, a Tail, or a function to finite factors that are not negative."""
+    if isinstance(schedule, Tail) or (isinstance(schedule, str) and schedule in (ONE_CYCLE, *RATES)):
+        return
+    if not callable(schedule):
+        raise PruneError(
+            f"no learning-rate schedule is called {schedule!r}: give {', '.join((ONE_CYCLE, *RATES))}, "
+            "a function progress -> factor, or a Tail"
+        )
+    for progress in (0.0, 0.5):
+        factor = schedule(progress)
+        wanted = f"the learning rate's factor is {factor} at progress {progress}: give a number from 0 up"
+        check_number("lr_schedule", factor, wanted, least=0)
+
+
+def scheduler(optimizer: Optimizer, schedule: str | Rate | Tail, total: int) -> LRScheduler:
+    """A torch scheduler for `total` steps in which each parameter group's own rate is multiplied by the factor.
+
+    Raises PruneError for a Tail of a run that had fewer steps.
+    """
+    if isinstance(schedule, Tail):
+        if total > schedule.of:
+            raise PruneError(
+                f"{total} steps cannot replay the end of a run of {schedule.of}: give at most {schedule.of}"
+            )
+        made = scheduler(optimizer, schedule.schedule, schedule.of)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch misses the optimizer's steps: the earlier run made them
+            for _ in range(schedule.of - total):
+                made.step()
+        return made
+    if schedule == ONE_CYCLE:
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        # Whether there is a momentum to cycle against the rate: torch would give plain SGD one.
+        momentum = "betas" in optimizer.defaults or bool(optimizer.defaults.get("momentum"))
+        return OneCycleLR(optimizer, max_lr=peaks, total_steps=total, cycle_momentum=momentum)
+    factor = RATES[schedule] if isinstance(schedule, str) else schedule
+    return LambdaLR(optimizer, lambda step: factor(step / total))
 
 
 @dataclass
@@ -51,7 +231,7 @@ def begin(
         "number of steps": str(total),
         "batch size": str(batch_size),
         "seed": str(seed),
-        "learning-rate schedule": told(schedule),
+        "learning-rate schedule": describe(schedule),
         "optimizer": f"{type(optimizer).__name__} {groups}",
     }
     rates = scheduler(optimizer, schedule, total)

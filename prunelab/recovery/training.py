@@ -17,17 +17,28 @@ from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 from tqdm.auto import tqdm
 
-from ..batches import Batch, batches, count, has_splits, to
 from ..calibration import Loss, scalar_loss
+from ..checks import check_count, check_number
 from ..core import PruneError, device_of, mode, places
+from ..data import Batch, batches, count, has_splits, to
 from ..measurement import Evaluation, evaluate
-from ..measurement.conditions import attempt
+from ..running import attempt
+from ..text import describe
 from .checkpoints import Checkpoint
-from .history import History
-from .identity import examples, told
-from .rates import ONE_CYCLE, Rate, Tail, check_schedule
-from .run import Run, begin, generators, random_state, set_random_state
-from .snapshots import Snapshot
+from .run import (
+    ONE_CYCLE,
+    History,
+    Rate,
+    Run,
+    Snapshot,
+    Tail,
+    begin,
+    check_schedule,
+    examples,
+    generators,
+    random_state,
+    set_random_state,
+)
 
 OnStep: TypeAlias = Callable[[int, int], None]  # (steps done, steps in all)
 EPOCHS = 10
@@ -88,9 +99,12 @@ def train(
     If the loss or a weight becomes NaN or infinite, the model gets back its best weights by validation, or without
     validation those it had before the epoch, and a PruneError says so. An error before the first step is done leaves
     it as it was; an interrupt, or an error later on, with the weights of the moment, finite and usable.
+
+    >>> data = torch.randn(64, 8), torch.arange(64) % 4
+    >>> train(nn.Linear(8, 4), data, epochs=2, batch_size=16, progress=False).steps  # 64 / 16 in each epoch
+    8
     """
-    _check_settings(epochs, steps, lr)
-    check_decay(weight_decay)
+    _check_settings(epochs, steps, lr, weight_decay)
     check_schedule(lr_schedule)
     progress = bool(progress)  # what cannot be a yes or no fails here, before anything is changed
     trained = _trainable(model)
@@ -107,7 +121,7 @@ def train(
         tqdm(total=total, desc="training", unit="step", disable=not progress, leave=False) as bar,
     ):
         if saved:
-            run.settings |= _told(data, loss, on_step)
+            run.settings |= _described(data, loss, on_step)
         torch.manual_seed(seed)
         _go(run, lesson, on_step, saved, bar)
     return run.history
@@ -126,6 +140,11 @@ def finetune(
 
     Call it before `bake`, while masks hold. Raises PruneError for a model that has nothing to recover with: all of it
     frozen.
+
+    >>> layer = nn.Linear(8, 4)
+    >>> data = torch.randn(64, 8), torch.arange(64) % 4
+    >>> finetune(layer, data, steps=3, batch_size=16, progress=False).steps
+    3
     """
     if epochs is None and steps is None:
         epochs = 2
@@ -150,13 +169,13 @@ class Lesson:
         return evaluate(model, self.data, "valid", loss=self.objective.report)
 
 
-def _told(data: Any, loss: Loss | Objective, on_step: OnStep | None) -> dict[str, str]:
+def _described(data: Any, loss: Loss | Objective, on_step: OnStep | None) -> dict[str, str]:
     """What besides the numbers decides a run's weights, as far as it can be told."""
     return {
-        "loss": told(loss),
-        "on_step": told(on_step),
+        "loss": getattr(loss, "__qualname__", None) or describe(loss),
+        "on_step": getattr(on_step, "__qualname__", None) or describe(on_step),
         "first training examples": examples(data),
-        "generators of the data": told(sorted(generators(data))),
+        "generators of the data": str(sorted(generators(data))),
     }
 
 
@@ -240,21 +259,15 @@ def _best(history: History) -> Evaluation | None:
     return max(results, key=lambda r: (r.accuracy, -r.loss), default=None)
 
 
-def _check_settings(epochs: Any, steps: Any, lr: Any) -> None:
+def _check_settings(epochs: Any, steps: Any, lr: Any, weight_decay: Any) -> None:
     if epochs is not None and steps is not None:
         raise PruneError(f"epochs={epochs!r} and steps={steps!r}: give the budget as one of them")
-    if epochs is not None and (not isinstance(epochs, int) or epochs < 1):
-        raise PruneError(f"epochs={epochs!r}: train for a whole number of them, at least 1")
-    if steps is not None and (not isinstance(steps, int) or steps < 1):
-        raise PruneError(f"steps={steps!r}: make a whole number of them, at least 1")
-    if not isinstance(lr, (int, float)) or not 0 < lr < math.inf:
-        raise PruneError(f"lr={lr!r}: give a positive learning rate, such as 0.003")
-
-
-def check_decay(weight_decay: Any) -> None:
-    """PruneError unless it is a finite number of at least 0: AdamW takes NaN, and ruins the weights with it."""
-    if isinstance(weight_decay, bool) or not isinstance(weight_decay, (int, float)) or not 0 <= weight_decay < math.inf:
-        raise PruneError(f"weight_decay={weight_decay!r}: give a number of at least 0, such as 0.01")
+    for name, given in (("epochs", epochs), ("steps", steps)):
+        if given is not None:
+            check_count(name, given)
+    check_number("lr", lr, "give a positive learning rate, such as 0.003", above=0)
+    # AdamW takes NaN, and ruins the weights with it.
+    check_number("weight_decay", weight_decay, "give a number of at least 0, such as 0.01", least=0)
 
 
 def _finite(model: nn.Module) -> bool:
@@ -279,12 +292,8 @@ def _left_sound(run: Run) -> Iterator[None]:
     before = [(p, p.grad) for p in run.model.parameters()]  # zero_grad lets go of them, and changes none
     try:
         yield
-    except Exception:
-        if run.done == 0 or not _finite(run.model):
-            run.safe.put_back(run.model)
-        raise
-    except BaseException:  # an interrupt: the weights of the moment, if they are usable
-        if not _finite(run.model):
+    except BaseException as error:  # an interrupt leaves the weights of the moment, if they are usable
+        if (run.done == 0 and isinstance(error, Exception)) or not _finite(run.model):
             run.safe.put_back(run.model)
         raise
     finally:
@@ -302,11 +311,7 @@ def _refuse_divergence(run: Run) -> None:
     run.safe.put_back(run.model)
     what = "a weight became NaN or infinite" if math.isfinite(last) else f"the loss became {last}"
     best, peak = _best(run.history), max(group.get("max_lr", group["lr"]) for group in run.optimizer.param_groups)
-    has = (
-        "the weights it had before this epoch"
-        if best is None
-        else f"its best weights ({best.accuracy:.1%} on validation)"
-    )
+    kept = f"its best weights ({best.accuracy:.1%} on validation)" if best else "the weights it had before this epoch"
     raise PruneError(
-        f"training diverged: {what} at step {run.done} with lr={peak:g}. The model has {has}; try lr={peak / 10:g}"
+        f"training diverged: {what} at step {run.done} with lr={peak:g}. The model has {kept}; try lr={peak / 10:g}"
     )

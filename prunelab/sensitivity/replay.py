@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from ..batches import call, mapped, tensors
 from ..core import lookup_all
-from ..measurement.conditions import cut
+from ..data import mapped, tensors
+from ..running import call, children, cut, writes_to
 
 Weights = dict[str, Tensor]  # parameter name -> what to compute with in its place
 PROBED = 8  # samples on which a replay is compared with a whole forward
@@ -121,7 +121,7 @@ class Replay:
             self.record(inputs)
         finally:
             self._probing = False
-        self.changed = {i for i, kept in enumerate(self._versions) if any(t._version != v for t, v in kept)}
+        self.changed = {i for i, kept in enumerate(self._versions) if any(writes_to(t) != v for t, v in kept)}
         self.record(inputs)
 
     def _remembered(self, forward: Callable, *, keep: bool) -> Callable:
@@ -140,7 +140,7 @@ class Replay:
                 out = forward(*args, **kwargs)
             finally:
                 self._inside = False
-            self._versions.append([(t, t._version) for t in tensors(out)] if keep and self._probing else [])
+            self._versions.append([(t, writes_to(t)) for t in tensors(out)] if keep and self._probing else [])
             self.outputs.append(
                 (mapped(Tensor.clone, out) if len(self.outputs) in self.changed else out) if keep else None
             )
@@ -194,9 +194,9 @@ def _passed_on(module: nn.Module, around: set[nn.Module]) -> set[nn.Module]:
     """Children whose output nobody will miss: in a Sequential, each feeds the next, and that one is remembered too."""
     if type(module).forward is not nn.Sequential.forward:
         return set()
-    children = list(module._modules.values())
-    once = {c for c in children if c is not None and children.count(c) == 1}
-    return {a for a, b in pairwise(children) if a in once and b in once and b not in around}
+    own = list(children(module).values())
+    once = {c for c in own if own.count(c) == 1}
+    return {a for a, b in pairwise(own) if a in once and b in once and b not in around}
 
 
 def _close(given: Any, expected: Any) -> bool:

@@ -12,8 +12,8 @@ import numpy as np
 
 from ..core import PruneError
 from ..files import write_whole
-from ..measurement.accuracy import Evaluation, wilson
-from ..measurement.text import html, plural, table
+from ..measurement.evaluation import Evaluation, wilson
+from ..text import Lines, Tabular, percent, plural, table
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Curve:
     how: str = "suffix"
 
 
-@dataclass(frozen=True)
-class Scan:
+@dataclass(frozen=True, repr=False)
+class Scan(Tabular):
     """Accuracy and loss of a model when one group at a time loses a share of its units; `dense` is the model as it was.
 
     The arrays have a row a group and a column a sparsity, in the order of `names` and `sparsities`.
@@ -115,31 +115,23 @@ class Scan:
 
     def table(self, what: str = "accuracy") -> str:
         """A row a group, a column a sparsity; what: "accuracy" in per cent with its interval, or "loss"."""
-        return "\n".join([table(*self._cells(what)), *self._notes(what)])
+        return "\n".join([table(*self._lines(what)), *self._notes(what)])
 
-    def __str__(self) -> str:
-        return self.table()
-
-    def _repr_html_(self) -> str:
-        notes = "".join(f"<p>{note}</p>" for note in self._notes("accuracy"))
-        return html(*self._cells("accuracy")) + notes
-
-    def _cells(self, what: str) -> tuple[str, list[str], list[list[str]]]:
+    def _lines(self, what: str = "accuracy") -> Lines:
         if what not in ("accuracy", "loss"):
             raise PruneError(f'a table of {what!r}: give "accuracy" or "loss"')
         title = f"{what} ({self.split}), one group at a time without its {self.granularity} of lowest {self.criterion}"
-        head = ["", *(f"{s:.3g}" for s in self.sparsities)]
+        rows = [[c.name, *map(self._accuracy, c.correct)] for c in self.curves]
+        dense = self._accuracy(self.dense.correct)
         if what == "loss":
-            rows = [[c.name, *(f"{v:.4f}" for v in c.loss)] for c in self.curves]
-            return title, head, [*rows, ["dense", f"{self.dense.loss:.4f}", *[""] * (len(self.sparsities) - 1)]]
-        rows = [[c.name, *(self._accuracy(k) for k in c.correct)] for c in self.curves]
-        return title, head, [*rows, ["dense", self._accuracy(self.dense.correct), *[""] * (len(self.sparsities) - 1)]]
+            rows, dense = [[c.name, *(f"{v:.4f}" for v in c.loss)] for c in self.curves], f"{self.dense.loss:.4f}"
+        head = ["", *(f"{s:.3g}" for s in self.sparsities)]
+        return title, head, [*rows, ["dense", dense, *[""] * (len(self.sparsities) - 1)]]
 
     def _accuracy(self, correct: int) -> str:
-        low, high = wilson(correct, self.dense.n)
-        return f"{100 * correct / self.dense.n:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+        return percent(correct / self.dense.n, *wilson(correct, self.dense.n)).replace(" %", "")
 
-    def _notes(self, what: str) -> list[str]:
+    def _notes(self, what: str = "accuracy") -> list[str]:
         notes = []
         if what == "accuracy":
             notes.append(f"per cent of {self.dense.n:,} labels, 95 % Wilson intervals (samples taken as independent)")

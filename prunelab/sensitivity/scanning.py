@@ -2,29 +2,161 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import isclose
 from pathlib import Path
 from typing import Any
 from warnings import warn
 
+import cloudpickle  # type: ignore[import-untyped]  # joblib needs it, and brings it
 import joblib
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .. import criteria, units
 from .. import granularity as granularities
-from ..allocation import check_sparsity
-from ..batches import split_of
+from ..allocation import allocate, check_sparsity, is_structure
 from ..calibration import Calibration
-from ..core import Criterion, Granularity, Group, PruneError, Scores
-from ..measurement.accuracy import evaluate
-from ..measurement.conditions import check_count, check_numbers, check_plain, first_inputs, undisturbed
+from ..checks import check_count
+from ..core import Criterion, Granularity, Group, Masks, PruneError, Scores, device_of, lookup_all
+from ..data import batches, split_of, to
+from ..masking import bake
+from ..measurement.evaluation import Evaluation, evaluate, right
+from ..running import check_numbers, check_plain, duplicate, first_inputs, pair, undisturbed
+from ..text import describe
+from .replay import Replay, Weights
 from .result import Curve, Scan, ScanStopped
-from .task import Job, Loss, measured, packed, steady
+
+LANES = {"cpu": 16}  # samples times sparsities in one pass: a CPU gains only where the batches are tiny
+LANES_ELSEWHERE = 2048  # a GPU is idle with less
+HELD = 1 << 28  # bytes of pruned weights held ready at once; of larger layers they are made for every batch
+INLINE = 8_000_000  # bytes sent with every single task; Dask warns at 10 MB
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the tasks of all groups have in common."""
+
+    model: nn.Module
+    data: Any
+    split: str
+    sparsities: tuple[float, ...]
+    batch_size: int
+    loss: Loss
+    dense: Evaluation
+
+
+def packed(job: Job) -> bytes | np.ndarray:
+    """The job as bytes that go with every task, so that Dask can give a dead worker's tasks to another.
+
+    Where that would be too much, as an array: joblib puts it into shared memory, and Dask on the workers, once each.
+    """
+    try:
+        found = cloudpickle.dumps(job)
+    except Exception as error:  # whatever a model's or a data set's own code raises
+        raise PruneError(f"model and data cannot be sent to other processes: {error}. Use n_jobs=1") from error
+    return found if len(found) <= INLINE else np.frombuffer(found, np.uint8)
+
+
+def measured(sent: Job | bytes | np.ndarray, group: Group, scores: Scores) -> Curve:
+    """One group's curve: the task that joblib runs, here or elsewhere."""
+    job: Job = sent if isinstance(sent, Job) else cloudpickle.loads(sent)
+    model = _own(job.model)
+    counts = _counts(group, job.sparsities)
+    masks = {k: _masks(model, group, scores, k) for k in sorted(set(counts)) if k}
+    with steady(model), torch.no_grad():
+        found, how = _tallied(job, model, masks) if masks else ({}, "suffix")
+    found[0] = (job.dense.correct, job.dense.loss)
+    correct, loss = zip(*(found[k] for k in counts), strict=True)
+    return Curve(group.name, group.units, counts, correct, loss, how)
+
+
+def _own(model: nn.Module) -> nn.Module:
+    """A copy to prune, whose convolutions run channels-last: pooling alone is ten times faster so on a CPU."""
+    twin = bake(duplicate(model))
+    return twin.to(memory_format=torch.channels_last) if any(p.dim() == 4 for p in twin.parameters()) else twin
+
+
+@contextmanager
+def steady(model: nn.Module) -> Iterator[None]:
+    """Eval mode, and the same dice for every pass over the data: a loader that shuffles gives the same batches."""
+    with undisturbed(model):
+        torch.default_generator.manual_seed(0)  # not torch.manual_seed, which would reach for GPUs
+        yield
+
+
+def _counts(group: Group, sparsities: tuple[float, ...]) -> tuple[int, ...]:
+    """How many units go: as many as `allocate` takes of a layer, which leaves a structure its last unit."""
+    most = group.units - is_structure(group)
+    return tuple(min(round(s * group.units), most) for s in sparsities)
+
+
+def _masks(model: nn.Module, group: Group, scores: Scores, count: int) -> Masks:
+    if count == group.units:
+        return units.expand(model, [group], {group.name: torch.zeros(count, dtype=torch.bool)})
+    return units.expand(model, [group], allocate(scores, [group], count / group.units, "layer"))
+
+
+def _tallied(job: Job, model: nn.Module, masks: Mapping[int, Masks]) -> tuple[dict[int, tuple[int, float]], str]:
+    """The labels right and the mean loss by count of units removed, from one pass over the data."""
+    names = dict.fromkeys(name for own in masks.values() for name in own)  # of whole modules only those that go
+    dense = {name: places[0].tensor.detach() for name, places in lookup_all(model, names).items()}
+    size = sum(w.numel() * w.element_size() for w in dense.values()) * len(masks)
+    counts, device = list(masks), device_of(model)
+    lanes = LANES.get(device.type, LANES_ELSEWHERE)
+
+    @lru_cache(maxsize=None if size <= HELD else 0)
+    def weights(count: int) -> Weights:
+        # Cloned first: masked_fill alone would give the mask's memory format, and all that follows would be in it.
+        own = masks[count]
+        return {n: w.clone().masked_fill_(~own[n].to(w.device), 0) if n in own else w for n, w in dense.items()}
+
+    runs, how, n = Replay(model, names), "", 0
+    correct, total = dict.fromkeys(counts, 0), dict.fromkeys(counts, 0.0)
+    for batch in batches(job.data, job.split, size=job.batch_size):
+        inputs, targets = to(pair(batch), device)
+        if not len(targets):
+            continue
+        if not how:
+            how = _how(runs, weights(counts[-1]), inputs, stack=min(lanes // len(targets), len(counts)) > 1)
+        at_once = max(1, lanes // len(targets)) if how == "stacked" else 1
+        chunks = [counts[i : i + at_once] for i in range(0, len(counts), at_once)]
+        for count, outputs in _outputs(runs, how, chunks, weights, inputs):
+            correct[count] += right(outputs, targets)
+            total[count] += float(job.loss(outputs, targets)) * targets.numel()
+        n += targets.numel()
+    return {k: (correct[k], total[k] / n) for k in counts}, how
+
+
+def _how(runs: Replay, weights: Weights, inputs: Any, *, stack: bool) -> str:
+    if not runs.reusable(weights, inputs):
+        return "whole"
+    return "stacked" if stack and runs.stackable(weights, inputs) else "suffix"
+
+
+def _outputs(
+    runs: Replay, how: str, chunks: list[list[int]], weights: Callable[[int], Weights], inputs: Any
+) -> Iterator[tuple[int, Tensor]]:
+    """(count, outputs) for every count of units removed, a chunk of them at a time."""
+    if how != "whole":
+        runs.record(inputs)
+    run = runs.whole if how == "whole" else runs.run
+    for chunk in chunks:
+        if len(chunk) == 1:
+            yield chunk[0], run(weights(chunk[0]), inputs)
+            continue
+        each = [weights(k) for k in chunk]
+        stack = {name: torch.stack([w[name] for w in each]) for name in each[0]}
+        yield from zip(chunk, runs.stacked(stack, inputs), strict=True)
+
 
 SPARSITIES = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
@@ -63,6 +195,12 @@ def scan(
     Interrupted (KeyboardInterrupt), it warns and returns what it has. Anything else that stops it, a worker that dies
     included, raises ScanStopped, a PruneError with the result so far as `.partial`. Raises PruneError for empty data,
     sparsities outside [0, 1), unknown groups, a model that wears masks, and a `resume` of something else.
+
+    >>> layer = nn.Linear(2, 2, bias=False)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[2.0, 0.1], [0.1, 2.0]]))  # the two small ones are not needed
+    >>> found = scan(layer, (torch.eye(2), torch.tensor([0, 1])), (0.5,), progress=False)
+    >>> found.removed.tolist(), found.correct.tolist()  # 2 of the 4 weights go, and both labels are still right
+    ([[2]], [[2]])
     """
     check_plain(model)
     check_numbers(model)
@@ -77,9 +215,9 @@ def scan(
     with steady(model):
         dense = evaluate(model, data, split, batch_size=batch_size, loss=loss)
     job = Job(model, data, split, shares, batch_size, loss, dense)
-    empty = Scan(shares, (), dense, _called(granularity), _called(criterion), split, tuple(g.name for g in groups))
+    empty = Scan(shares, (), dense, describe(granularity), describe(criterion), split, tuple(g.name for g in groups))
     done = _resumed(resume, empty, groups)
-    todo = [(g, _scores_of(g, scores)) for g in groups if g.name not in done]
+    todo = [(g, {n: scores[n] for n in units.tensors_of(g, scores)}) for g in groups if g.name not in done]
     with undisturbed(model), tqdm(
         total=len(groups), initial=len(done), desc="sensitivity", unit="group", disable=not progress, leave=False
     ) as bar:  # fmt: skip
@@ -91,7 +229,9 @@ def scan(
                     _collected(empty, done).save(resume)
         except KeyboardInterrupt:
             partial = _collected(empty, done)
-            warn(f"interrupted: {len(done)} of {len(groups)} groups are scanned. {_how_to_go_on(resume)}", stacklevel=2)
+            where = f"resume={str(resume)!r}" if isinstance(resume, str | Path) else "resume= and the result"
+            said = f"interrupted: {len(done)} of {len(groups)} groups are scanned. To go on, call it again with {where}"
+            warn(said, stacklevel=2)
             return partial
         except Exception as error:
             raise ScanStopped.by(error, _collected(empty, done)) from error
@@ -118,14 +258,6 @@ def _groups(model: nn.Module, how: str | Granularity, only: Collection[str] | No
     return [g for g in found if g.name in only]
 
 
-def _called(thing: Any) -> str:
-    return thing if isinstance(thing, str) else getattr(thing, "__name__", None) or repr(thing)
-
-
-def _scores_of(group: Group, scores: Scores) -> Scores:
-    return {name: scores[name] for name in units.tensors_of(group, scores)}
-
-
 def _resumed(resume: Any, empty: Scan, groups: list[Group]) -> dict[str, Curve]:
     """The curves an earlier scan left, by name; PruneError if it was a scan of something else."""
     if resume is None or (isinstance(resume, str | Path) and not Path(resume).exists()):
@@ -134,7 +266,9 @@ def _resumed(resume: Any, empty: Scan, groups: list[Group]) -> dict[str, Curve]:
     if not isinstance(earlier, Scan):
         raise PruneError(f"resume is a {type(resume).__name__}: give a Scan, or the path of a saved one")
     here, there = empty.dense, earlier.dense
-    differing = [n for n in ("sparsities", "granularity", "criterion", "split") if _differ(n, earlier, empty)]
+    differing = [
+        n for n in ("sparsities", "granularity", "criterion", "split") if getattr(earlier, n) != getattr(empty, n)
+    ]
     if (here.n, here.correct) != (there.n, there.correct) or not isclose(here.loss, there.loss, rel_tol=1e-5):
         differing.append("the dense model's accuracy and loss, so that model, loss or data are others,")
     units_of = {g.name: g.units for g in groups}
@@ -145,19 +279,10 @@ def _resumed(resume: Any, empty: Scan, groups: list[Group]) -> dict[str, Curve]:
     return {c.name: c for c in earlier.curves if c.name in units_of}
 
 
-def _differ(name: str, one: Scan, other: Scan) -> bool:
-    return getattr(one, name) != getattr(other, name)
-
-
 def _collected(empty: Scan, done: Mapping[str, Curve]) -> Scan:
     names = empty.missing
     curves = tuple(done[n] for n in names if n in done)
     return replace(empty, curves=curves, missing=tuple(n for n in names if n not in done))
-
-
-def _how_to_go_on(resume: Any) -> str:
-    where = f"resume={str(resume)!r}" if isinstance(resume, str | Path) else "resume= and the result"
-    return f"To go on, call it again with {where}"
 
 
 def _curves(job: Job, todo: list[tuple[Group, Scores]], n_jobs: int | None) -> Iterator[Curve]:

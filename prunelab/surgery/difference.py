@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import units
-from ..batches import tensors, to
 from ..core import Group, Keep, device_of, mode
+from ..data import tensors, to
 from ..masking import bake, masked
-from ..measurement.conditions import attempt
+from ..running import attempt
 from .shrinking import shrink
 
 

@@ -17,9 +17,7 @@ from torch import nn
 
 from ..files import write_whole
 from .data import ZooError
-from .networks import cnn, mlp
-from .residual import resnet
-from .transformer import vit
+from .networks import cnn, mlp, resnet, vit
 
 REMAKE = "python -m prunelab.lab checkpoints"
 CARDS = "checkpoints.json"

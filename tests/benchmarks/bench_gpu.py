@@ -37,8 +37,7 @@ from torch.nn import functional as F
 import prunelab as pl
 from prunelab.files import write_whole
 from prunelab.measurement import Comparison, compare, macs, peak_memory, products, rates
-from prunelab.measurement.rounds import interleaved, waited_for
-from prunelab.measurement.timing import speedups, summary
+from prunelab.measurement.timing import Conditions, in_turns
 
 PACKAGES = ("torch", "torchvision", "transformers", "numpy", "scipy", "triton")
 Models = dict[str, nn.Module]
@@ -193,10 +192,8 @@ def steps(models: Models, where: Where, loss: Callable[[nn.Module], Tensor], bat
         model.zero_grad(set_to_none=True)
         memory[name] = peak(where.device, tasks[name])
         model.zero_grad(set_to_none=True)
-    waited = {name: waited_for(task, where.device) for name, task in tasks.items()}
-    times = interleaved(waited, rounds=where.pick(11, 7), device=where.device.type)
-    taken = {name: summary(t, batch, 1, where.device.type, "wall") for name, t in times.items()}
-    return asdict(Comparison(taken, speedups(times))) | {"peak_memory": memory}
+    on = Conditions(1, where.pick(11, 7), "wall", where.device.type)
+    return asdict(Comparison.of(in_turns(tasks, on), batch, on)) | {"peak_memory": memory}
 
 
 # Cases
@@ -277,12 +274,13 @@ def selection(where: Where) -> dict[str, Any]:
     groups = pl.granularity.weights(model)
     scores = pl.criteria.magnitude(model)
     tasks = {"on the device": lambda: pl.allocate(scores, groups, 0.5)}
-    times = interleaved({n: waited_for(t, where.device) for n, t in tasks.items()}, rounds=7, device=where.device.type)
+    on = Conditions(1, 7, "wall", where.device.type)
+    times = in_turns(tasks, on)
     keep = tasks["on the device"]()
     expected = pl.allocate({n: s.cpu() for n, s in scores.items()}, groups, 0.5)
     return {
         "weights": sum(g.units for g in groups),
-        "latency": asdict(summary(times["on the device"], 1, 1, where.device.type, "wall")),
+        "latency": asdict(Comparison.of(times, 1, on).latency["on the device"]),
         "peak_memory": peak(where.device, tasks["on the device"]),
         "as on the CPU": all(torch.equal(keep[n].cpu(), k) for n, k in expected.items()),
     }

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import prunelab as pl
 from prunelab import surgery, zoo
-from prunelab.measurement import pitfalls
+from prunelab.measurement import physics
 
 
 @cache
@@ -98,7 +98,7 @@ def pools() -> float:
 
 def odd() -> float:
     """How many times as long 33 channels take as 32."""
-    return 1 / pitfalls.odd_channels((32, 33)).speedup["33 channels"].ratio
+    return 1 / physics.odd_channels((32, 33)).speedup["33 channels"].ratio
 
 
 def masks_on() -> float:
@@ -106,7 +106,7 @@ def masks_on() -> float:
     dense = networks()["dense"]
     groups = pl.granularity.filters(dense, batch())
     keep = pl.allocate(pl.criteria.magnitude(dense), groups, 0.5, "layer")
-    return 1 / pitfalls.unbaked(dense, pl.expand(dense, groups, keep), batch(1)).speedup["masks on"].ratio
+    return 1 / physics.unbaked(dense, pl.expand(dense, groups, keep), batch(1)).speedup["masks on"].ratio
 
 
 CLAIMS: dict[str, tuple[Callable[[], float], float, float]] = {  # name -> (measure, at least, at most)

@@ -23,7 +23,7 @@ from torchvision.models import vgg
 
 import prunelab as pl
 from prunelab import sensitivity
-from prunelab.measurement.accuracy import Evaluation, evaluate
+from prunelab.measurement.evaluation import Evaluation, evaluate
 
 Points = list[Evaluation]
 

@@ -4,7 +4,6 @@ import pytest
 
 from prunelab.lab import race, trials
 from prunelab.measurement import Comparison, Latency, Speedup
-from prunelab.measurement.pitfalls import Experiment
 
 TIMES = {"dense": Latency(2e-3, 1e-3, 3e-3, 64, 1, "cpu", 7), "small": Latency(1e-3, 1e-3, 3e-3, 64, 1, "cpu", 7)}
 RATIOS = {"dense": Speedup(1.0, 1.0, 1.0), "small": Speedup(2.5, 2.0, 3.0)}
@@ -27,6 +26,6 @@ def test_a_race_needs_no_further_columns(capsys):
 
 
 def test_trials_say_how_many_times_as_long_the_second_way_takes(capsys):
-    found = trials("Traps", {"dense, small": Experiment("x", TIMES, RATIOS)})
+    found = trials("Traps", {"dense, small": Comparison(TIMES, RATIOS)})
     assert found == {"dense, small": pytest.approx(0.4)}
     assert capsys.readouterr().out.splitlines()[-1] == "dense, small | ≈ 2.00 ms | ≈ 1.00 ms | ≈ 0.400×"

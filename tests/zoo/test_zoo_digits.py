@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prunelab import zoo
-from prunelab.zoo import digits as module
+from prunelab.zoo import data as module
 
 SPLITS = ("train", "valid", "test")
 ORIGINS = [504, 213, 1356, 851, 26]  # the first scans of the test split

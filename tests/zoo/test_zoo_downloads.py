@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from prunelab import zoo
-from prunelab.zoo import downloads, formats, pictures
+from prunelab.zoo import downloads
+from prunelab.zoo import downloads as formats
+from prunelab.zoo import downloads as pictures
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ... import zoo
-from ...batches import batches
 from ...core import mode
+from ...data import batches
 from ...recovery import train
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ... import zoo
-from ...budget import GoalNotMet, How, fit_budget
+from ...budget import GoalNotMet, SearchOptions, fit_budget
 from ...core import PruneError
 from ...measurement import compare, evaluate
 from ..show import display
@@ -91,7 +91,7 @@ def exam() -> Exam:
 
 def equal_shares(paper: Exam) -> nn.Module:
     """The rival: magnitude, the same share of every layer, the same budget and steps."""
-    how = How(criteria=("magnitude",), rules=("uniform",), finalists=1, front=())
+    how = SearchOptions(criteria=("magnitude",), rules=("uniform",), finalists=1, front=())
     try:
         return fit_budget(
             paper.model, paper.data, latency=paper.budget, recover_steps=paper.steps, how=how, progress=False

@@ -8,7 +8,7 @@ from ... import zoo
 from ...budget import GoalNotMet, Result, fit_budget
 from ...core import PruneError
 from ...exports import export
-from ...measurement.conditions import first_inputs
+from ...running import first_inputs
 from ..show import display, fronts
 from .network_choice import pick
 

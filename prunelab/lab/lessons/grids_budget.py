@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ... import zoo
-from ...budget import How, Trial, fit_budget
+from ...budget import SearchOptions, Trial, fit_budget
 from ...measurement import evaluate
 
 NETWORKS = {
@@ -17,7 +17,7 @@ NETWORKS = {
     "exam": "a residual network",
 }
 BUDGET, STEPS = 0.5, 100
-HOW = How(front=(1.6, 1.3, 0.75, 0.6))
+HOW = SearchOptions(front=(1.6, 1.3, 0.75, 0.6))
 
 
 def fronts() -> Iterator[dict[str, Any]]:

@@ -12,16 +12,17 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ...allocation import allocate, expand, report
-from ...batches import batches, call
 from ...calibration import Calibration
 from ...core import Keep, mode
 from ...criteria import by_name as criterion_named
 from ...criteria import magnitude
+from ...data import batches
 from ...granularity import by_name as granularity_named
 from ...granularity import weights
 from ...masking import masked
 from ...measurement import evaluate
 from ...pipeline import Recipe
+from ...running import call
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,16 @@ def reading(model: nn.Module, recipe: Recipe, pictures: Any, calib: Calibration 
 def reading_of(model: nn.Module, keep: Keep, pictures: Any) -> Reading:
     """What the model would read of some pictures if only these of its single weights were kept."""
     masks = expand(model, [g for g in weights(model) if g.name in keep], keep)
-    with masked(model, masks), mode(model, training=False), torch.no_grad():
+    with masked(model, masks):
+        return read(model, pictures)
+
+
+def read(model: nn.Module, pictures: Any) -> Reading:
+    """What the model reads of some pictures as it is."""
+    with mode(model, training=False), torch.no_grad():
         found = [(call(model, x).argmax(1), y) for x, y in batches(pictures)]
-    read, truth = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return Reading(read.tolist(), float((read == truth).double().mean()))
+    labels, truth = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return Reading(labels.tolist(), float((labels == truth).double().mean()))
 
 
 def sweep(

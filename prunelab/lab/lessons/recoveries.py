@@ -13,8 +13,8 @@ from torch import nn
 from ... import zoo
 from ...measurement import evaluate
 from ...pipeline import Recipe, gradually, prune
-from ...recovery import Early, distil, finetune, reestimate, rewind_rates, rewind_weights, train
-from ...recovery.rewinding import State
+from ...recovery import Early, distil, finetune, recalibrate_batchnorm, rewind_rates, rewind_weights, train
+from ...recovery.methods import State
 from ..author.checkpoints import BATCH, PLANS
 from ..show.figure import table
 from . import contests
@@ -78,7 +78,7 @@ def _teacher(model: nn.Module, past: Past, data: zoo.Data) -> object:
 
 
 def _statistics(model: nn.Module, past: Past, data: zoo.Data) -> object:
-    return reestimate(model, data, batch_size=BATCH, seed=past.seed)
+    return recalibrate_batchnorm(model, data, batch_size=BATCH, seed=past.seed)
 
 
 def _nothing(model: nn.Module, past: Past, data: zoo.Data) -> object:

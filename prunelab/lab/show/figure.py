@@ -13,7 +13,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ...measurement.text import html as html_table
+from ...text import html as html_table
 from . import display, vector
 from .measuring import NO_CUDA, measured
 

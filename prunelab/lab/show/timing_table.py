@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...measurement import Comparison
-from ...measurement.pitfalls import Experiment
 from .figure import table
 from .measuring import measured
 
@@ -26,7 +25,7 @@ def race(caption: str, timed: Comparison, columns: Mapping[str, Mapping[str, Any
     return {name: found.ratio for name, found in timed.speedup.items()}
 
 
-def trials(caption: str, experiments: Mapping[str, Experiment]) -> dict[str, float]:
+def trials(caption: str, experiments: Mapping[str, Comparison]) -> dict[str, float]:
     """Show experiments of two ways each, a row an experiment; return how many times as long the second way takes."""
     ratios = {name: 1 / list(x.speedup.values())[1].ratio for name, x in experiments.items()}
     rows = [

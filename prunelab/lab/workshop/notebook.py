@@ -45,9 +45,10 @@ def section_code(nb: Notebook) -> dict[str, str]:
 
 
 def called(name: str, source: str) -> int:
-    """How often the source calls a name; for lab.explorer, a ready-made one of lab.plots counts too."""
+    """How often the source calls a name; for lab.explorer, lab.drawing and a ready-made one count too."""
     pattern = rf"\b{re.escape(name)}\("
-    return len(re.findall(pattern + (r"|\blab\.plots\.\w*explorer\(" if name == "lab.explorer" else ""), source))
+    ready_made = r"|\blab\.(plots\.\w*explorer|drawing)\(" if name == "lab.explorer" else ""
+    return len(re.findall(pattern + ready_made, source))
 
 
 def section_markdown(nb: Notebook) -> dict[str, str]:
@@ -126,7 +127,7 @@ def alts_of(html: str) -> list[str]:
 
 def without_pictures(text: str | list[str]) -> str:
     """Text without embedded picture data."""
-    return re.sub(r"data:image/[a-z+]+;base64,[\w+/=]+", "", joined(text))
+    return re.sub(r"data:[a-z]+/[a-z+-]+;base64,[\w+/=]+", "", joined(text))
 
 
 def joined(text: str | list[str] | None) -> str:

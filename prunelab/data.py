@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from .core import PruneError, shape
@@ -43,6 +43,9 @@ def batches(
     Dataset, a pair of tensors, a DataLoader, or a list of batches. Hugging Face's batches, dicts with "labels",
     become ({all else}, labels). `size` and `shuffle` (a generator, so that the order can be repeated) apply to what
     is not batched yet. Empty data raises PruneError.
+
+    >>> [len(targets) for _, targets in batches((torch.zeros(5, 8), torch.zeros(5)), size=2)]
+    [2, 2, 1]
     """
     source = _source(data, split, size)
     if isinstance(source, TensorDataset):
@@ -62,7 +65,11 @@ def unlabelled(batch: Any) -> Any:
 
 
 def count(data: Any, split: str = "train", *, size: int = 256) -> int:
-    """How many batches `batches` would yield. Empty data raises PruneError."""
+    """How many batches `batches` would yield. Empty data raises PruneError.
+
+    >>> count((torch.zeros(5, 8), torch.zeros(5)), size=2)
+    3
+    """
     source = _source(data, split, size)
     length = _length(source)
     if length is None:
@@ -120,7 +127,11 @@ def _slices(dataset: TensorDataset, size: int, shuffle: torch.Generator | None) 
 
 
 def tensors(nest: Any) -> Iterator[Tensor]:
-    """Every tensor in any nest of tuples, lists and dicts, in order."""
+    """Every tensor in any nest of tuples, lists and dicts, in order.
+
+    >>> list(tensors({"a": torch.tensor(1), "b": [torch.tensor(2), "text"]}))
+    [tensor(1), tensor(2)]
+    """
     if isinstance(nest, Tensor):
         yield nest
     elif isinstance(nest, (Mapping, tuple, list)):
@@ -129,7 +140,11 @@ def tensors(nest: Any) -> Iterator[Tensor]:
 
 
 def mapped(change: Callable[[Tensor], Tensor], nest: Any) -> Any:
-    """The same nest with every tensor changed; what is no tensor stays as it is."""
+    """The same nest with every tensor changed; what is no tensor stays as it is.
+
+    >>> mapped(lambda t: -t, (torch.tensor(1), "text"))
+    (tensor(-1), 'text')
+    """
     if isinstance(nest, Tensor):
         return change(nest)
     if isinstance(nest, Mapping):
@@ -149,14 +164,3 @@ def to(batch: Any, device: torch.device) -> Any:
         return tensor.to(device)
 
     return mapped(moved, batch)
-
-
-def call(model: nn.Module, inputs: Any) -> Any:
-    """model(x), model(*xs) or model(**xs), by what the inputs are; a Hugging Face output gives its logits."""
-    if isinstance(inputs, Mapping):
-        out = model(**inputs)
-    elif isinstance(inputs, (tuple, list)):
-        out = model(*inputs)
-    else:
-        out = model(inputs)
-    return getattr(out, "logits", out)

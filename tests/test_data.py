@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from prunelab.batches import batches, call, count, has_splits, mapped, split_of, tensors, to
 from prunelab.core import PruneError
+from prunelab.data import batches, count, has_splits, mapped, split_of, tensors, to
+from prunelab.running import call
 
 X, Y = torch.arange(10.0).view(5, 2), torch.arange(5)
 

@@ -1,0 +1,277 @@
+"""A network drawn layer by layer, a square a weight, that is pruned in the page at the pace of the hand.
+
+Everything is measured when the cell runs and travels inside the output: `drawing.js` needs no kernel, no library and
+no network. Where no script may run, a picture and a table of the same numbers stand.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...allocation import allocate, expand
+from ...core import Group, PruneError
+from ...criteria import magnitude
+from ...granularity import filters, weights
+from ...layers import BATCH_NORM, prunable
+from ...masking import apply, bake
+from ...measurement import macs, stored_bytes
+from ...recovery import reestimate
+from ...surgery import shrink
+from ..lessons.readings import Reading, read
+from . import display, figure
+from .measuring import measured
+
+PERCENT = tuple(range(99))  # the steps of single weights: the sparsity in percent
+READ_AT = (0, 20, 40, 50, 60, 70, 80, 85, 90, 95, 98)  # of those, where the network is run
+MOST_STEPS = 32  # of whole filters
+READ_EVERY = 4  # of those
+DIGITS = 30  # pictures shown
+STATISTICS = 1024  # training images on which BatchNorm's statistics are estimated again
+MOST_WEIGHTS = 400_000  # a byte each, and an output of at most 1 MB
+STAYS, TAKEN = (0, 158, 115), (128, 135, 148)  # a weight above zero, below zero: seen on light and dark, by anyone
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to prune, a step at a time: what is left at each step, and what is read at those that were measured."""
+
+    name: str  # "weights" or "filters"
+    sparsity: Sequence[float]  # asked for at each step
+    weights: list[int]  # that are not zero
+    parameters: list[int]
+    bytes: list[int]  # as stored
+    macs: list[int]  # of one sample
+    stale: dict[int, Reading]  # step -> what is read with the dense network's BatchNorm statistics ...
+    fresh: dict[int, Reading]  # ... and with statistics estimated again; empty without BatchNorm
+
+    def accuracy(self, sparsity: float, fresh: bool = True) -> float:
+        """The share that was read correctly at the measured step nearest to a sparsity."""
+        found = self.fresh if fresh and self.fresh else self.stale
+        return found[min(found, key=lambda step: abs(self.sparsity[step] - sparsity))].accuracy
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What was drawn: `.weights` and `.filters` hold the numbers, `.facts` is what the page gets."""
+
+    weights: Way
+    filters: Way
+    facts: dict[str, Any]
+
+
+def drawing(model: nn.Module, data: Any, *, start: float = 0.7, alt: str = "") -> Drawing:
+    """Draw a network that the reader prunes: a slider zeroes the weakest weights, a switch removes whole filters.
+
+    `model` is a plain network of convolutions and linear layers, `data` has `.train` and `.valid` as pairs of tensors,
+    square grey pictures first. Magnitude decides: among all weights, and in every layer for filters; nothing is
+    retrained. What is read is measured at the steps that the table lists; `start` is the sparsity shown first. The
+    model is left as it was. PruneError for a network that can't be drawn so.
+
+    >>> drawing(zoo.checkpoint("digits-cnn"), zoo.load("digits")).weights.weights[70]  # doctest: +SKIP
+    24547
+    """
+    layers = _layers(model, data)
+    net = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)  # twice as fast here
+    single, lasts = _single_weights(net, data)
+    whole, leaves = _whole_filters(net, data)
+    facts = {
+        "layers": layers,
+        "ways": [_facts(way) for way in (single, whole)],
+        "leaves": leaves,
+        "start": round(100 * start),
+        "side": data.valid.tensors[0].shape[-1],
+        "truth": data.valid.tensors[1][:DIGITS].tolist(),
+        "digits": _bytes(_grey(data.valid.tensors[0][:DIGITS])),
+        "count": len(data.valid),
+        "statistics": min(STATISTICS, len(data.train)),
+    }
+    alt = alt or "The network drawn layer by layer, a square for each weight; the weakest are gone."
+    _show(net, facts, lasts, (single, whole), figure.check_alt(alt))
+    return Drawing(single, whole, facts)
+
+
+# What is measured
+
+
+def _single_weights(net: nn.Module, data: Any) -> tuple[Way, dict[str, torch.Tensor]]:
+    """Weights become zero, the weakest of all first; and for each weight the number of steps for which it stays."""
+    groups, scores = weights(net), magnitude(net)
+    keeps = [allocate(scores, groups, percent / 100) for percent in PERCENT]
+    lasts = {g.name: torch.stack([keep[g.name] for keep in keeps]).sum(0) for g in groups}
+
+    def pruned(step: int) -> nn.Module:
+        sparse = copy.deepcopy(net)
+        return bake(apply(sparse, expand(sparse, groups, keeps[step])))
+
+    sizes = [_size(net, data)] * len(PERCENT)  # a zero is stored, and multiplied, like any other number
+    left = [sum(int(k.sum()) for k in keep.values()) for keep in keeps]
+    return _way("weights", [p / 100 for p in PERCENT], left, sizes, pruned, READ_AT, data), lasts
+
+
+def _whole_filters(net: nn.Module, data: Any) -> tuple[Way, dict[str, list[int]]]:
+    """Filters are removed, the weakest of every layer first; and for each filter the steps for which it stays."""
+    groups, scores = _filters(net, data), magnitude(net)
+    steps = min(MOST_STEPS, *(g.units for g in groups))
+    keeps = [allocate(scores, groups, step / steps, "layer") for step in range(steps)]
+    leaves = {g.name: torch.stack([keep[g.name] for keep in keeps]).sum(0).tolist() for g in groups}
+    small = [shrink(net, groups, keep) for keep in keeps]
+    left = [sum(w.numel() for w in prunable(each).values()) for each in small]
+    sizes = [_size(each, data) for each in small]
+    read_at = sorted({*range(0, steps, READ_EVERY), steps - 1})
+    sparsity = [step / steps for step in range(steps)]
+    return _way("filters", sparsity, left, sizes, small.__getitem__, read_at, data), leaves
+
+
+def _way(
+    name: str,
+    sparsity: Sequence[float],
+    left: list[int],
+    sizes: Sequence[tuple[int, int, int]],
+    pruned: Callable[[int], nn.Module],
+    read_at: Sequence[int],
+    data: Any,
+) -> Way:
+    stale, fresh = {}, {}
+    for step in read_at:
+        net = copy.deepcopy(pruned(step))
+        stale[step] = read(net, data.valid)
+        if any(isinstance(m, BATCH_NORM) and m.running_mean is not None for m in net.modules()):
+            reestimate(net, data.train[:STATISTICS])
+            fresh[step] = read(net, data.valid)
+    parameters, stored, operations = (list(column) for column in zip(*sizes, strict=True))
+    return Way(name, sparsity, left, parameters, stored, operations, stale, fresh)
+
+
+def _size(net: nn.Module, data: Any) -> tuple[int, int, int]:
+    """Parameters, bytes as stored, MACs of one sample."""
+    count = sum(p.numel() for p in net.parameters())
+    return count, stored_bytes(net, ["dense"])["dense"], macs(net, data.valid[:1][0])
+
+
+# What the page gets
+
+
+def _filters(net: nn.Module, data: Any) -> list[Group]:
+    return filters(net, data.valid[:2][0])
+
+
+def _layers(model: nn.Module, data: Any) -> list[dict[str, Any]]:
+    """Each layer's shape, and whose filters its rows and columns are: those of which group, and how many a filter."""
+    shapes = {name: tuple(w.shape) for name, w in prunable(model).items()}
+    odd = [f"{name} {shape}" for name, shape in shapes.items() if len(shape) not in (2, 4)]
+    if odd or not any(len(shape) == 4 for shape in shapes.values()):
+        raise PruneError(
+            f"the drawing is of 2-d convolutions and linear layers; {type(model).__name__} has "
+            f"{', '.join(odd) or 'no convolution'}"
+        )
+    total = sum(math.prod(shape) for shape in shapes.values())
+    if total > MOST_WEIGHTS:
+        raise PruneError(f"{type(model).__name__} has {total:,} weights; at most {MOST_WEIGHTS:,} fit in the page")
+    members = [(m, g.name) for g in _filters(model, data) for m in g.members]
+    rows = {m.tensor: name for m, name in members if m.dim == 0}
+    columns: dict[str, tuple[str | None, int]] = {m.tensor: (name, m.block) for m, name in members if m.dim == 1}
+    layers = []
+    for name, shape in shapes.items():
+        comes_from, block = columns.get(name, (None, 1))
+        kernel = shape[2:] or _square(block)
+        layers.append({
+            "name": name.removesuffix(".weight"), "rows": shape[0], "columns": shape[1] // block, "kernel": kernel,
+            "filters": rows.get(name), "inputs": comes_from,
+        })  # fmt: skip
+    return layers
+
+
+def _square(count: int) -> tuple[int, int]:
+    """A block of a linear layer's columns as a little picture: 4 are 2 x 2."""
+    side = math.isqrt(count)
+    return (side, side) if side * side == count else (1, count)
+
+
+def _facts(way: Way) -> dict[str, Any]:
+    """A way as JSON, its accuracies in the measured form."""
+    read = {
+        kind: {str(step): [measured(r.accuracy, "%"), r.labels[:DIGITS]] for step, r in getattr(way, kind).items()}
+        for kind in ("stale", "fresh")
+    }
+    counts = {key: getattr(way, key) for key in ("weights", "parameters", "bytes", "macs")}
+    return {"name": way.name, "steps": len(way.sparsity), **counts, **read}
+
+
+def _grey(pictures: torch.Tensor) -> torch.Tensor:
+    """Pictures as bytes, each from its darkest to its lightest."""
+    low, high = pictures.amin((1, 2, 3), keepdim=True), pictures.amax((1, 2, 3), keepdim=True)
+    return ((pictures - low) / (high - low) * 255).round().to(torch.uint8)
+
+
+def _bytes(values: torch.Tensor) -> str:
+    return base64.b64encode(values.contiguous().numpy().tobytes()).decode()
+
+
+# What is shown
+
+
+def _show(net: nn.Module, facts: dict[str, Any], lasts: dict[str, torch.Tensor], ways: Sequence[Way], alt: str) -> None:
+    tensors = prunable(net)
+    # A byte a weight: its sign, and for how many steps it stays.
+    signed = [lasts[name].flatten() * w.detach().sign().flatten() for name, w in tensors.items()]
+    packed = _bytes(torch.cat(signed).to(torch.int8))
+    told = base64.b64encode(json.dumps(facts, separators=(",", ":")).encode()).decode()
+    _, still = figure.drawing(lambda ax: _still(ax, tensors, facts, lasts), alt, figsize=(8.6, 2.5))
+    text, table = figure.render_table("Every measured position of the drawing", _COLUMNS, _rows(ways))
+    script, style = ((HERE / f"drawing.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
+    display.show(
+        f"{alt}\n{text}",
+        html=(
+            f'<div class="pl-drawing" data-facts="data:application/json;base64,{told}" '
+            f'data-weights="data:application/octet-stream;base64,{packed}"><style>{style}</style>'
+            f'<div class="pl-still">{display.image(still, alt)}<p>Run this cell to make it move.</p></div>'
+            f"<details><summary>The same as a table</summary>{table}</details><script>{script}</script></div>"
+        ),
+        png=still,
+        alt=alt,
+    )
+
+
+_COLUMNS: dict[str, str | None] = {
+    "what went": None, "weights left": None, "parameters": None, "bytes stored": None, "MACs a digit": None,
+    "read, old statistics": "%", "read, statistics estimated again": "%",
+}  # fmt: skip
+
+
+def _rows(ways: Sequence[Way]) -> list[list[Any]]:
+    rows = []
+    for way in ways:
+        for step, stale in way.stale.items():
+            fresh = way.fresh[step].accuracy if way.fresh else "no BatchNorm"
+            sizes = [way.weights[step], way.parameters[step], way.bytes[step], way.macs[step]]
+            rows.append([f"{100 * way.sparsity[step]:g} % of the {way.name}", *sizes, stale.accuracy, fresh])
+    return rows
+
+
+def _still(ax: Any, tensors: Mapping[str, torch.Tensor], facts: dict[str, Any], lasts: dict[str, torch.Tensor]) -> None:
+    """The drawing as it stands at first, on white."""
+    left = 0
+    for layer, (name, weight) in zip(facts["layers"], tensors.items(), strict=True):
+        height, width = layer["kernel"]
+        grid = (layer["rows"], layer["columns"], height, width)
+        stay, sign = (t.reshape(grid).permute(0, 2, 1, 3).flatten(2).flatten(0, 1) for t in (lasts[name], weight))
+        tone = (0.3 + 0.7 * (stay / len(PERCENT)) ** 2) * (stay > facts["start"])
+        ink = torch.where((sign > 0)[..., None], torch.tensor(STAYS), torch.tensor(TAKEN))
+        picture = (255 - tone[..., None] * (255 - ink)).to(torch.uint8).numpy()
+        ax.imshow(np.asarray(picture), extent=(left, left + picture.shape[1], picture.shape[0], 0))
+        ax.text(left, -6, layer["name"], va="bottom", fontsize=9)
+        left += max(picture.shape[1], 30) + 22
+    ax.set(xlim=(0, left), ylim=(195, -20), aspect="equal")
+    ax.axis("off")

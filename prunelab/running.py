@@ -1,0 +1,192 @@
+"""How to run a model without leaving a trace: call, try, hook, copy, compare; and what must hold before."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from .checks import check_count
+from .core import PruneError, mask_of, mode, places, shape
+from .data import batches, mapped, tensors
+from .text import listed
+
+
+def call(model: Callable[..., Any], inputs: Any) -> Any:
+    """model(x), model(*xs) or model(**xs), by what the inputs are; a Hugging Face output gives its logits.
+
+    >>> call(torch.add, (torch.tensor(1), torch.tensor(2)))
+    tensor(3)
+    """
+    if isinstance(inputs, Mapping):
+        out = model(**inputs)
+    elif isinstance(inputs, (tuple, list)):
+        out = model(*inputs)
+    else:
+        out = model(inputs)
+    return getattr(out, "logits", out)
+
+
+def attempt(model: nn.Module, inputs: Any, how: Callable[[nn.Module, Any], Any] = call) -> Any:
+    """The model's output; PruneError with the inputs' shapes if it cannot run on them."""
+    try:
+        return how(model, inputs)
+    except Exception as error:  # whatever a model's own code raises, an AssertionError included
+        given = ", ".join(f"{shape(t)} {t.dtype}" for t in tensors(inputs)) or type(inputs).__name__
+        raise PruneError(f"{type(model).__name__} cannot run on inputs of {given}: {error}") from error
+
+
+@contextmanager
+def undisturbed(*models: nn.Module) -> Iterator[None]:
+    """Eval mode for the length of a block; then every module's own mode and torch's random state are back."""
+    # Asking for a GPU's random state would start CUDA; where it has not been started there is none to keep.
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=gpus))
+        for model in models:
+            stack.enter_context(mode(model, training=False))
+        yield
+
+
+@contextmanager
+def uncached(model: nn.Module) -> Iterator[None]:
+    """No cache of keys and values for the length of a block, whatever the model's configurations say."""
+    held: list[Any] = [getattr(m, "config", None) for m in model.modules()]
+    found = {id(c): c for c in held if getattr(c, "use_cache", False)}
+    try:
+        for config in found.values():
+            config.use_cache = False
+        yield
+    finally:
+        for config in found.values():
+            config.use_cache = True
+
+
+@contextmanager
+def hooked(modules: Iterable[nn.Module], note: Callable[[nn.Module, tuple, dict], Any]) -> Iterator[None]:
+    """note(module, args, kwargs) before every forward of these modules, for the length of a block."""
+    with ExitStack() as stack:
+        for module in modules:
+            stack.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
+        yield
+
+
+def duplicate(model: nn.Module) -> nn.Module:
+    """A deep copy of the model, masks included; PruneError if it cannot be copied."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever a model's own __deepcopy__ raises
+        raise PruneError(f"{type(model).__name__} cannot be copied, and is pruned as a copy: {error}") from error
+
+
+def apart(one: Iterable[Tensor], other: Iterable[Tensor]) -> float:
+    """The largest difference of two lists of outputs, relative to the largest of the first; NaN where there is one.
+
+    >>> apart([torch.tensor([1.0, -4.0])], [torch.tensor([1.0, -3.0])])
+    0.25
+    """
+    worst = 0.0
+    for a, b in zip(one, other, strict=True):
+        if not a.numel():
+            continue
+        gap, largest = float((a.double() - b.double()).abs().max()), float(a.double().abs().max())
+        if gap != gap:
+            return gap
+        worst = max(worst, gap / largest if largest > 0 else gap)
+    return worst
+
+
+def children(module: nn.Module) -> dict[str, nn.Module]:
+    """The module's own children by name, one that is there twice included: `named_children` gives it once."""
+    return {name: child for name, child in module._modules.items() if child is not None}
+
+
+def storage_of(tensor: Tensor) -> int:
+    """What tells a tensor's storage from all others that are alive: views of one share it."""
+    return tensor.untyped_storage()._cdata
+
+
+def writes_to(tensor: Tensor) -> int:
+    """How often a tensor has been written into in place."""
+    return tensor._version
+
+
+def check_plain(model: nn.Module, called: str = "the model", *, ours: bool = True) -> None:
+    """Raise PruneError if masks are still on: every forward would compute w * mask anew, up to twice the time.
+
+    With ours=False only those of torch.nn.utils.prune are refused.
+    """
+    masked = [p.name for p in places(model) if ours and mask_of(p.module, p.attribute) is not None]
+    if masked:
+        raise PruneError(
+            f"{called} still wears masks, on {listed(masked)}: they cost time in every forward, so it would be "
+            "measured as slower than it is. Call pl.bake(model) first, or measure pl.bake(copy.deepcopy(model))"
+        )
+    theirs = [path or "the model itself" for path, m in model.named_modules() if _torch_pruned(m)]
+    if theirs:
+        raise PruneError(
+            f"{called} still wears the masks of torch.nn.utils.prune, on {listed(theirs)}: call "
+            'torch.nn.utils.prune.remove(module, "weight") on each first'
+        )
+
+
+def _torch_pruned(module: nn.Module) -> bool:
+    return any(isinstance(hook, prune.BasePruningMethod) for hook in module._forward_pre_hooks.values())
+
+
+def check_numbers(model: nn.Module) -> None:
+    """Raise PruneError if a weight or buffer holds a NaN, which would make accuracy and counts meaningless."""
+    named = (*model.named_parameters(), *model.named_buffers())
+    broken = [f"{name} {shape(t)}" for name, t in named if t.is_floating_point() and bool(t.isnan().any())]
+    if broken:
+        raise PruneError(
+            f"{listed(broken)} of {type(model).__name__} holds NaN: training diverged or a checkpoint is "
+            "damaged; go back to weights from before"
+        )
+
+
+def rows(inputs: Any) -> int:
+    """How many samples inputs hold: the length of the first tensor found in them.
+
+    >>> rows({"x": torch.zeros(3, 8)})
+    3
+    """
+    first = next((t for t in tensors(inputs) if t.dim() > 0), None)
+    if first is None or len(first) == 0:
+        given = type(inputs).__name__ if first is None else f"a tensor of shape {shape(first)}"
+        raise PruneError(f"the example holds no sample ({given}): give a batch, samples along its first dimension")
+    return len(first)
+
+
+def cut(inputs: Any, size: int | None) -> Any:
+    """The first `size` samples, of every tensor that has one row a sample; None leaves inputs whole.
+
+    >>> rows(cut(torch.zeros(3, 8), 2))
+    2
+    """
+    total = rows(inputs)
+    if size is None:
+        return inputs
+    check_count("batch_size", size)
+    return mapped(lambda t: t[:size] if t.dim() > 0 and len(t) == total else t, inputs)
+
+
+def first_inputs(data: Any, split: str, size: int) -> Any:
+    """The inputs of the data's first batch, at most `size` samples of them."""
+    check_count("batch_size", size)
+    for batch in batches(data, split, size=size):
+        return cut(pair(batch)[0], size)
+    raise PruneError(f"the {split} data is empty: there is nothing to run the model on")
+
+
+def pair(batch: Any) -> tuple[Any, Tensor]:
+    """The batch as (inputs, targets), or PruneError if it is something else."""
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[1], Tensor):
+        given = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, (tuple, list)) else type(batch).__name__
+        raise PruneError(f"a batch of the data is a {given}: give pairs (inputs, targets), targets a tensor")
+    return batch[0], batch[1]
