@@ -26,7 +26,7 @@ from ...granularity import filters, weights
 from ...layers import BATCH_NORM, prunable
 from ...masking import apply, bake
 from ...measurement import macs, stored_bytes
-from ...recovery import reestimate
+from ...recovery import recalibrate_batchnorm
 from ...surgery import shrink
 from ..lessons.readings import Reading, read
 from . import display, figure
@@ -148,7 +148,7 @@ def _way(
         net = copy.deepcopy(pruned(step))
         stale[step] = read(net, data.valid)
         if any(isinstance(m, BATCH_NORM) and m.running_mean is not None for m in net.modules()):
-            reestimate(net, data.train[:STATISTICS])
+            recalibrate_batchnorm(net, data.train[:STATISTICS])
             fresh[step] = read(net, data.valid)
     parameters, stored, operations = (list(column) for column in zip(*sizes, strict=True))
     return Way(name, sparsity, left, parameters, stored, operations, stale, fresh)
