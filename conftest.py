@@ -15,11 +15,11 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Notebook 08 needs the Llama: it is fetched here, once; where it can't be had, its cells are skipped."""
+    """Notebook 13 needs the Llama: it is fetched here, once; where it can't be had, its cells are skipped."""
     needy = [item for item in items if item.path.name.startswith("08_")]
     if needy and (reason := _no_llama()):
         for item in needy:
-            item.add_marker(pytest.mark.skip(f"the Llama of notebook 08 can't be had: {reason}"))
+            item.add_marker(pytest.mark.skip(f"the Llama of notebook 13 can't be had: {reason}"))
 
 
 def _no_llama():

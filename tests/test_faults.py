@@ -159,18 +159,18 @@ WRITERS = {
     "write_whole": Writer(("files",), _whole, _wholly),
     "save_plan": Writer(("surgery.plans",), _plan, _planned),
     "save_checkpoint": Writer(("zoo.trained",), _checkpoint, _checkpointed),
-    "progress": Writer(("lab.store",), _progress, _progressed),
+    "progress": Writer(("lab.learn.progress",), _progress, _progressed),
     "scan": Writer(("sensitivity.result",), _scan, _scanned),
     "download": Writer(("zoo.downloads",), _download, _downloaded, starts=False),
-    "publish": Writer(("lab.publish",), _publish, _published),
+    "publish": Writer(("lab.author.publish",), _publish, _published),
 }
 # One `write_whole` of bytes made beforehand, which is tested as such.
 ONE_WHOLE = {
-    "budget.result", "budget.search", "exports", "lab.course", "lab.editions", "lab.grids", "lab.guide", "lab.site",
-    "lab.timings", "recipes", "recovery.checkpoints",
+    "budget.result", "budget.search", "exports", "lab.author.grids", "lab.author.timings", "lab.workshop.course",
+    "lab.workshop.editions", "lab.workshop.guide", "lab.workshop.site", "recipes", "recovery.checkpoints",
 }  # fmt: skip
 # Logs of a line a run, whose last line a kill may cut; and folders filled aside, then renamed: each has its own tests.
-ELSEWHERE = {"lab.grids_llama", "lab.resuming", "reconstruction.blockwise", "zoo.llama"}
+ELSEWHERE = {"lab.author.resuming", "reconstruction.blockwise", "zoo.llama"}
 
 
 def writes(source: str) -> set[str]:

@@ -20,12 +20,6 @@ FLOORS = [
 
 # The rooms of the lab: each imports what stands before it.
 ROOMS = ["show", "learn", "lessons", "workshop", "author"]
-EXCEPTIONS = {  # module -> the room above that it imports from
-    "show/plots": "lessons",  # the type of a reading that it draws
-    "lessons/recoveries": "author",  # how the networks were trained
-    "lessons/grids_movement": "author",  # a long experiment that goes on where it stopped
-    "workshop/editions": "author",  # an edition is executed as the authors do
-}
 
 
 def floor_of(path: Path) -> str:
@@ -79,12 +73,16 @@ def complaints(source: str, path: Path) -> list[str]:
 
 
 def statements(source: str) -> list[str]:
-    """What an `__init__` holds besides its docstring, imports and dunder assignments."""
+    """What an `__init__` holds besides its docstring, imports, dunder assignments, `__getattr__` and `__dir__`.
+
+    A module's `__getattr__` imports a name when it is first asked for.
+    """
     other = []
     for node in ast.parse(source).body:
         named = isinstance(node, ast.Assign) and all(isinstance(t, ast.Name) and t.id[:2] == "__" for t in node.targets)
         text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        if not (named or text or isinstance(node, (ast.Import, ast.ImportFrom))):
+        lazy = isinstance(node, ast.FunctionDef) and node.name in ("__getattr__", "__dir__")
+        if not (named or text or lazy or isinstance(node, (ast.Import, ast.ImportFrom))):
             other.append(ast.unparse(node))
     return other
 
@@ -101,8 +99,7 @@ def test_imports_point_down(path):
     "path", [p for p in MODULES if p.parent.parent == ROOT / "lab"], ids=lambda p: str(p.relative_to(ROOT))
 )
 def test_the_rooms_of_the_lab_import_those_before_them(path):
-    exception = EXCEPTIONS.get(path.relative_to(ROOT / "lab").with_suffix("").as_posix())
-    assert rooms_above(path.read_text(encoding="utf-8"), path) == ({exception} if exception else set())
+    assert rooms_above(path.read_text(encoding="utf-8"), path) == set()
 
 
 def test_an_import_from_a_later_room_is_found():
@@ -165,6 +162,7 @@ def test_it_can_pass(where, source):
 
 def test_logic_in_an_init_is_found():
     assert statements('"""Doc."""\nfrom . import core\n__version__ = "1"') == []
+    assert statements("def __getattr__(name):\n    pass\ndef __dir__():\n    pass") == []
     assert statements("X = 1\ndef f():\n    pass\nif X:\n    pass") == [
         "X = 1",
         "def f():\n    pass",

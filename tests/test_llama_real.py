@@ -8,7 +8,7 @@ import torch
 
 import prunelab as pl
 from prunelab import zoo
-from prunelab.lab.lessons import llamas
+from prunelab.lab.lessons import lesson_13
 from prunelab.language import continued
 from prunelab.measurement import perplexity
 from prunelab.reconstruction import SparseGPT, Wanda, blockwise
@@ -28,7 +28,7 @@ def llama():
 
 @pytest.fixture(scope="module")
 def text(llama):
-    return llamas.text_for(llama)
+    return lesson_13.text_for(llama)
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +42,11 @@ def test_it_is_the_llama(llama, text, dense):
     assert "lm_head.weight" not in pl.prunable(llama.model)
     assert len(pl.prunable(llama.model)) == 30 * 7
     assert 10 < dense < 30
-    assert "gardener" in llamas.answer(llama, count=12).lower()
+    assert "gardener" in lesson_13.answer(llama, count=12).lower()
 
 
 def test_magnitude_ruins_it_and_wanda_does_not(llama, text, dense):
-    by_size = perplexity(llamas.by_magnitude(copy.deepcopy(llama.model), 0.5), text.test[:2]).value
+    by_size = perplexity(lesson_13.by_magnitude(copy.deepcopy(llama.model), 0.5), text.test[:2]).value
     model = copy.deepcopy(llama.model)
     blockwise(model, text.some(4), Wanda(), 0.5)
     by_wanda = perplexity(model, text.test[:2]).value
@@ -85,7 +85,7 @@ def test_masked_and_removed_agree_and_the_cache_is_right(llama, text, what):
     if what == "neurons":
         keep = pl.allocate(pl.criteria.glu_peak_to_peak(model), groups, 0.25, "layer")
     else:
-        keep = llamas.keep_without(what, 30, [3, 14, 25])
+        keep = lesson_13.keep_without(what, 30, [3, 14, 25])
     small = pl.shrink(model, groups, keep)
     with pl.masked(model, pl.expand(model, groups, keep)), torch.no_grad():
         masked = model(ids).logits
@@ -97,8 +97,8 @@ def test_masked_and_removed_agree_and_the_cache_is_right(llama, text, what):
 
 def test_influence_costs_less_than_chance(llama, text, dense):
     model, calib = llama.model, text.some(2)
-    by_influence = llamas.without(model, "layers", llamas.order(model, "layers", "influence", calib)[:3])
-    by_chance = llamas.without(model, "layers", llamas.order(model, "layers", "random", seed=0)[:3])
+    by_influence = lesson_13.without(model, "layers", lesson_13.order(model, "layers", "influence", calib)[:3])
+    by_chance = lesson_13.without(model, "layers", lesson_13.order(model, "layers", "random", seed=0)[:3])
     low, high = (perplexity(m, text.test[:2]).value for m in (by_influence, by_chance))
     assert dense < low < high
 

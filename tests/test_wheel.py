@@ -14,6 +14,7 @@ import pytest
 from prunelab.lab.workshop import course
 
 ROOT = Path(__file__).parents[1]
+AUTHORS = "prunelab/lab/author/"  # what only they run, from a checkout
 
 # What a learner's first minutes touch: the data, a network, a stored grid, an exercise, the notes, the commands.
 FIRST_MINUTES = """
@@ -79,8 +80,9 @@ def test_it_holds_the_notebooks_the_data_and_all_that_is_no_code(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"prunelab/notebooks/{p.name}" for p in course.notebooks()} <= names
     assert {f"prunelab/data/{p.name}" for p in (ROOT / "data").iterdir()} <= names
-    inside = [p for p in (ROOT / "prunelab").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
-    assert {p.relative_to(ROOT).as_posix() for p in inside} <= names
+    every = {p.relative_to(ROOT).as_posix() for p in (ROOT / "prunelab").rglob("*") if p.is_file()}
+    assert {name for name in every if "__pycache__" not in name and not name.startswith(AUTHORS)} <= names
+    assert not [name for name in names if name.startswith(AUTHORS)]
     assert not [name for name in names if name.startswith(("tests", "prunelab/tests"))]
 
 
@@ -92,6 +94,14 @@ def test_the_course_works_where_only_the_wheel_is(python, tmp_path):
     for line in ("read: True", "runs: True", "guide: True", "pages: True"):
         assert line in out
     assert "editions: ['hosted', 'instructor', 'learner', 'slides']" in out
+
+
+@pytest.mark.slow
+def test_an_authors_command_answers_there_with_a_sentence(python, tmp_path):
+    line = [python, "-m", "prunelab.lab", "grids", "scopes"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, env=_environment(), timeout=300)
+    assert done.returncode == 1
+    assert done.stderr == "grids is for authors: it runs from a checkout of the repository\n"
 
 
 @pytest.mark.slow

@@ -1,75 +1,58 @@
-"""What only a notebook needs: `from prunelab import lab`. Nothing else in prunelab imports it."""
+"""What only a notebook needs: `from prunelab import lab`. Nothing else in prunelab imports it.
 
-from .learn import scoreboard
-from .learn.claim import ClaimError, claim
-from .learn.exam import exam
-from .learn.exercise import check, exercise, hint, solution
-from .learn.network_choice import pick
-from .learn.predict import predict, reveal
-from .learn.progress import progress, reset
-from .learn.session import start
-from .learn.stored_grid import agreement_of, by_name, collect, grid
-from .learn.workbench import workbench
-from .lessons import llamas, movement_plots, plots_heads, plots_llama, plots_recovery, recoveries, returning, transfers
-from .lessons.contests import kept, moved, pruned, rewritten, shares_of, spread
-from .lessons.readings import by_hand, reading, reading_of, sweep
-from .show import agreement_map as maps
-from .show import fronts, plots
-from .show.drawing import drawing
-from .show.explorer import explorer
-from .show.figure import figure, table
-from .show.intervals import ahead
-from .show.measuring import NO_CUDA, measured
-from .show.timing_table import race, trials
+A name is imported when it is first asked for: a command that needs no torch does not wait for it.
+"""
 
-__all__ = [
-    "NO_CUDA",
-    "ClaimError",
-    "agreement_of",
-    "ahead",
-    "by_hand",
-    "by_name",
-    "check",
-    "claim",
-    "collect",
-    "drawing",
-    "exam",
-    "exercise",
-    "explorer",
-    "figure",
-    "fronts",
-    "grid",
-    "hint",
-    "kept",
-    "llamas",
-    "maps",
-    "measured",
-    "moved",
-    "movement_plots",
-    "pick",
-    "plots",
-    "plots_heads",
-    "plots_llama",
-    "plots_recovery",
-    "predict",
-    "progress",
-    "pruned",
-    "race",
-    "reading",
-    "reading_of",
-    "recoveries",
-    "reset",
-    "returning",
-    "reveal",
-    "rewritten",
-    "scoreboard",
-    "shares_of",
-    "solution",
-    "spread",
-    "start",
-    "sweep",
-    "table",
-    "transfers",
-    "trials",
-    "workbench",
-]
+import importlib.util
+from typing import Any
+
+__homes__ = {  # name -> its module; a lesson's module is found by its own name, lesson_NN
+    "ClaimError": "learn.claim",
+    "claim": "learn.claim",
+    "exam": "learn.exam",
+    "check": "learn.exercise",
+    "exercise": "learn.exercise",
+    "hint": "learn.exercise",
+    "solution": "learn.exercise",
+    "pick": "learn.network_choice",
+    "predict": "learn.predict",
+    "reveal": "learn.predict",
+    "progress": "learn.progress",
+    "reset": "learn.progress",
+    "scoreboard": "learn.scoreboard",
+    "start": "learn.session",
+    "by_name": "learn.stored_grid",
+    "collect": "learn.stored_grid",
+    "grid": "learn.stored_grid",
+    "workbench": "learn.workbench",
+    "kept": "lessons.pruned_networks",
+    "pruned": "lessons.pruned_networks",
+    "reading": "lessons.pruned_networks",
+    "reading_of": "lessons.pruned_networks",
+    "spread": "lessons.pruned_networks",
+    "drawing": "show.drawing",
+    "explorer": "show.explorer",
+    "figure": "show.figure",
+    "table": "show.figure",
+    "fronts": "show.fronts",
+    "ahead": "show.intervals",
+    "NO_CUDA": "show.measuring",
+    "measured": "show.measuring",
+    "plots": "show.plots",
+    "race": "show.timing_table",
+    "trials": "show.timing_table",
+}
+
+__all__ = [*__homes__]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+def __getattr__(name: str) -> Any:
+    home = f"lessons.{name}" if name.startswith("lesson_") else __homes__.get(name)
+    if home is None or importlib.util.find_spec(f".{home}", __name__) is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f".{home}", __name__)
+    return getattr(module, name, module)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Collection
 from pathlib import Path
-
-from ..core import PruneError
+from typing import Any
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,9 +17,18 @@ def main(arguments: list[str] | None = None) -> int:
     run = given.pop("run")
     try:
         return run(**given) or 0
-    except PruneError as error:
+    except ValueError as error:
+        if not isinstance(error, _prune_error()):
+            raise
         print(error, file=sys.stderr)
         return 1
+
+
+def _prune_error() -> type[ValueError]:
+    """PruneError, imported only here: it brings torch, for which `--help` does not wait."""
+    from ..core import PruneError
+
+    return PruneError
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,8 +97,13 @@ def _guide() -> None:
 def _build(out: Path, execute: bool) -> None:
     from .workshop import editions
 
-    for name, files in editions.build(out, execute).items():
+    written = editions.build(out)
+    for name, files in written.items():
         print(f"{name}: {len(files)} files in {out / name}")
+    if execute:
+        for path in written["instructor"]:
+            if path.suffix == ".ipynb":
+                _author("publish").publish(path, timeout=600)
 
 
 def _site(out: Path) -> None:
@@ -99,41 +113,44 @@ def _site(out: Path) -> None:
 
 
 def _timings(numbers: list[str], runs: int) -> None:
-    from .author import timings
-
-    timings.measure(numbers, runs)
+    _author("timings").measure(numbers, runs)
 
 
 def _publish(notebooks: list[Path]) -> None:
-    from .author import publish
-
+    publish = _author("publish")
     for path in notebooks:
         publish.publish(path)
 
 
 def _rules(notebooks: list[Path]) -> int:
-    from .author import rules
-
-    return rules.main(list(map(str, notebooks)))
+    return _author("rules").main(list(map(str, notebooks)))
 
 
 def _checkpoints(names: list[str]) -> None:
-    from .author import checkpoints
-
+    checkpoints = _author("checkpoints")
     checkpoints.remake(_among(names, checkpoints.PLANS))
 
 
 def _grids(names: list[str]) -> None:
-    from .author import grids
+    grids = _author("grids")
+    grids.remake(_among(names, grids.known()))
 
-    grids.remake(_among(names, grids.GRIDS))
+
+def _author(command: str) -> Any:
+    """The module of an author's command; PruneError where there is none, as in an installed wheel."""
+    try:
+        return importlib.import_module(f".author.{command}", __package__)
+    except ModuleNotFoundError as error:
+        if error.name not in (f"{__package__}.author", f"{__package__}.author.{command}"):
+            raise
+        raise _prune_error()(f"{command} is for authors: it runs from a checkout of the repository") from None
 
 
 def _among(names: list[str], known: Collection[str]) -> list[str]:
     """The names; PruneError if there is nothing of such a name."""
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise PruneError(f"there is no {', '.join(unknown)}: choose from {', '.join(known)}")
+        raise _prune_error()(f"there is no {', '.join(unknown)}: choose from {', '.join(known)}")
     return names
 
 

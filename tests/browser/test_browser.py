@@ -133,7 +133,7 @@ def _need_the_llama(name: str) -> None:
         try:
             fetch()
         except zoo.ZooError as error:
-            pytest.skip(f"the Llama of notebook 08 can't be had: {error}")
+            pytest.skip(f"the Llama of notebook 13 can't be had: {error}")
 
 
 def _moves(notebook: Opened, picture, before: tuple[str, str | None]) -> bool:

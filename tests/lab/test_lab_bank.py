@@ -108,9 +108,9 @@ def test_the_line_that_goes_astray_is_named(source, solution, line):
 
 
 def test_a_table_keeps_its_shape_whatever_stands_in_it():
-    row = bank.Misconception("07-1", "`a | b`", "not a\nnumber | text", "", "")
+    row = bank.Misconception("12-1", "`a | b`", "not a\nnumber | text", "", "")
     lines = bank.table([row]).strip().splitlines()
-    assert lines[0] == "**07-1.** Show it: no experiment has been written yet"
+    assert lines[0] == "**12-1.** Show it: no experiment has been written yet"
     assert lines[2:] == [
         "| wrong answer | what the learner is told |",
         "| --- | --- |",

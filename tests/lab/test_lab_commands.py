@@ -1,7 +1,11 @@
 """`python -m prunelab.lab`: a thin dispatcher, each of whose commands reaches what it names."""
 
+import inspect
+import sys
+
 import pytest
 
+from prunelab import lab
 from prunelab.lab import __main__ as commands
 from prunelab.lab.author import checkpoints, grids, timings
 from prunelab.lab.workshop import classroom, course, doctor, editions, guide, site
@@ -53,7 +57,7 @@ def test_an_error_is_a_sentence_and_an_exit_code(tmp_path, capsys):
 
 def test_the_others_print_what_they_made(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(guide, "text", lambda: "the guide")
-    monkeypatch.setattr(editions, "build", lambda out, execute: {"slides": [out, out]})
+    monkeypatch.setattr(editions, "build", lambda out: {"slides": [out, out]})
     monkeypatch.setattr(site, "build", lambda out: [out])
     monkeypatch.setattr(classroom, "gather", lambda folder: [])
     for line in (["guide"], ["build", "x"], ["site", "y"], ["class", "z"], ["rules", str(course.notebooks()[0])]):
@@ -69,7 +73,29 @@ def test_the_others_print_what_they_made(monkeypatch, tmp_path, capsys):
         assert words in out
 
 
+@pytest.mark.parametrize(
+    "line", [["grids"], ["publish", "x.ipynb"], ["rules", "x.ipynb"], ["timings"], ["checkpoints"]]
+)
+def test_an_authors_command_says_so_where_its_room_is_missing(monkeypatch, capsys, line):
+    """As in an installed wheel, which holds everything but `lab/author/`."""
+    for name in [name for name in sys.modules if name.startswith("prunelab.lab.author")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "prunelab.lab.author", None)
+    assert commands.main(line) == 1
+    assert capsys.readouterr().err == f"{line[0]} is for authors: it runs from a checkout of the repository\n"
+
+
 def test_an_unknown_command_is_refused(capsys):
     with pytest.raises(SystemExit):
         commands.main(["prune"])
     assert "doctor" in capsys.readouterr().err
+
+
+def test_every_name_of_the_lab_is_found_where_it_says():
+    for name in lab.__all__:
+        found = getattr(lab, name)
+        assert not inspect.ismodule(found) or found.__name__.endswith(f".{name}")
+    assert lab.lesson_00.__name__.endswith("lessons.lesson_00")
+    for name in ("lesson_99", "nothing"):
+        with pytest.raises(AttributeError, match=name):
+            getattr(lab, name)

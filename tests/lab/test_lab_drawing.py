@@ -48,9 +48,7 @@ def test_the_weights_that_go_are_those_of_the_librarys_masks(model, data, shown)
         masks = pl.expand(model, groups, keep)
         stays = torch.cat([masks[name].flatten() for name in pl.prunable(model)])
         assert torch.equal(signed.abs().int() > percent, stays)
-        assert facts["ways"][0]["weights"][percent] == sum(
-            row.kept for row in pl.report(groups, keep).layers
-        )
+        assert facts["ways"][0]["weights"][percent] == sum(row.kept for row in pl.report(groups, keep).layers)
 
 
 def test_the_filters_that_go_are_those_that_shrink_removes(model, data, shown):
@@ -82,7 +80,7 @@ def test_what_is_read_is_what_the_pruned_network_reads(model, data):
         assert found.weights.stale[percent] == lab.reading(model, pl.Recipe(sparsity=percent / 100), data.valid)
     small = pl.shrink(model, groups := pl.granularity.filters(model, data.valid[:2][0]),
                       pl.allocate(pl.criteria.magnitude(model), groups, 0.75, "layer"))  # fmt: skip
-    pl.recovery.reestimate(small, data.train[:])
+    pl.recovery.recalibrate_batchnorm(small, data.train[:])
     assert found.filters.accuracy(0.75) == pl.measurement.evaluate(small, data.valid).accuracy
 
 

@@ -60,11 +60,8 @@ class TestContract:
 
 
 def test_an_id_belongs_to_its_file():
-    import importlib
-
-    for id in EVERY:
-        module = importlib.import_module(f"prunelab.lab.lessons.exercises_{id[:2]}")
-        assert EVERY[id] in module.EXERCISES
+    for number in exercises.numbers():
+        assert {one.id[:2] for one in exercises.of_lesson(number)} == {number}
 
 
 def test_an_unknown_id_names_those_there_are():

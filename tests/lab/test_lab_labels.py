@@ -9,12 +9,23 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
+from prunelab.measurement.roofline import Layer, Roofline
 
 from prunelab import lab
-from prunelab.lab.lessons import movement_plots, plots_heads, plots_llama, plots_recovery
-from prunelab.lab.lessons.readings import Reading
-from prunelab.lab.show import agreement_map, figure, fronts, plots
-from prunelab.measurement.roofline import Layer, Roofline
+from prunelab.lab.lessons import (
+    lesson_00,
+    lesson_01,
+    lesson_02,
+    lesson_04,
+    lesson_05,
+    lesson_07,
+    lesson_09,
+    lesson_12,
+    lesson_13,
+    lesson_16,
+)
+from prunelab.lab.show import figure, plots
+from prunelab.lab.show.readings import Reading
 
 SLACK = 1.0  # pixels that two boxes may share, for a box is a little larger than its letters
 
@@ -117,24 +128,24 @@ def shape(**subplots):
 DRAWINGS = {
     "gallery": (
         shape(figsize=(7, 3.5)),
-        lambda ax: plots.read_gallery(ax, digits(24), list(range(10)) * 3, Reading([8] * 30, 0.1)),
+        lambda ax: lesson_00.read_gallery(ax, digits(24), list(range(10)) * 3, Reading([8] * 30, 0.1)),
     ),
     "curves": (shape(figsize=(7, 3.4)), lambda ax: plots.curves(ax, LEVELS, SEEDS)),
     "histogram": (
         shape(figsize=(7, 3)),
-        lambda ax: plots.histogram(
+        lambda ax: lesson_01.histogram(
             ax, torch.linspace(-1, 1, 500), torch.linspace(-1, 1, 500).abs() < 0.4, "The weights of fc1"
         ),
     ),
     "matrices": (
         shape(figsize=(7, 2.4), ncols=3),
-        lambda axes: plots.matrices(
+        lambda axes: lesson_01.matrices(
             axes, {"weights": torch.randn(10, 64), "mask": torch.rand(10, 64) > 0.5, "pruned": torch.randn(10, 64)}
         ),
     ),
     "choices": (
         shape(figsize=(7, 3.4)),
-        lambda ax: plots.choices(
+        lambda ax: lesson_01.choices(
             ax,
             torch.arange(6.0),
             torch.arange(6.0),
@@ -143,10 +154,10 @@ DRAWINGS = {
             ("L1 norm of the filter", "L2 norm"),
         ),
     ),
-    "marked_curve": (shape(figsize=(7, 3.4)), lambda ax: plots.marked_curve(ax, LEVELS, FALLING, "by lot", 0.99)),
+    "marked_curve": (shape(figsize=(7, 3.4)), lambda ax: lesson_01.marked_curve(ax, LEVELS, FALLING, "by lot", 0.99)),
     "crossings": (
         shape(figsize=(7, 3.8)),
-        lambda ax: plots.crossings(
+        lambda ax: lesson_02.crossings(
             ax,
             {
                 n: (LEVELS[1:], [0.1, 0.5, 1, 2, 5, 12, 50])
@@ -154,11 +165,11 @@ DRAWINGS = {
             },
         ),
     ),
-    "roof": (shape(figsize=(7, 4.2)), lambda ax: plots.roof(ax, {"batch 64": roofline(), "batch 1": roofline()})),
-    "predicted": (shape(figsize=(7, 4.6)), lambda ax: plots.predicted(ax, roofline())),
+    "roof": (shape(figsize=(7, 4.2)), lambda ax: lesson_02.roof(ax, {"batch 64": roofline(), "batch 1": roofline()})),
+    "predicted": (shape(figsize=(7, 4.6)), lambda ax: lesson_02.predicted(ax, roofline())),
     "speed_curve": (
         shape(figsize=(8, 3.4)),
-        lambda ax: plots.speed_curve(
+        lambda ax: lesson_02.speed_curve(
             ax,
             [1, 8, 64],
             {"½ filters": [1.1, 1.9, 2.5], "½ neurons": [1, 1, 1]},
@@ -169,7 +180,7 @@ DRAWINGS = {
     ),
     "shares": (
         shape(figsize=(8, 3.6)),
-        lambda ax: plots.shares(
+        lambda ax: lesson_04.shares(
             ax,
             ["conv1", "conv2", "conv3", "conv4", "fc1", "fc2"],
             {n: [0.5] * 6 for n in ("local", "global", "ERK", "LAMP", "by hand")},
@@ -179,15 +190,15 @@ DRAWINGS = {
         shape(figsize=(9, 3.8), ncols=2, sharey=True),
         lambda axes: plots.before_after(axes, LEVELS, SEEDS, SEEDS),
     ),
-    "by_hand": (
+    "draw_by_hand": (
         shape(figsize=(7, 3.2)),
-        lambda ax: plots.by_hand(
+        lambda ax: lesson_04.draw_by_hand(
             ax, dict.fromkeys(("conv2", "conv3", "conv4", "fc1"), 0.9), {(0.9,) * 4: (0.98, 0.85)}
         ),
     ),
     "layer_scan": (
         shape(figsize=(7, 3.8)),
-        lambda ax: plots.layer_scan(ax, LEVELS[1:], {f"conv{i}": FALLING["by lot"][1:] for i in range(6)}, 0.97),
+        lambda ax: lesson_05.layer_scan(ax, LEVELS[1:], {f"conv{i}": FALLING["by lot"][1:] for i in range(6)}, 0.97),
     ),
     "bars_over_networks": (
         shape(figsize=(7, 3.6)),
@@ -195,17 +206,17 @@ DRAWINGS = {
     ),
     "judged": (
         shape(figsize=(6, 3.8)),
-        lambda ax: plots.judged(
+        lambda ax: lesson_05.judged(
             ax, {"scores": np.arange(64), "truth": np.arange(64), "criterion": "fisher", "layer": "conv4"}
         ),
     ),
     "agreement_map": (
         shape(figsize=(6.4, 5)),
-        lambda ax: agreement_map.agreement_map(ax, [f"criterion {i}" for i in range(10)], table(10, 10), 0.2),
+        lambda ax: lesson_05.agreement_map(ax, [f"criterion {i}" for i in range(10)], table(10, 10), 0.2),
     ),
     "kept_of": (
         shape(figsize=(9, 4.2), ncols=2, sharey=True),
-        lambda axes: movement_plots.kept_of(
+        lambda axes: lesson_07.kept_of(
             axes,
             {
                 n: {"before": torch.randn(50), "after": torch.randn(50), "kept": torch.arange(50) > 40}
@@ -215,11 +226,11 @@ DRAWINGS = {
     ),
     "advantage": (
         shape(figsize=(7, 4.2)),
-        lambda ax: movement_plots.advantage(ax, RATES, LEFT, table(6, 4) - 0.5, table(6, 4) - 0.6, table(6, 4) - 0.4),
+        lambda ax: lesson_07.advantage(ax, RATES, LEFT, table(6, 4) - 0.5, table(6, 4) - 0.6, table(6, 4) - 0.4),
     ),
     "race": (
         shape(figsize=(9.5, 4.2), ncols=2, sharey=True),
-        lambda axes: movement_plots.race(
+        lambda axes: lesson_07.race(
             axes,
             LEFT,
             {
@@ -231,29 +242,29 @@ DRAWINGS = {
     ),
     "stayed": (
         shape(figsize=(7, 3.6)),
-        lambda ax: movement_plots.stayed(ax, RATES, {"magnitude": table(5, 6), "movement": table(5, 6)}),
+        lambda ax: lesson_07.stayed(ax, RATES, {"magnitude": table(5, 6), "movement": table(5, 6)}),
     ),
     "field": (
         shape(figsize=(6.5, 2.8)),
-        lambda ax: movement_plots.field(ax, {name: table(5, 4) for name in movement_plots.ROWS}, 1),
+        lambda ax: lesson_07.field(ax, {name: table(5, 4) for name in lesson_07.ROWS}, 1),
     ),
     "missed": (
         shape(figsize=(8, 3)),
-        lambda ax: plots_heads.missed(ax, {f"block {i}": torch.linspace(-0.2, 1.234, 8) for i in range(4)}),
+        lambda ax: lesson_12.missed(ax, {f"block {i}": torch.linspace(-0.2, 1.234, 8) for i in range(4)}),
     ),
     "orders": (
         shape(figsize=(9.5, 4), ncols=2, sharey=True),
-        lambda axes: plots_heads.orders(axes, [0, 4, 8, 12, 16, 20, 24, 28], SEEDS, SEEDS),
+        lambda axes: lesson_12.orders(axes, [0, 4, 8, 12, 16, 20, 24, 28], SEEDS, SEEDS),
     ),
     "board": (
         shape(figsize=(8.5, 5)),
-        lambda ax: plots_heads.board(
+        lambda ax: lesson_12.board(
             ax, digits(1)[0], [torch.rand(8, 17, 17)] * 4, {"kept": ["11110000"] * 4, "before": 0.5, "after": 0.9}
         ),
     ),
     "by_pattern": (
         shape(figsize=(8, 4)),
-        lambda ax: plots_llama.by_pattern(
+        lambda ax: lesson_13.by_pattern(
             ax,
             [
                 {"pattern": p, "method": m, "perplexity": 100.0 * (1 + i + k)}
@@ -265,11 +276,11 @@ DRAWINGS = {
     ),
     "influence": (
         shape(figsize=(8, 3)),
-        lambda ax: plots_llama.influence(ax, list(np.geomspace(0.02, 0.6, 30)), [3, 4, 5]),
+        lambda ax: lesson_13.influence(ax, list(np.geomspace(0.02, 0.6, 30)), [3, 4, 5]),
     ),
     "depth": (
         shape(figsize=(9, 3.8), ncols=2, sharey=True),
-        lambda axes: plots_llama.depth(
+        lambda axes: lesson_13.depth(
             axes,
             {
                 w: {r: {1: [20.0, 21.0], 3: [30.0, 40.0], 8: [90.0, 400.0]} for r in ("influence", "angle", "by lot")}
@@ -280,20 +291,20 @@ DRAWINGS = {
     ),
     "said": (
         shape(figsize=(8, 1.6)),
-        lambda ax: plots_llama.said(ax, "8 layers out", {"perplexity": 105.5, "text": "word and " * 60}),
+        lambda ax: lesson_13.said(ax, "8 layers out", {"perplexity": 105.5, "text": "word and " * 60}),
     ),
-    "cliff": (shape(figsize=(7, 3.8)), lambda ax: plots_recovery.cliff(ax, *returns(), DENSE)),
+    "cliff": (shape(figsize=(7, 3.8)), lambda ax: lesson_09.cliff(ax, *returns(), DENSE)),
     "no_return": (
         shape(figsize=(7, 3.6)),
-        lambda ax: plots_recovery.no_return(ax, returns()[0], returns()[1][0], DENSE, 0.02),
+        lambda ax: lesson_09.no_return(ax, returns()[0], returns()[1][0], DENSE, 0.02),
     ),
     "ways": (
         shape(figsize=(9, 4.6), nrows=2, ncols=2, sharex=True),
-        lambda axes: plots_recovery.ways(axes.flat, {f"{n} % zeros, 378 steps": WAYS for n in (50, 80, 95, 98)}),
+        lambda axes: lesson_09.ways(axes.flat, {f"{n} % zeros, 378 steps": WAYS for n in (50, 80, 95, 98)}),
     ),
     "stored_front": (
         shape(figsize=(7, 4)),
-        lambda ax: fronts.stored_front(ax, lab.grid("fronts"), fronts.networks(lab.grid("fronts"))[0], 0.5),
+        lambda ax: lesson_16.stored_front(ax, lab.grid("fronts"), lesson_16.networks(lab.grid("fronts"))[0], 0.5),
     ),
 }
 
@@ -307,7 +318,19 @@ def test_no_label_collides(name):
 
 
 def test_every_drawing_of_the_course_is_among_them():
-    rooms = (plots, agreement_map, movement_plots, plots_heads, plots_llama, plots_recovery)
+    rooms = (
+        plots,
+        lesson_00,
+        lesson_01,
+        lesson_02,
+        lesson_04,
+        lesson_05,
+        lesson_07,
+        lesson_09,
+        lesson_12,
+        lesson_13,
+        lesson_16,
+    )
     own = {
         name
         for room in rooms

@@ -15,8 +15,8 @@ def shown(text):
 def test_a_question_is_read_with_its_result_and_reasons():
     nb = new_notebook()
     asks = (
-        'a = lab.predict(\n    "07-x", "How many " "[of 3]?", options=["few", "many"])\n'
-        'b = lab.predict("07-y", "When?", slider=(0, 1, 0.1, "%"))'
+        'a = lab.predict(\n    "12-x", "How many " "[of 3]?", options=["few", "many"])\n'
+        'b = lab.predict("12-y", "When?", slider=(0, 1, 0.1, "%"))'
     )
     tells = [
         "The guess beside the result for: How many [of 3]? The result: few.\n- “many”: it sounds: much.",
@@ -30,8 +30,8 @@ def test_a_question_is_read_with_its_result_and_reasons():
     ]
     nbformat.validate(nb)
     assert contents.questions(nb) == [
-        contents.Question("07-x", "How many [of 3]?", ("few", "many"), None, "few", {"many": "it sounds: much."}),
-        contents.Question("07-y", "When?", (), (0, 1, 0.1, "%"), "≈ 93.6 %", {"": "Late is late."}),
+        contents.Question("12-x", "How many [of 3]?", ("few", "many"), None, "few", {"many": "it sounds: much."}),
+        contents.Question("12-y", "When?", (), (0, 1, 0.1, "%"), "≈ 93.6 %", {"": "Late is late."}),
     ]
 
 

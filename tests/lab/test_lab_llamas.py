@@ -1,8 +1,7 @@
-"""What notebook 08 and its grids are made of, on a tiny decoder."""
+"""What notebook 13 and its grids are made of, on a tiny decoder."""
 
 import json
 import math
-import sys
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from tiny_decoders import decoder, token_ids
 
 import prunelab as pl
 from prunelab import zoo
-from prunelab.lab.lessons import grids_llama, llamas, plots_llama
+from prunelab.lab.lessons import lesson_13
 from prunelab.lab.show import figure
 from prunelab.language import next_token_loss, next_tokens
 from prunelab.reconstruction import SparseGPT, Wanda
@@ -37,11 +36,11 @@ def llama():
 
 
 def test_the_text_in_three_pieces(llama):
-    text = llamas.text_for(llama)
+    text = lesson_13.text_for(llama)
     assert text.test.shape == (16, 256)
     assert text.calib.batches[0][0].shape == (16, 255)
     assert len(text.train) > 20
-    every = llamas.windows(llamas.tokens(Words(), zoo.reference_text()), 256)
+    every = lesson_13.windows(lesson_13.tokens(Words(), zoo.reference_text()), 256)
     calib = text.calib.batches[0][0]
     assert torch.equal(torch.cat([text.test[:, :-1], text.train[:, :-1], calib]), every[:, :-1]), "nothing is in two"
     assert torch.equal(text.some(3).batches[0][1], text.calib.batches[0][1][:3])
@@ -51,32 +50,34 @@ def test_orders():
     model = decoder()
     for what in ("layers", "mlps", "attentions"):
         for rule in ("influence", "block influence", "random", "last"):
-            assert sorted(llamas.order(model, what, rule, CALIB)) == [0, 1, 2, 3]
-    assert llamas.order(model, "layers", "last") == [2, 1, 0, 3]
-    assert llamas.order(model, "layers", "random", seed=1) != llamas.order(model, "layers", "random", seed=2)
+            assert sorted(lesson_13.order(model, what, rule, CALIB)) == [0, 1, 2, 3]
+    assert lesson_13.order(model, "layers", "last") == [2, 1, 0, 3]
+    assert lesson_13.order(model, "layers", "random", seed=1) != lesson_13.order(model, "layers", "random", seed=2)
     found = pl.allocation.unit_scores(pl.criteria.BlockInfluence()(model, CALIB), pl.granularity.layers(model), "sum")
-    assert llamas.order(model, "layers", "influence", CALIB) == found["layers"].argsort(stable=True).tolist()
-    assert llamas.order(model, "mlps", "block influence", CALIB) == llamas.order(model, "layers", "influence", CALIB)
-    run = llamas.order(model, "layers", "run", CALIB, n=2)[:2]
+    assert lesson_13.order(model, "layers", "influence", CALIB) == found["layers"].argsort(stable=True).tolist()
+    assert lesson_13.order(model, "mlps", "block influence", CALIB) == lesson_13.order(
+        model, "layers", "influence", CALIB
+    )
+    run = lesson_13.order(model, "layers", "run", CALIB, n=2)[:2]
     assert abs(run[0] - run[1]) == 1
 
 
 def test_without():
     model = decoder()
-    small = llamas.without(model, "layers", [1, 2])
+    small = lesson_13.without(model, "layers", [1, 2])
     assert len(small.model.layers) == 2
     assert torch.equal(small.model.layers[1].mlp.up_proj.weight, model.model.layers[3].mlp.up_proj.weight)
 
 
 @pytest.mark.parametrize(("said", "pattern"), [("2:4", pl.NM(2, 4)), ("50 %", 0.5), ("30 %", 0.3)])
 def test_patterns(said, pattern):
-    assert llamas.pattern_of(said) == pattern
+    assert lesson_13.pattern_of(said) == pattern
 
 
 @pytest.mark.parametrize("method", [None, Wanda(), SparseGPT()])
 @pytest.mark.parametrize("pattern", [0.5, pl.NM(2, 4)])
 def test_pruned_copies(llama, method, pattern):
-    pruned = llamas.pruned_llama(llama, method, pattern, CALIB)
+    pruned = lesson_13.pruned_llama(llama, method, pattern, CALIB)
     zeros = [float((w == 0).float().mean()) for w in pl.prunable(pruned).values()]
     assert zeros == pytest.approx([0.5] * len(zeros), abs=0.01)
     assert all(bool((w != 0).all()) for w in pl.prunable(llama.model).values()), "the Llama itself stays whole"
@@ -85,7 +86,7 @@ def test_pruned_copies(llama, method, pattern):
 def test_inputs_of_a_layer():
     model = decoder()
     layer = model.model.layers[1].mlp.down_proj
-    x = llamas.inputs_of(model, layer, CALIB)
+    x = lesson_13.inputs_of(model, layer, CALIB)
     assert x.shape == (4 * 11, 48)
     wanted = pl.calibration.input_norms(model, CALIB)["model.layers.1.mlp.down_proj.weight"]
     assert torch.allclose(x.norm(dim=0), wanted, rtol=1e-4)
@@ -102,25 +103,25 @@ RUNS = [
 
 
 def test_curves_and_their_rows():
-    found = llamas.curves(RUNS, ("mlps",), ("random",))
+    found = lesson_13.curves(RUNS, ("mlps",), ("random",))
     assert found == {"mlps": {"random": {1: [2.0, 8.0], 3: [9.0]}}}
-    assert llamas.rows(found) == [
+    assert lesson_13.rows(found) == [
         ["mlps", "random", "1", pytest.approx(4.0)],
         ["mlps", "random", "3", pytest.approx(9)],
     ]
-    assert llamas.middle([2, 8]) == pytest.approx(4)
+    assert lesson_13.middle([2, 8]) == pytest.approx(4)
 
 
 def test_drawings():
     """Each draws on the axes that it is given."""
-    curves = llamas.curves(RUNS, ("mlps", "layers"), ("random",))
+    curves = lesson_13.curves(RUNS, ("mlps", "layers"), ("random",))
     runs = [{"method": m, "pattern": p, "perplexity": 9.0} for m in ("a", "b") for p in ("50 %", "2:4")]
     for paint, shape in (
-        (lambda axes: plots_llama.depth(axes, curves, 1.0), {"ncols": 2}),
-        (lambda ax: plots_llama.by_pattern(ax, runs, 3.0), {}),
-        (lambda ax: plots_llama.influence(ax, [0.5, 0.1], [1]), {}),
-        (lambda ax: plots_llama.said(ax, "2 out", {"perplexity": 30.0, "text": "It costs $5 and $6. " * 60}), {}),
-        (lambda ax: plots_llama.said(ax, "all out", {"perplexity": 3e5, "text": ""}), {}),
+        (lambda axes: lesson_13.depth(axes, curves, 1.0), {"ncols": 2}),
+        (lambda ax: lesson_13.by_pattern(ax, runs, 3.0), {}),
+        (lambda ax: lesson_13.influence(ax, [0.5, 0.1], [1]), {}),
+        (lambda ax: lesson_13.said(ax, "2 out", {"perplexity": 30.0, "text": "It costs $5 and $6. " * 60}), {}),
+        (lambda ax: lesson_13.said(ax, "all out", {"perplexity": 3e5, "text": ""}), {}),
     ):
         html, png = figure.drawing(paint, "A drawing of notebook 08.", **shape)
         assert "<svg" in html
@@ -128,28 +129,15 @@ def test_drawings():
 
 
 def test_a_conversation(llama, capsys):
-    answer = llamas.answer(llama, count=3)
+    answer = lesson_13.answer(llama, count=3)
     assert len(answer.split()) <= 3
-    llamas.conversation({"whole": answer})
+    lesson_13.conversation({"whole": answer})
     assert capsys.readouterr().out.startswith("the question: Why does a gardener prune a tree?\nwhole: ")
 
 
-def test_a_grid_goes_on_where_it_was(tmp_path, monkeypatch):
-    monkeypatch.setenv("PRUNELAB_CACHE", str(tmp_path))
-    points, calls = [{"x": 1}, {"x": 2}, {"x": 3}], []
-
-    def run(x):
-        calls.append(x)
-        if x == 3 and len(calls) == 3:
-            raise KeyboardInterrupt
-        return {"y": x * x}
-
-    with pytest.raises(KeyboardInterrupt):
-        list(grids_llama.resumable("g", points, run))
-    assert len((tmp_path / "grid-g.jsonl").read_text().splitlines()) == 2
-    assert list(grids_llama.resumable("g", points, run)) == [{"x": x, "y": x * x} for x in (1, 2, 3)]
-    assert calls == [1, 2, 3, 3]
-    assert not (tmp_path / "grid-g.jsonl").exists()
+def made_by(grid):
+    points, run = grid()
+    return [point | run(point) for point in points]
 
 
 def test_the_grids_run(llama, tmp_path, monkeypatch):
@@ -157,14 +145,13 @@ def test_the_grids_run(llama, tmp_path, monkeypatch):
     monkeypatch.setenv("PRUNELAB_CACHE", str(tmp_path))
     big = zoo.Llama(decoder(num_hidden_layers=9), Words())
     rows = token_ids(2, 8)
-    text = llamas.Text(rows, rows, CALIB)
-    module = sys.modules["prunelab.lab.lessons.grids_llama"]
-    monkeypatch.setattr(module.zoo, "llama", lambda: big)
-    monkeypatch.setattr(module.llamas, "text_for", lambda _: text)
-    monkeypatch.setattr(module.llamas, "answer", lambda llama, model: "a tree")
-    runs = list(grids_llama.depth_grid())
+    text = lesson_13.Text(rows, rows, CALIB)
+    monkeypatch.setattr(lesson_13.zoo, "llama", lambda: big)
+    monkeypatch.setattr(lesson_13, "text_for", lambda _: text)
+    monkeypatch.setattr(lesson_13, "answer", lambda llama, model: "a tree")
+    runs = made_by(lesson_13.depth_grid)
     assert all(math.isfinite(r["perplexity"]) and r["low"] <= r["perplexity"] <= r["high"] for r in runs)
     assert [len(r["out"]) for r in runs] == [r["removed"] for r in runs]
     assert {r["what"] for r in runs if "text" in r} == {"layers", "mlps", "attentions"}
-    assert len(list(grids_llama.weights_grid())) == 1 + 3 * len(grids_llama.SPARSITIES)
+    assert len(made_by(lesson_13.weights_grid)) == 1 + 3 * len(lesson_13.SPARSITIES)
     json.dumps(runs)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from prunelab.lab.lessons.returning import Interval, interval, last_return, leads, point_of_no_return, spread, standings
+from prunelab.lab.lessons.lesson_09 import Interval, interval, last_return, leads, point_of_no_return, spread, standings
 
 
 def test_an_interval_by_hand():

@@ -28,12 +28,12 @@ def as_it_was():
 def test_start_gives_the_same_numbers_and_the_same_line_each_time(capsys):
     drawn = []
     for _ in range(2):
-        lab.start("03")
+        lab.start("04")
         drawn.append((torch.rand(3).tolist(), np.random.rand(), random.random()))
     first, second = capsys.readouterr().out.splitlines()
     assert drawn[0] == drawn[1]
     assert first == second
-    assert first.startswith("Notebook 03 is ready: seed 0, one torch thread")
+    assert first.startswith("Notebook 04 is ready: seed 0, one torch thread")
     assert torch.get_num_threads() == 1
 
 
@@ -46,7 +46,7 @@ def test_the_line_says_what_gpu_there_is_in_the_measured_form(capsys, monkeypatc
     for count in (0, 1, 2):
         monkeypatch.setattr(torch.cuda, "is_available", lambda count=count: count > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
-        lab.start("03")
+        lab.start("04")
         lines.append(capsys.readouterr().out)
     assert len(set(lines)) == 3
     assert len({re.sub(PATTERN, "", line) for line in lines}) == 1

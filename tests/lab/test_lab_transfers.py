@@ -1,4 +1,4 @@
-"""Notebook 05's experiment: the halves of the task, the runs, the interval, and a grid that survives a kill."""
+"""Notebook 07's experiment: the halves of the task, the runs, the interval, and a grid that survives a kill."""
 
 import json
 
@@ -9,18 +9,18 @@ from scipy import stats
 
 import prunelab as pl
 from prunelab.lab.author.resuming import resumable
-from prunelab.lab.lessons import grids_movement, transfers
+from prunelab.lab.lessons import lesson_07
 from prunelab.lab.show import intervals
 
 
 @pytest.fixture(scope="module")
 def before():
-    return transfers.zoo.mlp(classes=5, hidden=(30, 20), seed=0)
+    return lesson_07.zoo.mlp(classes=5, hidden=(30, 20), seed=0)
 
 
 def test_the_halves_share_no_digit():
-    first, last = transfers.half(last=False), transfers.half(last=True)
-    whole = transfers.zoo.load("digits")
+    first, last = lesson_07.half(last=False), lesson_07.half(last=True)
+    whole = lesson_07.zoo.load("digits")
     for split in ("train", "valid", "test"):
         labels = getattr(whole, split).tensors[1]
         assert len(getattr(first, split)[1]) == int((labels < 5).sum())
@@ -28,10 +28,10 @@ def test_the_halves_share_no_digit():
         assert set(getattr(first, split)[1].tolist()) == {0, 1, 2, 3, 4}
 
 
-@pytest.mark.parametrize("way", transfers.WAYS)
+@pytest.mark.parametrize("way", lesson_07.WAYS)
 def test_each_way_leaves_what_was_asked(before, way):
     weights = {n: w.detach().clone() for n, w in pl.prunable(before).items()}
-    found = transfers.transfer(before, way, 0.1, 1e-3, steps=6)
+    found = lesson_07.transfer(before, way, 0.1, 1e-3, steps=6)
     assert found.density == pytest.approx(0.1, abs=0.01)
     assert 0 <= found.stayed <= 1
     assert 0 <= found.accuracy <= 1
@@ -41,33 +41,33 @@ def test_each_way_leaves_what_was_asked(before, way):
 
 
 def test_magnitude_without_a_learning_rate_keeps_what_was_large(before):
-    assert transfers.transfer(before, "magnitude", 0.1, 1e-12, steps=6).stayed == 1
-    assert transfers.transfer(before, "movement", 0.1, 1e-12, steps=6).stayed < 0.5
+    assert lesson_07.transfer(before, "magnitude", 0.1, 1e-12, steps=6).stayed == 1
+    assert lesson_07.transfer(before, "movement", 0.1, 1e-12, steps=6).stayed < 0.5
 
 
 def test_the_controls(before):
-    dense = transfers.transfer(before, "dense", 1.0, 1e-3, steps=2)
+    dense = lesson_07.transfer(before, "dense", 1.0, 1e-3, steps=2)
     assert (dense.density, dense.stayed, dense.learned) == (1.0, 1.0, None)
-    soft = transfers.transfer(before, "soft movement", 1e4, 1e-3, steps=60)
+    soft = lesson_07.transfer(before, "soft movement", 1e4, 1e-3, steps=60)
     assert soft.density < 0.9
 
 
 def test_the_same_seed_gives_the_same_run(before):
-    runs = [transfers.transfer(before, "movement", 0.1, 1e-3, steps=4, seed=s) for s in (0, 0, 1)]
+    runs = [lesson_07.transfer(before, "movement", 0.1, 1e-3, steps=4, seed=s) for s in (0, 0, 1)]
     weights = [pl.prunable(r.model)["fc2.weight"] for r in runs]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
 
 def test_what_the_scatter_shows(before):
-    found = transfers.transfer(before, "magnitude", 0.1, 1e-3, steps=4)
-    shown = transfers.scatter(before, found)
+    found = lesson_07.transfer(before, "magnitude", 0.1, 1e-3, steps=4)
+    shown = lesson_07.scatter(before, found)
     assert torch.equal(shown["before"], pl.prunable(before)["fc2.weight"].flatten())
     assert shown["after"][shown["kept"]].abs().min() >= shown["after"][~shown["kept"]].abs().max()
 
 
 def test_every_point_of_the_grid_is_there_once():
-    points = list(grids_movement.points())
+    points = list(lesson_07.points())
     assert len({json.dumps(p) for p in points}) == len(points)
     assert {p["network"] for p in points} == {0, 1, 2, 3, 4}
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-Point = dict[str, Any]  # the settings of one run, numbers and texts
+from ..learn.stored_grid import Run
 
 
-def resumable(path: Path, points: Iterable[Point], run: Callable[[Point], Point]) -> Iterator[Point]:
+def resumable(path: Path, points: Iterable[Run], run: Callable[[Run], Run]) -> Iterator[Run]:
     """Each point with what `run` finds of it, a line of `path` each; after the last point the file is removed.
 
     Interrupted, the next call takes from the file what is there, in the same order, and goes on.
@@ -26,7 +25,7 @@ def resumable(path: Path, points: Iterable[Point], run: Callable[[Point], Point]
     path.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> dict[str, Point]:
+def _read(path: Path) -> dict[str, Run]:
     """What is done, by point; a line that a kill cut off is passed over, and the file mended."""
     if not path.exists():
         return {}

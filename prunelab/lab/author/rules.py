@@ -274,7 +274,7 @@ def known_exercises(nb: Notebook) -> list[str]:
         for call in calls_in(tree(cell), "check"):
             id = text_of(call.args[0] if call.args else None)
             if id not in registered:
-                problems.append(f"code cell {n} checks {id!r}, which no exercises_NN.py registers")
+                problems.append(f"code cell {n} checks {id!r}, which no lessons/NN.toml holds")
             elif registered[id].stub not in cell.source:
                 problems.append(f"code cell {n} does not hold the stub of {id} as registered")
     return problems
@@ -338,7 +338,7 @@ _EXEMPT = (
     r"(?:§+|\b[Ss]ec(?:tion|\.)|\b[Cc]h(?:apter|\.)|\b[Ff]ig(?:ure|\.)|\b[Ee]q\.|\b[Tt]able)\s*\d+(?:\.\d+)*[a-z]?",
     r"\b(?:19|20)\d\d\b",
     r"\b\d\d-\d\b",
-    r"\b[Nn]otebooks?\s+\d\d\b|(?<![\d.,])0\d(?!\d|[.,]\d)",
+    r"\b[Nn]otebooks?\s+\d\d\b(?:(?:,|\s+and|\s+or)\s+\d\d\b)*|^\| \d\d (?=\|)|(?<![\d.,])0\d(?!\d|[.,]\d)",
     r"^\s*\d+\.\s",
     r"(?<=\|)[^|\n]*\?\s*(?=\|)",
     r"\b\d+\s?[×x]\s?\d+(?:\s?[×x]\s?\d+)*\b",

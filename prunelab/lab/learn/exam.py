@@ -1,4 +1,4 @@
-"""The exam of notebook 09: a network nobody has pruned yet, a budget, and marks that say why."""
+"""The exam of notebook 16: a network nobody has pruned yet, a budget, and marks that say why."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Exam:
             return
         marks = self.marks(answer)
         _show(marks)
-        exercise.record("09-exam", all(m.kept for m in marks))
+        exercise.record("16-exam", all(m.kept for m in marks))
 
     def marks(self, answer: Any) -> tuple[Mark, ...]:
         """The marks alone; shows and stores nothing."""

@@ -1,18 +1,21 @@
-"""The engine of the exercises: ask, check, hint, solve. The content lies in one file a notebook (exercises_01.py)."""
+"""The engine of the exercises: ask, check, hint, solve. Texts: lessons/NN.toml; checks: lessons/lesson_NN.py."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
 import linecache
 import os
-import pkgutil
 import random
+import tomllib
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,7 @@ from ..show import display
 from . import progress
 
 KINDS = ("read", "modify", "make")
+LESSONS = Path(__file__).parents[1] / "lessons"
 LONGEST = 600  # characters of an answer or an error that are worth reading
 
 
@@ -79,28 +83,52 @@ def call(function: Any, *arguments: Any) -> Any:
     return result
 
 
+def numbers() -> list[str]:
+    """The two digits of every lesson, in order; there may be gaps."""
+    return sorted(path.stem for path in LESSONS.glob("[0-9][0-9].toml"))
+
+
+def lesson(number: str) -> ModuleType:
+    """A lesson's module, lessons/lesson_NN.py."""
+    return importlib.import_module(f"..lessons.lesson_{number}", __package__)
+
+
+@functools.cache
+def texts(number: str) -> dict[str, Any]:
+    """A lesson's data, lessons/NN.toml: its teaching notes, and the texts of its exercises."""
+    return tomllib.loads((LESSONS / f"{number}.toml").read_text(encoding="utf-8"))
+
+
 def registry() -> dict[str, Exercise]:
-    """Every exercise of the course by id, from the files lessons/exercises_NN.py."""
-    package = importlib.import_module("..lessons", __package__)
-    names = sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name.startswith("exercises_"))
-    every = [e for n in names for e in importlib.import_module(f"{package.__name__}.{n}").EXERCISES]
-    return {e.id: e for e in every}
+    """Every exercise of the course by id."""
+    return {one.id: one for number in numbers() for one in of_lesson(number)}
+
+
+@functools.cache
+def of_lesson(number: str) -> tuple[Exercise, ...]:
+    """The exercises of a lesson: the texts of its data, each with the function of its module that `check` names."""
+    return tuple(_exercise(entry, lesson(number)) for entry in texts(number).get("exercises", ()))
+
+
+def _exercise(entry: dict[str, Any], module: ModuleType) -> Exercise:
+    """TOML ends a text of several lines with a line break, which is not part of it."""
+    plain = {key: value.strip("\n") if isinstance(value, str) else value for key, value in entry.items()}
+    wrong = tuple(WrongAnswer(one["source"].strip("\n"), one["says"]) for one in entry["wrong"])
+    made = {"check": getattr(module, entry["check"]), "wrong": wrong, "hints": tuple(entry["hints"])}
+    return Exercise(**{**plain, **made})
 
 
 def get(id: str) -> Exercise:
     """An exercise by its id; an unknown one raises KeyError with those there are."""
-    every = registry()
+    every = {one.id: one for one in of_lesson(id[:2])} if id[:2] in numbers() else {}
     if id not in every:
-        raise KeyError(f"no exercise {id!r}; there are {', '.join(every)}")
+        raise KeyError(f"no exercise {id!r}; there are {', '.join(registry())}")
     return every[id]
 
 
 def by_lesson() -> dict[str, set[str]]:
-    """The ids of each notebook's exercises, by its two digits."""
-    lessons: dict[str, set[str]] = {}
-    for id in registry():
-        lessons.setdefault(id[:2], set()).add(id)
-    return lessons
+    """The ids of each notebook's exercises, by its two digits; loads no lesson's module."""
+    return {number: {entry["id"] for entry in texts(number).get("exercises", ())} for number in numbers()}
 
 
 def solved() -> set[str]:

@@ -27,7 +27,7 @@ class VersionError(RuntimeError):
 def start(notebook: str) -> None:
     """Seed torch, NumPy and random, take one thread, set the figure style, check versions; safe to run again."""
     if not re.fullmatch(r"\d\d", notebook):
-        raise ValueError(f'lab.start takes the notebook\'s two digits, e.g. lab.start("03"); it got {notebook!r}')
+        raise ValueError(f'lab.start takes the notebook\'s two digits, e.g. lab.start("04"); it got {notebook!r}')
     check_versions(requirements())
     random.seed(SEED)
     np.random.seed(SEED)  # the global generators too: a learner's own code may use them

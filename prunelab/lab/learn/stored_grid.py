@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ... import zoo
-from ...agreement import rank_correlation
 from ...core import PruneError
 
 Run = dict[str, Any]
+Resumable = tuple[Iterable[Run], Callable[[Run], Run]]  # the points of a long grid, and what is found at one of them
+Grid = Callable[[], Iterator[Run] | Resumable]  # how a lesson makes a grid again
 
 
 def grid(name: str) -> list[Run]:
@@ -40,12 +41,6 @@ def collect(runs: list[Run], value: str, by: str, along: str) -> dict[Any, np.nd
 def by_name(runs: list[Run], key: str, value: str) -> dict[str, list[float]]:
     """A list of values for each name, one a network."""
     return {k: [r[value] for r in runs if r[key] == k] for k in dict.fromkeys(r[key] for r in runs)}
-
-
-def agreement_of(run: Run) -> float:
-    """The rank correlation of one stored layer's scores with the truth about it."""
-    scores, truth = ({"layer": torch.tensor(run[key])} for key in ("scores", "truth"))
-    return rank_correlation(scores, truth).overall
 
 
 def path(name: str) -> Path:

@@ -28,9 +28,9 @@ from ...masking import apply, bake
 from ...measurement import macs, stored_bytes
 from ...recovery import recalibrate_batchnorm
 from ...surgery import shrink
-from ..lessons.readings import Reading, read
 from . import display, figure
 from .measuring import measured
+from .readings import Reading, read
 
 PERCENT = tuple(range(99))  # the steps of single weights: the sparsity in percent
 READ_AT = (0, 20, 40, 50, 60, 70, 80, 85, 90, 95, 98)  # of those, where the network is run

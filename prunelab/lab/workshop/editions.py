@@ -16,7 +16,6 @@ from nbformat.v4 import new_code_cell, new_markdown_cell
 
 from ...core import PruneError
 from ...files import write_whole
-from ..author import publish
 from ..learn.exercise import Exercise
 from . import bank, contents, course, guide, pages
 from .notebook import Notebook, calls_in, code_cells, joined, text_of, tree
@@ -85,10 +84,10 @@ EDITIONS: dict[str, Callable[[Notebook], Notebook]] = {
 }
 
 
-def build(out: Path, execute: bool = False) -> dict[str, list[Path]]:
+def build(out: Path) -> dict[str, list[Path]]:
     """Write all editions into `out`, the guide beside the instructor's; {edition: files}.
 
-    `execute` runs the instructor's edition from top to bottom. PruneError if `out` lies in the folder of the notebooks.
+    PruneError if `out` lies in the folder of the notebooks.
     """
     out = Path(out).resolve()
     if out.is_relative_to(course.folder().resolve()):
@@ -106,8 +105,6 @@ def build(out: Path, execute: bool = False) -> dict[str, list[Path]]:
                 deck = place.with_suffix(".html")
                 write_whole(deck, pages.notebook(nb, contents.title(nb), template="deck").encode())
                 written[name].append(deck)
-            if name == "instructor" and execute:
-                publish.publish(place, timeout=600)
     written["instructor"] += guide.build(out / "instructor")
     return written
 

@@ -1,13 +1,11 @@
-"""What an instructor knows of each notebook and no cell can say: `lessons/NN.toml`, one file a notebook."""
+"""What an instructor knows of each notebook and no cell can say: it stands in `lessons/NN.toml`."""
 
 from __future__ import annotations
 
 import functools
-import tomllib
 from dataclasses import dataclass, field
-from pathlib import Path
 
-FOLDER = Path(__file__).parents[1] / "lessons"
+from ..learn import exercise
 
 
 @dataclass(frozen=True)
@@ -24,8 +22,7 @@ class Notes:
 @functools.cache
 def of(number: str) -> Notes:
     """The notes on a notebook by its two digits; empty ones where there is no file."""
-    path = FOLDER / f"{number}.toml"
-    if not path.is_file():
+    if number not in exercise.numbers():
         return Notes()
-    read = tomllib.loads(path.read_text(encoding="utf-8"))
-    return Notes(**{**read, "discuss": tuple(read.get("discuss", ()))})
+    told = {key: value for key, value in exercise.texts(number).items() if key != "exercises"}
+    return Notes(**{**told, "discuss": tuple(told.get("discuss", ()))})
