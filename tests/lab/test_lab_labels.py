@@ -9,7 +9,6 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
-from prunelab.measurement.roofline import Layer, Roofline
 
 from prunelab import lab
 from prunelab.lab.lessons import (
@@ -26,6 +25,7 @@ from prunelab.lab.lessons import (
 )
 from prunelab.lab.show import figure, plots
 from prunelab.lab.show.readings import Reading
+from prunelab.measurement.physics import Layer, Roofline
 
 SLACK = 1.0  # pixels that two boxes may share, for a box is a little larger than its letters
 
