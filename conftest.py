@@ -16,7 +16,7 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     """Notebook 13 needs the Llama: it is fetched here, once; where it can't be had, its cells are skipped."""
-    needy = [item for item in items if item.path.name.startswith("08_")]
+    needy = [item for item in items if item.path.name.startswith("13_")]
     if needy and (reason := _no_llama()):
         for item in needy:
             item.add_marker(pytest.mark.skip(f"the Llama of notebook 13 can't be had: {reason}"))

@@ -425,8 +425,10 @@ def test_bad_blocks():
 
 def test_by_name():
     assert granularity.by_name("filters") is granularity.filters
-    with pytest.raises(PruneError, match=r"there is .*coupled, .*filters, .*weights, width, and blocks"):
+    with pytest.raises(PruneError, match=r"needs options: give Blocks\(r, c\)"):
         granularity.by_name("blocks")
+    with pytest.raises(PruneError, match=r"there is .*blocks\(r, c\), coupled, .*filters, .*weights, width"):
+        granularity.by_name("nothing")
 
 
 def test_the_model_is_not_held_once_it_was_traced(build, data_for):
