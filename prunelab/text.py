@@ -93,16 +93,28 @@ def table(title: str, head: Row | None, rows: Sequence[Row]) -> str:
 
 
 def html(title: str, head: Row | None, rows: Sequence[Row]) -> str:
-    """The rows as an HTML table whose first cells are headers, so that a screen reader names each value."""
-    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head or ())
+    """The rows as an HTML table whose first cells are headers, so that a screen reader names each value.
+
+    Numbers stand at the right of their column, words at the left; legible where a page lets no style in.
+    """
+    sides = ["left"] * len(head or rows[0])
+    for i in range(1, len(sides)):
+        if all(_NUMBER.match(row[i]) for row in rows):
+            sides[i] = "right"
+    cells = zip(sides, head or (), strict=False)
+    top = "".join(f'<th scope="col" style="text-align:{s}">{escape(x)}</th>' for s, x in cells)
     body = "".join(
-        f'<tr><th scope="row" style="text-align:left">{escape(row[0])}</th>'
-        + "".join(f'<td style="text-align:left">{escape(cell)}</td>' for cell in row[1:])
+        f'<tr><th scope="row" style="text-align:left;font-weight:normal">{escape(row[0])}</th>'
+        + "".join(f'<td style="text-align:{s}">{escape(x)}</td>' for s, x in zip(sides[1:], row[1:], strict=True))
         + "</tr>"
         for row in rows
     )
     header = f"<thead><tr>{top}</tr></thead>" if head else ""
-    return f"<table><caption>{escape(title)}</caption>{header}<tbody>{body}</tbody></table>"
+    caption = f'<caption style="text-align:left;font-weight:bold;white-space:nowrap">{escape(title)}</caption>'
+    return f"<table>{caption}{header}<tbody>{body}</tbody></table>"
+
+
+_NUMBER = re.compile(r"≈|[-+−]?[\d.]|no CUDA|$")  # how a cell begins that belongs at the right
 
 
 class Tabular:

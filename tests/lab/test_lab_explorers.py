@@ -1,4 +1,8 @@
-import time
+import base64
+import json
+import re
+import zlib
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -7,84 +11,124 @@ from prunelab import lab
 from prunelab.lab.show import display, explorer
 from prunelab.lab.workshop import notebook
 
-CONTROLS = {"sparsity": [0.0, 0.5, 0.9], "bins": [5, 10]}
+CONTROLS = {"sparsity": [0.0, 0.5, 0.9], "rule": ["local", "<global>"]}
 
 
-def paint(ax, sparsity, bins):
-    ax.hist(np.linspace(0, 1, 50), bins=bins)
+def paint(ax, sparsity, rule):
+    ax.hist(np.linspace(0, 1, 50), bins=5 if rule == "local" else 10)
     ax.axvline(sparsity)
 
 
-def describe(sparsity, bins):
-    return f"The threshold stands at {sparsity}, over {bins} bins."
+def describe(sparsity, rule):
+    return f"The threshold stands at {sparsity}, {rule}."
 
 
-def make(**options):
-    return lab.explorer(paint, CONTROLS, alt=describe, formats={"sparsity": "{:.0%}"}, figsize=(2, 1.5), **options)
+def make(shown, **options):
+    """The output of one explorer, and the plan that its script reads."""
+    shown.clear()
+    chosen = {"alt": describe, "formats": {"sparsity": "{:.0%}"}, "figsize": (2, 1.5), **options}
+    lab.explorer(paint, chosen.pop("controls", CONTROLS), **chosen)
+    ((data, _),) = shown
+    return data, json.loads(re.search(r'<script type="application/json">(.*?)</script>', data["text/html"])[1])
 
 
-def test_the_output_holds_a_live_view_a_picture_and_a_line(shown):
-    make(start={"sparsity": 0.5})
-    ((data, metadata),) = shown
-    text = "The threshold stands at 0.5, over 5 bins."
-    assert data["text/plain"] == text
-    assert notebook.alts_of(data["text/html"]) == [text]
-    assert metadata["image/png"]["alt"] == text
-    assert {"image/png", display.WIDGET_VIEW} < set(data)
+def unpacked(plan):
+    return json.loads(zlib.decompress(base64.b64decode(plan["pictures"])))
 
 
-def test_a_move_shows_the_picture_of_its_state():
-    panel = make()
-    seen = set()
-    for sparsity in CONTROLS["sparsity"]:
-        for bins in CONTROLS["bins"]:
-            panel["sparsity"].value, panel["bins"].value = sparsity, bins
-            assert panel.state == {"sparsity": sparsity, "bins": bins}
-            assert panel.alt == describe(sparsity, bins)
-            assert notebook.alts_of(panel.picture.value) == [panel.alt]
-            seen.add(panel.png)
-    assert len(seen) == 6, "each state has a picture of its own"
-    assert repr(panel) == "Explorer(sparsity, bins)"
+class Untrusted(HTMLParser):
+    """What JupyterLab leaves of a page it does not trust: no script, no style, no SVG, and no control that works."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.text, self.tags, self.hidden = "", [], 0
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.hidden += tag in ("script", "style")
+        if not self.hidden:
+            self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        self.hidden -= tag in ("script", "style")
+
+    def handle_data(self, data):
+        self.text += "" if self.hidden else data
 
 
-def test_a_move_answers_within_a_tenth_of_a_second(capsys):
-    panel = make()
-    times = []
-    for n in range(200):
-        began = time.perf_counter()
-        panel["sparsity"].value = CONTROLS["sparsity"][n % 3]
-        panel["bins"].value = CONTROLS["bins"][n % 2]
-        times.append((time.perf_counter() - began) / 2)
-    p95 = float(np.percentile(times, 95))
-    with capsys.disabled():
-        print(f"\na slider move answers in {1000 * np.median(times):.2f} ms (p95 {1000 * p95:.2f} ms) in the kernel")
-    assert p95 < 0.1
+def test_it_needs_no_kernel(shown):
+    data, _ = make(shown)
+    assert set(data) == {"text/html", "image/png", "text/plain"}, "no widget: nothing that could be gone tomorrow"
+    assert data["text/plain"] == describe(0.0, "local")
+    assert "http" not in data["text/html"].replace("http://www.w3.org/2000/svg", ""), "and nothing from the network"
 
 
-def test_sliders_are_labelled():
-    panel = make(labels={"sparsity": "share removed"})
-    assert [s.description for s in panel.sliders.values()] == ["share removed", "bins"]
-    assert [label for label, _ in panel["sparsity"].options] == ["0%", "50%", "90%"]
-    with pytest.raises(KeyError, match="sparsity, bins"):
-        panel["scope"]
+def test_every_state_has_its_picture_and_what_they_share_travels_once(shown):
+    _, plan = make(shown)
+    pictures = unpacked(plan)
+    states = [tuple(state) for state in pictures["states"]]
+    assert len(set(states)) == 6 == len(plan["alts"])
+    assert len(pictures["layers"]) < sum(map(len, states)) / 2
+    assert set().union(*states) == set(range(len(pictures["layers"])))
+    assert plan["alts"][1] == describe(0.0, "<global>"), "the last control changes fastest"
 
 
-def test_the_bar_shows_only_when_drawing_takes_long(monkeypatch):
-    bars = []
-    monkeypatch.setattr(explorer, "PATIENCE", -1.0)
-    monkeypatch.setattr(display, "show", lambda *a, widget, **k: bars.append(widget.children[-2]))
-    displays = []
-    original = explorer.Explorer.add
+def test_numbers_get_a_slider_and_words_get_buttons_all_of_them_the_browsers_own(shown):
+    _, plan = make(shown, start={"sparsity": 0.5}, labels={"sparsity": "share removed"})
+    assert '<label>share removed <input type="range" min="0" max="2" value="1"></label>' in plan["controls"]
+    assert "<legend>rule</legend>" in plan["controls"]
+    assert plan["controls"].count('type="radio"') == 2
+    assert "&lt;global&gt;" in plan["controls"]
+    assert 'data-lm-suppress-shortcuts="true"' in plan["controls"], "or JupyterLab takes the arrow keys"
+    assert plan["texts"] == [["0%", "50%", "90%"], ["local", "<global>"]]
 
-    def add(self, *args):
-        if bars:
-            displays.append(bars[0].layout.display)
-        original(self, *args)
 
-    monkeypatch.setattr(explorer.Explorer, "add", add)
-    make()
-    assert displays == [""] * 5
-    assert bars[0].layout.display == "none", "and is gone once all is drawn"
+def test_what_is_shown_is_said_too(shown):
+    _, plan = make(shown, numbers=lambda sparsity, rule: {"accuracy": lab.measured(1 - sparsity, "%")})
+    assert 'aria-live="polite"' in plan["controls"]
+    assert plan["said"][2] == f"{describe(0.5, 'local')} accuracy: ≈ 50.0 %."
+
+
+def test_an_untrusted_page_keeps_a_picture_every_text_and_says_what_is_missing(shown):
+    data, _ = make(shown, start={"sparsity": 0.5}, numbers=lambda sparsity, rule: {"double": f"{2 * sparsity:g} times"})
+    left = Untrusted(data["text/html"])
+    (picture,) = [attrs for tag, attrs in left.tags if tag == "img"]
+    assert picture["alt"] == describe(0.5, "local")
+    assert picture["src"].startswith("data:image/png;base64,")
+    assert "Run this cell to make it move." in left.text
+    for text in ("sparsity", "rule", "50%", "<global>", "1.8 times"):
+        assert text in left.text
+    assert not [tag for tag, _ in left.tags if tag in ("input", "button", "svg")], "nothing dead to press"
+
+
+def test_two_runs_are_the_same_to_the_letter(shown):
+    first, _ = make(shown)
+    second, _ = make(shown)
+    assert first == second
+
+
+def test_ids_are_unique_on_a_page(shown):
+    def ids(plan):
+        return set(re.findall(r' id="([^"]*)"', plan["frame"]))
+
+    one, other = make(shown)[1], make(shown, alt="Another picture of it.", figsize=(3, 2))[1]
+    assert ids(one)
+    assert not ids(one) & ids(other)
+    used = re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', "".join(unpacked(one)["layers"]))
+    assert {a or b for a, b in used} <= ids(one)
+
+
+def test_no_text_ends_the_script(shown):
+    data, plan = make(shown, controls={**CONTROLS, "rule": ["local", "</script><b>"]})
+    assert plan["texts"][1][1] == "</script><b>"
+    assert data["text/html"].count("</script>") == 2
+
+
+def test_pictures_that_are_too_large_are_refused(shown, monkeypatch):
+    monkeypatch.setattr(explorer, "MOST_BYTES", 10_000)
+    with pytest.raises(ValueError, match="at most 10,000"):
+        make(shown)
+    assert not shown
 
 
 @pytest.mark.parametrize(
@@ -103,24 +147,17 @@ def test_bad_grids_are_refused(controls, start, words):
 
 
 def test_the_table_says_what_every_picture_shows(shown, monkeypatch):
-    options = {"numbers": lambda sparsity, bins: {"double": 2 * bins}, "labels": {"sparsity": "share removed"}}
-    make(**options)
-    ((data, _),) = shown
+    options = {"numbers": lambda sparsity, rule: {"double": 2 * sparsity}, "labels": {"sparsity": "share removed"}}
+    data, _ = make(shown, **options)
     assert data["text/html"].count("<tr>") == 1 + 6
-    assert "<details open>" in data["text/html"], "a short table stands open where no slider lives"
-    for text in ("share removed", "bins", "double", ">50%<", ">20<"):
+    assert "<details open>" in data["text/html"], "a short table stands open where no control lives"
+    for text in ("share removed", "rule", "double", ">50%<", ">1.8<"):
         assert text in data["text/html"]
-    assert data["text/plain"] == describe(0.0, 5), "the line of text is the picture's alone"
-    shown.clear()
+    assert data["text/plain"] == describe(0.0, "local"), "the line of text is the picture's alone"
     monkeypatch.setattr(explorer, "LONG_TABLE", 5)
-    make(**options)
-    assert "<details><summary>" in shown[0][0]["text/html"]
+    assert "<details><summary>" in make(shown, **options)[0]["text/html"]
+    assert notebook.alts_of(make(shown)[0]["text/html"]) == [describe(0.0, "local")]
 
 
-def test_in_a_live_panel_the_table_is_folded(monkeypatch):
-    views = []
-    monkeypatch.setattr(display, "show", lambda *a, widget, **k: views.append(widget))
-    make(numbers=lambda sparsity, bins: {"double": 2 * bins})
-    assert views[0].children[-1].value.startswith("<details><summary>The same as a table</summary><table>")
-    make()
-    assert "table" not in views[1].children[-1].value
+def test_the_style_stands_in_every_output(shown):
+    assert display.style() in make(shown)[0]["text/html"]

@@ -1,6 +1,9 @@
 import base64
+import configparser
 import io
 import itertools
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from prunelab import lab
-from prunelab.lab.show import display, figure
+from prunelab.lab.show import display, figure, vector
 from prunelab.lab.workshop import notebook
 
 ALT = "Accuracy falls slowly, then all at once."
@@ -25,6 +28,76 @@ def test_a_figure_is_an_opaque_picture_with_its_alt_in_every_form(shown):
     assert picture.size == (330, 220)
     assert picture.convert("RGBA").getextrema()[3] == (255, 255), "opaque, for dark themes"
     assert picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+
+
+def drawn(shown, paint=lambda ax: ax.plot([0, 1], [1, 0], color="red", label="falls"), **shape):
+    shown.clear()
+    with lab.figure(alt=ALT, **{"figsize": (3, 2), **shape}) as (_fig, ax):
+        paint(ax)
+    return shown[0][0]["text/html"]
+
+
+def test_in_a_trusted_page_it_is_drawn_in_the_pages_colours(shown):
+    html = drawn(shown)
+    for variable in ("--jp-content-font-color2", "--jp-border-color2"):
+        assert f"var({variable}, #" in html
+    assert "--pl-blue: #3a8ddc" in html, "and in brighter ones where the page is dark"
+    assert f'<svg role="img" aria-label="{ALT}"' in html
+    assert "#ff0000" in html, "a colour that is nobody's stays what it is"
+
+
+def test_the_picture_is_hidden_only_beside_its_drawing(shown):
+    html = drawn(shown)
+    assert html.index("</svg><img ") > 0
+    assert ".pl-picture > svg + img { display: none; }" in html, "so a page that drops the SVG shows the picture"
+
+
+def test_a_drawing_is_the_same_tomorrow_and_has_ids_of_its_own(shown):
+    one, again, other = drawn(shown), drawn(shown), drawn(shown, lambda ax: ax.plot([1, 2], [3, 4]))
+    assert one == again
+
+    def ids(html):
+        return set(re.findall(r' id="([^"]*)"', html))
+
+    assert ids(one)
+    assert not ids(one) & ids(other)
+    assert {a or b for a, b in re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', one)} <= ids(one)
+    assert "<style>*" not in one.replace("<style> *", "<style>*"), "matplotlib's own style would meet the whole page"
+
+
+def test_ink_is_turned_on_a_dark_page_and_a_heat_map_is_not(shown):
+    board = np.linspace(0, 1, 12).reshape(3, 4)
+    assert 'class="pl-ink"' in drawn(shown, lambda ax: ax.imshow(board, cmap=figure.SHADES))
+    assert 'class="pl-ink"' not in drawn(shown, lambda ax: ax.imshow(board))
+
+
+def test_strict_comparison_skips_the_drawing_and_keeps_its_description(shown):
+    rules = configparser.RawConfigParser()
+    rules.read(Path(__file__).parents[1] / "nbval_sanitize.cfg")
+
+    def compared(text):
+        for name in ("picture", "drawing"):
+            text = re.sub(rules[name]["regex"], rules[name]["replace"], text)
+        return text
+
+    html, other = drawn(shown), drawn(shown, lambda ax: ax.plot([1, 2], [3, 9]))
+    assert html != other
+    assert compared(html) == compared(other)
+    assert ALT in compared(html)
+    panels = []
+    for slope in (1, 2):
+        shown.clear()
+        lab.explorer(lambda ax, s, slope=slope: ax.plot([0, s * slope]), {"s": [0, 1]}, alt=ALT, figsize=(3, 2))
+        panels.append(shown[0][0]["text/html"])
+    assert panels[0] != panels[1]
+    assert compared(panels[0]) == compared(panels[1])
+    assert "controls" in compared(panels[0])
+
+
+def test_its_letters_are_shapes(shown):
+    html = drawn(shown, lambda ax: ax.set(xlabel="sparsity"))
+    assert "<text" not in html, "so that they leave no loose words where SVG is dropped"
+    assert len(html) < 40_000
 
 
 @pytest.mark.parametrize("alt", ["", "  ", "curve", None, "a b"])
@@ -112,10 +185,18 @@ def cielab(colour, eye):
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
+def dark_colours():
+    """The colours as a dark page shows them."""
+    dark = dict(re.findall(r"(--pl-\w+): (#\w{6})", display.style().split('theme-light="false"')[1]))
+    turned = {colour: dark.get(variable, "#ffffff") for colour, variable in vector.THEME.items()}
+    return [turned.get(colour.lower(), colour) for colour in figure.COLOURS]
+
+
 @pytest.mark.parametrize("eye", EYES)
 def test_the_colours_are_told_apart_by_every_eye(eye):
-    seen = [cielab(colour, EYES[eye]) for colour in figure.COLOURS]
-    apart = [float(np.linalg.norm(a - b)) for a, b in itertools.combinations(seen, 2)]
-    assert min(apart) > 15
+    for colours, least in ((figure.COLOURS, 15), (dark_colours(), 12)):
+        seen = [cielab(colour, EYES[eye]) for colour in colours]
+        apart = [float(np.linalg.norm(a - b)) for a, b in itertools.combinations(seen, 2)]
+        assert min(apart) > least
     red, green = (cielab(colour, EYES["deuteranopia"]) for colour in ("#A05050", "#507A50"))
     assert np.linalg.norm(red - green) < 15, "a red and a green of one lightness would fail"

@@ -123,7 +123,9 @@ def test_drawings():
         (lambda ax: lesson_13.said(ax, "2 out", {"perplexity": 30.0, "text": "It costs $5 and $6. " * 60}), {}),
         (lambda ax: lesson_13.said(ax, "all out", {"perplexity": 3e5, "text": ""}), {}),
     ):
-        assert figure.draw(paint, **shape)[:4] == b"\x89PNG"
+        html, png = figure.drawing(paint, "A drawing of notebook 08.", **shape)
+        assert "<svg" in html
+        assert png[:4] == b"\x89PNG"
 
 
 def test_a_conversation(llama, capsys):

@@ -19,7 +19,7 @@ def texts(shown):
     clean = []
     for data, _ in shown:
         html = re.sub(r"<!--yours-->[\s\S]*?<!--/yours-->", "", data.get("text/html", ""))
-        html = re.sub(r"data:image/png;base64,[^\"]+", "", html)
+        html = re.sub(r"data:image/png;base64,[^\"]+|<svg role=\"img\".*?</svg>", "", html)
         clean.append((data.get("text/plain"), html, sorted(data)))
     return clean
 

@@ -127,13 +127,13 @@ def reveal(prediction: Prediction, answer: Any, explain: Mapping[Any, str] | str
     alt = f"The guess beside the result for: {prediction.question} The result: {result}."
     painted = _paint_options if prediction.slider is None else _paint_slider
     height = 0.35 + 0.36 * len(prediction.options) if prediction.slider is None else 1.5
-    picture = figure.draw(lambda ax: painted(ax, prediction, answer), figsize=(7.0, height))
+    drawn, picture = figure.drawing(lambda ax: painted(ax, prediction, answer), alt, figsize=(7.0, height))
     reasons = [("", explain)] if isinstance(explain, str) else [(f"“{k}”: ", v) for k, v in explain.items()]
     reasons = [(who, why) for who, why in reasons if why]
     text = "\n".join([alt, *(f"- {who}{why}" for who, why in reasons)])
     items = "".join(f"<li>{escape(who)}{escape(why)}</li>" for who, why in reasons)
     why_all = f"<p style='margin: 0.4em 0 0'>Why a wrong guess attracts:</p><ul>{items}</ul>" if items else ""
-    found = display.image(picture, alt, figure.size_of(picture)) + why_all
+    found = drawn + why_all
     if prediction.locked:
         html = display.yours(display.box(_verdict(prediction, answer, result, explain), display.GOOD)) + found
     else:

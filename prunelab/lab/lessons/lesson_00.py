@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..learn.claim import plain
 from ..learn.exercise import call
+from ..show.figure import SHADES
 from ..show.plots import RIGHT, WRONG
 from .pruned_networks import Reading
 
@@ -21,19 +22,21 @@ ROW = 8  # pictures in a row of a gallery
 
 
 def gallery(ax: Axes, images: Tensor, truth: Sequence[int], read: Sequence[int] | None = None, title: str = "") -> None:
-    """Small pictures (n, h, w) in rows of eight; under each what it is, or what was read, wrong ones marked."""
-    side = images.shape[-1]
-    rows = -(-len(images) // ROW)
+    """Small pictures (n, h, w) in rows of eight; under each what it is, or what was read of it, marked where wrong."""
+    side, rows = images.shape[-1], -(-len(images) // ROW)
+    wide, high = side + 2, side + 6  # of a picture with its margin and its label
+    board = torch.zeros(rows * high, ROW * wide)
     for i, image in enumerate(images):
-        x, y = (i % ROW) * (side + 2), (i // ROW) * (side + 6)
-        ax.imshow(image, cmap="gray_r", extent=(x, x + side, y + side, y), vmin=0, vmax=1)
+        x, y = (i % ROW) * wide, (i // ROW) * high
+        board[y : y + side, x : x + side] = image
         wrong = read is not None and read[i] != truth[i]
-        text = str(truth[i]) if read is None else f"{read[i]}"
-        ax.text(x + side / 2, y + side + 2.4, f"✗ {text}" if wrong else text, ha="center", va="center", fontsize=9,
+        text = f"✗ {read[i]} (is {truth[i]})" if read is not None and wrong else str(truth[i])
+        ax.text(x + side / 2, y + side + 2.4, text, ha="center", va="center", fontsize=9,
                 color=WRONG if wrong else RIGHT, fontweight="bold" if wrong else "normal")  # fmt: skip
         if wrong:
             ax.plot([x, x + side, x + side, x, x], [y, y, y + side, y + side, y], color=WRONG, lw=2, ls="-", marker="")
-    ax.set(xlim=(-1, ROW * (side + 2)), ylim=(rows * (side + 6), -1), title=title)
+    ax.imshow(board.numpy(), cmap=SHADES, vmin=0, vmax=1, extent=(0, ROW * wide, rows * high, 0))
+    ax.set(xlim=(-1, ROW * wide), ylim=(rows * high, -1), title=title)
     ax.set_aspect("equal")
     ax.axis("off")
 

@@ -15,7 +15,9 @@ from tqdm.auto import tqdm
 from ...pipeline import Recipe
 from ..learn.claim import plain
 from ..learn.exercise import call
+from ..show.figure import SHADES
 from ..show.plots import RIGHT, WRONG
+from ..show.vector import INK, PAPER
 from .pruned_networks import reading
 
 # The experiment
@@ -47,7 +49,7 @@ def _accuracies(model: nn.Module, recipe: Recipe, sparsities: Sequence[float], p
 def histogram(ax: Axes, weights: Tensor, removed: Tensor, title: str = "") -> None:
     """How many weights have which value, those that go drawn apart from those that stay."""
     edges = np.linspace(-float(weights.abs().max()), float(weights.abs().max()), 121).tolist()
-    ax.hist(weights[removed].numpy(), edges, color=WRONG, hatch="////", edgecolor="white", lw=0, label="go")
+    ax.hist(weights[removed].numpy(), edges, color=WRONG, hatch="////", edgecolor=PAPER, lw=0, label="go")
     stays = weights[~removed].numpy()
     ax.hist(stays, edges, color=RIGHT, label="stay", histtype="step", lw=1.6)
     ax.set(xlabel="weight", ylabel="how many (logarithmic)", yscale="log", title=title)
@@ -58,10 +60,10 @@ def matrices(axes: Sequence[Axes], pictures: Mapping[str, Tensor]) -> None:
     """Matrices as pictures side by side: weights in two colours around zero, masks in black (stays)."""
     for ax, (title, matrix) in zip(axes, pictures.items(), strict=True):
         if matrix.dtype == torch.bool:
-            ax.imshow(matrix, cmap="gray_r", vmin=0, vmax=1, aspect="auto")
+            ax.imshow(matrix.numpy(), cmap=SHADES, vmin=0, vmax=1, aspect="auto")
         else:
             most = float(matrix.abs().max())
-            ax.imshow(matrix, cmap="PuOr", vmin=-most, vmax=most, aspect="auto")
+            ax.imshow(matrix.numpy(), cmap="PuOr", vmin=-most, vmax=most, aspect="auto")
         ax.set(title=title, xlabel="input", ylabel="output")
         ax.grid(False)
 
@@ -90,7 +92,7 @@ def marked_curve(
     for name, values in runs.items():
         ax.plot(x, values, label=name, alpha=1.0 if name == chosen else 0.3)
     y = runs[chosen][list(x).index(at)]
-    ax.plot([at], [y], marker="o", markersize=13, markerfacecolor="none", markeredgecolor="black", linestyle="none")
+    ax.plot([at], [y], marker="o", markersize=13, markerfacecolor="none", markeredgecolor=INK, linestyle="none")
     ax.annotate(f"{y:.0%}", (at, y), textcoords="offset points", xytext=(12, 8), fontweight="bold")
     ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
     ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")

@@ -10,18 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.transforms import Bbox
 from torch import Tensor
 
 from ...measurement import Roofline
 from ..learn.exercise import call
 from ..show.figure import COLOURS
+from ..show.vector import INK, PAPER
 
 # Drawings
 
 
 def crossings(ax: Axes, runs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
     """How many times faster than dense, against the share of zeros, on logarithmic axes: each further tenth counts."""
-    ax.axhline(1, color="black", lw=1.2, ls="-", marker="")
+    ax.axhline(1, color=INK, lw=1.2, ls="-", marker="")
     for name, (sparsities, ratios) in runs.items():
         ax.plot([1 - s for s in sparsities], ratios, label=name)
     levels = sorted({s for sparsities, _ in runs.values() for s in sparsities})
@@ -45,7 +47,7 @@ def roof(ax: Axes, runs: Mapping[str, Roofline]) -> None:
     for n, (_, rate) in enumerate(machine.bandwidths):
         last = n == len(machine.bandwidths) - 1
         name = "the roof, bytes from memory" if last else "the roof, bytes from a cache" if n == 0 else None
-        style: dict[str, Any] = {"color": "black" if last else "#999999", "ls": "-" if last else ":", "marker": ""}
+        style: dict[str, Any] = {"color": INK if last else "#999999", "ls": "-" if last else ":", "marker": ""}
         if name:
             ax.plot(x, np.minimum(machine.peak, x * rate) / 1e9, label=name, lw=2 if last else 1.5, **style)
     places = {name: _attained(found) for name, found in runs.items()}
@@ -53,13 +55,13 @@ def roof(ax: Axes, runs: Mapping[str, Roofline]) -> None:
         ax.plot(*zip(*(own[layer] for own in places.values()), strict=True), color="#999999", lw=0.8, ls="-", marker="")
     for name, own in places.items():
         ax.plot(*zip(*own.values(), strict=True), ls="none", label=name, markersize=7)
-    _name_points(ax, places[next(iter(runs))])
     ax.set(xscale="log", yscale="log", xlabel="MACs for each byte moved", ylabel="billion MACs a second")
     ax.set_xlim(0.1, 200)
     ax.set_ylim(top=machine.peak / 1e9 * 3)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(lambda v, _: f"{v:g}")
     ax.legend(loc="lower right", fontsize=9)
+    name_points(ax, places[next(iter(runs))])
 
 
 def _attained(found: Roofline) -> dict[str, tuple[float, float]]:
@@ -67,17 +69,26 @@ def _attained(found: Roofline) -> dict[str, tuple[float, float]]:
     return {x.name: (x.intensity, x.macs / x.measured.p50 / 1e9) for x in found.layers if x.macs}
 
 
-_PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+_PAPER = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6}
 
 
-def _name_points(ax: Axes, points: Mapping[str, tuple[float, float]]) -> None:
-    """Names above the points, one further up than the other where points lie close on a logarithmic axis."""
-    level, before = 0, 0.0
-    for name, (x, y) in sorted(points.items(), key=lambda item: item[1]):
-        level, before = (level + 1 if x < 1.6 * before else 0), x
-        ax.annotate(
-            name, (x, y), textcoords="offset points", xytext=(0, 8 + 11 * level), ha="center", fontsize=8, bbox=_PAPER
+def name_points(ax: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+    """Names above their points, each as low as no other name or point is in its way; to be called last."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # from here on, the layout is known
+    places = {name: ax.transData.transform(at) for name, at in points.items()}
+    taken = [Bbox.from_extents(*(at - 5), *(at + 5)) for at in places.values()]
+    for name in sorted(points, key=lambda name: points[name]):
+        label = ax.annotate(
+            name, points[name], textcoords="offset points", ha="center", fontsize=8, xytext=(0, 8), bbox=_PAPER
         )
+        for height in range(6, 90, 3):
+            label.xyann = (0, height)
+            box = label.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
 
 
 def predicted(ax: Axes, found: Roofline) -> None:
@@ -95,7 +106,7 @@ def predicted(ax: Axes, found: Roofline) -> None:
             label=name,
             color=COLOURS[shift],
             hatch=hatch,
-            edgecolor="white",
+            edgecolor=PAPER,
             lw=0,
         )
     ax.set_yticks(places, [layer.name for layer in found.layers])
@@ -113,13 +124,11 @@ def speed_curve(
     batch_size: int,
 ) -> None:
     """Times faster than dense against the batch size: one curve in full, the others pale, and what its MACs promise."""
-    ax.axhline(promises[structure], color="black", ls=(0, (4, 3)), lw=1.4, marker="", label="what the MACs promise")
+    ax.axhline(promises[structure], color=INK, ls=(0, (4, 3)), lw=1.4, marker="", label="what the MACs promise")
     for name, values in runs.items():
         ax.plot(batches, values, label=name, alpha=1.0 if name == structure else 0.25)
     y = runs[structure][list(batches).index(batch_size)]
-    ax.plot(
-        [batch_size], [y], marker="o", markersize=13, markerfacecolor="none", markeredgecolor="black", linestyle="none"
-    )
+    ax.plot([batch_size], [y], marker="o", markersize=13, markerfacecolor="none", markeredgecolor=INK, linestyle="none")
     ax.annotate(
         f"{y:.2f}×", (batch_size, y), textcoords="offset points", xytext=(0, 11), ha="center", fontweight="bold"
     )

@@ -25,6 +25,7 @@ from ..learn.exercise import call
 from ..learn.stored_grid import Grid, Run
 from ..show.figure import COLOURS
 from ..show.plots import WRONG
+from ..show.vector import PAPER
 from .pruned_networks import CNNS, RULES, kept, pruned
 
 # The experiments
@@ -109,7 +110,7 @@ def shares(ax: Axes, layers: Sequence[str], removed: Mapping[str, Sequence[float
     hatches = ("", "///", "...", "xxx", "\\\\\\")
     for i, (name, values) in enumerate(removed.items()):
         where = places + (i - (len(removed) - 1) / 2) * width
-        ax.bar(where, values, width, label=name, color=COLOURS[i], hatch=hatches[i], edgecolor="white", linewidth=0)
+        ax.bar(where, values, width, label=name, color=COLOURS[i], hatch=hatches[i], edgecolor=PAPER, linewidth=0)
     ax.set_xticks(places, layers)
     ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
     ax.set(ylabel="removed of the layer", ylim=(0, 1.05))
@@ -120,7 +121,7 @@ def shares(ax: Axes, layers: Sequence[str], removed: Mapping[str, Sequence[float
 def draw_by_hand(ax: Axes, shares: Mapping[str, float], seen: Mapping[tuple[float, ...], tuple[float, float]]) -> None:
     """What each layer has lost, as bars, under the accuracy and the sparsity of the whole."""
     accuracy, sparsity = seen[tuple(shares.values())]
-    ax.bar(list(shares), list(shares.values()), color=WRONG, hatch="////", edgecolor="white", linewidth=0)
+    ax.bar(list(shares), list(shares.values()), color=WRONG, hatch="////", edgecolor=PAPER, linewidth=0)
     ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
     ax.set(ylim=(0, 1), ylabel="removed of the layer")
     ax.set_title(f"{accuracy:.0%} read correctly, {sparsity:.0%} of all weights removed")

@@ -29,6 +29,7 @@ from ..learn.exercise import call
 from ..learn.stored_grid import Grid, Resumable, Run
 from ..show.figure import COLOURS
 from ..show.measuring import measured
+from ..show.vector import INK
 
 # The transfer: a network that knows the digits 0 to 4 learns 5 to 9, and is pruned meanwhile
 
@@ -226,8 +227,8 @@ def kept_of(axes: Sequence[Axes], found: Mapping[str, Mapping[str, Tensor]]) -> 
         kept_x, kept_y = layer["before"][kept], layer["after"][kept]
         ax.plot(gone_x, gone_y, linestyle="none", color="#BBBBBB", marker=".", markersize=2, label="removed")
         ax.plot(kept_x, kept_y, linestyle="none", color=COLOURS[0], marker="o", markersize=3, label="kept")
-        ax.axhline(0, color="black", lw=0.8, ls="-", marker="")
-        ax.axvline(0, color="black", lw=0.8, ls="-", marker="")
+        ax.axhline(0, color=INK, lw=0.8, ls="-", marker="")
+        ax.axvline(0, color=INK, lw=0.8, ls="-", marker="")
         ax.set(xlabel="weight before fine-tuning", title=name)
     axes[0].set_ylabel("weight after")
     axes[0].legend(loc="upper left", markerscale=2.5)
@@ -259,9 +260,7 @@ def race(axes: Sequence[Axes], left: Sequence[float], panels: Mapping[str, Mappi
         for name, table in runs.items():
             (line,) = ax.plot(left, table.mean(0), label=name)
             ax.fill_between(left, table.min(0), table.max(0), color=line.get_color(), alpha=0.18, linewidth=0)
-        ax.plot(
-            *soft[title], linestyle="none", marker="x", color="black", markersize=5, label="soft movement, each run"
-        )
+        ax.plot(*soft[title], linestyle="none", marker="x", color=INK, markersize=5, label="soft movement, each run")
         ax.set_xscale("log")
         ax.invert_xaxis()
         ax.set_xticks(list(left), [f"{x:.0%}" for x in left])

@@ -29,6 +29,7 @@ from ..show.figure import COLOURS, table
 from ..show.intervals import ahead
 from ..show.measuring import measured
 from ..show.plots import bars_over_networks, curves
+from ..show.vector import INK
 from .pruned_networks import CNNS, pruned
 
 # The ways to bring a pruned network back, each by its name, and all on one budget of steps
@@ -335,7 +336,7 @@ GRIDS: dict[str, Grid] = {"recoveries": recoveries, "rounds": rounds, "returns":
 def cliff(ax: Axes, sparsities: Sequence[float], runs: Mapping[str, Any], dense: Sequence[float]) -> None:
     """Accuracy against sparsity for several budgets, under the line of the dense networks' mean."""
     curves(ax, sparsities, runs, ylabel="test accuracy", legend=False)
-    ax.axhline(float(np.mean(dense)), color="black", lw=1.2, ls=(0, (4, 3)), marker="", label="dense")
+    ax.axhline(float(np.mean(dense)), color=INK, lw=1.2, ls=(0, (4, 3)), marker="", label="dense")
     ax.set_xticks(list(sparsities), [f"{s:.0%}" for s in sparsities])
     ax.set_ylim(0, 1.04)
     ax.legend(loc="center left")
@@ -345,12 +346,12 @@ def no_return(ax: Axes, sparsities: Sequence[float], table: np.ndarray, dense: S
     """One budget's curve, the line that is good enough, and where the one falls below the other, with its interval."""
     curves(ax, sparsities, {"five networks": table}, ylabel="test accuracy", legend=False)
     enough = float(np.mean(dense)) - within
-    ax.axhline(enough, color="black", lw=1.2, ls=(0, (4, 3)), marker="")
+    ax.axhline(enough, color=INK, lw=1.2, ls=(0, (4, 3)), marker="")
     found = point_of_no_return(sparsities, table, dense, within)
     if np.isnan(found).any():
         early = bool((table[:, 0] < np.asarray(dense) - within).any())
-        where = "for some network not even at the first point" if early else "for some network beyond the last point"
-        ax.set_title(f"within {100 * within:g} points of dense: {where}")
+        where = "not even at the first point" if early else "beyond the last point"
+        ax.set_title(f"within {100 * within:g} points of dense: for some network {where}", fontsize=10)
     else:
         at = interval(found)
         ax.axvspan(at.low, at.high, color=COLOURS[1], alpha=0.25, lw=0)

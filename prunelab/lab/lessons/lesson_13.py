@@ -36,6 +36,7 @@ from ..learn.stored_grid import Grid, Resumable, Run
 from ..show import display
 from ..show.figure import COLOURS
 from ..show.measuring import measured
+from ..show.vector import INK, PAPER
 
 # The text cut in three, depth cuts by a rule, and what is left
 
@@ -277,9 +278,9 @@ def by_pattern(ax: Axes, runs: Sequence[Run], dense: float) -> None:
     for i, method in enumerate(methods):
         x = np.arange(len(patterns)) + (i - (len(methods) - 1) / 2) * width
         heights = [value[method, p] for p in patterns]
-        bars = ax.bar(x, heights, width, label=method, color=COLOURS[i], hatch=HATCHES[i % 3], edgecolor="white")
+        bars = ax.bar(x, heights, width, label=method, color=COLOURS[i], hatch=HATCHES[i % 3], edgecolor=PAPER)
         ax.bar_label(bars, [f"{h:,.0f}" if h >= 100 else f"{h:.3g}" for h in heights], fontsize=9)
-    ax.axhline(dense, color="black", lw=1, ls="--", marker="", label="dense")
+    ax.axhline(dense, color=INK, lw=1, ls="--", marker="", label="dense")
     ax.set(
         yscale="log", ylabel="perplexity (logarithmic)", xlabel="which weights are zero", xticks=range(len(patterns))
     )
@@ -292,9 +293,7 @@ def influence(ax: Axes, values: Sequence[float], out: Sequence[int]) -> None:
     """A bar for each block: how far it turns the stream; those to leave are hatched."""
     for unit, value in enumerate(values):
         leaves = unit in out
-        ax.bar(
-            unit, value, color=COLOURS[1] if leaves else COLOURS[0], hatch="////" if leaves else "", edgecolor="white"
-        )
+        ax.bar(unit, value, color=COLOURS[1] if leaves else COLOURS[0], hatch="////" if leaves else "", edgecolor=PAPER)
     ax.set(xlabel="block, from the first to the last", ylabel="block influence (logarithmic)", yscale="log")
     ax.set_title("orange and hatched: the lowest, which leave first")
 

@@ -10,8 +10,9 @@ from ...budget import SearchOptions, Trial, fit_budget
 from ...measurement import evaluate
 from ..learn.exercise import call
 from ..learn.stored_grid import Grid
-from ..show.figure import table
+from ..show.figure import COLOURS, table
 from ..show.measuring import measured
+from ..show.vector import INK
 
 # The stored grid: one search each on five networks, with every trial of it
 
@@ -57,10 +58,10 @@ GRIDS: dict[str, Grid] = {"fronts": fronts}
 
 
 MARKS = {  # of the stored trials: stage -> (colour, marker, label)
-    "dense": ("#000000", "X", "dense"),
-    "screened": ("#56B4E9", "o", "a short recovery"),
-    "front": ("#56B4E9", "o", ""),
-    "finalist": ("#0072B2", "s", "all the steps"),
+    "dense": (INK, "X", "dense"),
+    "screened": (COLOURS[5], "o", "a short recovery"),
+    "front": (COLOURS[5], "o", ""),
+    "finalist": (COLOURS[0], "s", "all the steps"),
 }
 
 
@@ -73,11 +74,11 @@ def stored_front(ax: Any, runs: Sequence[dict[str, Any]], network: str, budget: 
             ax.plot(
                 *zip(*points, strict=True), marker, color=colour, linestyle="none", label=label or None, markersize=7
             )
-    ax.axvspan(0, 100 * budget, color="#009E73", alpha=0.12, label="within the budget")
+    ax.axvspan(0, 100 * budget, color=COLOURS[2], alpha=0.12, label="within the budget")
     best = within(runs, network, budget, cost)
     if best:
         at = 100 * best[cost], 100 * best["accuracy"]
-        ax.plot(*at, "o", markersize=17, fillstyle="none", color="#D55E00", linestyle="none", label="the best there")
+        ax.plot(*at, "o", markersize=17, fillstyle="none", color=COLOURS[1], linestyle="none", label="the best there")
         ax.set_title(f"{network}: {best['name'].split(', all')[0]}", fontsize=10)
     else:
         ax.set_title(f"{network}: nothing that was tried is within the budget", fontsize=10)

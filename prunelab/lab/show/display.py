@@ -8,9 +8,11 @@ A widget needs its kernel: only what calls Python is one, in an output of its ow
 from __future__ import annotations
 
 import base64
+import functools
 import re
 import warnings
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
@@ -145,11 +147,22 @@ def code_block(source: str) -> str:
     return f'<div data-copy="" style="float: right"></div><pre style="{style}">{code}</pre>{COPY}'
 
 
-def image(png: bytes, alt: str, size: tuple[int, int] | None = None) -> str:
+def image(png: bytes, alt: str) -> str:
     """A picture as HTML with its alternative text: the one form in which JupyterLab and nbconvert keep it.
 
     The base64 text never reaches nbval's comparison (a sanitize rule drops it); the alt does.
     """
-    room = f' width="{size[0]}" height="{size[1]}"' if size else ""  # keeps the page still while it is decoded
     data = base64.b64encode(png).decode()
-    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}"{room} style="max-width: 100%; height: auto">'
+    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}" style="max-width: 100%; height: auto">'
+
+
+def drawing(svg: str, png: bytes, alt: str) -> str:
+    """A picture in the page's own colours, and an opaque one for where no SVG is let in (an untrusted notebook)."""
+    return f'{style()}<div class="pl-picture">{svg}{image(png, alt)}</div>'
+
+
+@functools.cache
+def style() -> str:
+    """The style of pictures and controls; each output carries it, for it may be the only one on its page."""
+    sheet = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
+    return f"<style>{' '.join(sheet.split())}</style>"

@@ -228,7 +228,7 @@ def _show(net: nn.Module, facts: dict[str, Any], lasts: dict[str, torch.Tensor],
     signed = [lasts[name].flatten() * w.detach().sign().flatten() for name, w in tensors.items()]
     packed = _bytes(torch.cat(signed).to(torch.int8))
     told = base64.b64encode(json.dumps(facts, separators=(",", ":")).encode()).decode()
-    still = figure.draw(lambda ax: _still(ax, tensors, facts, lasts), figsize=(8.6, 2.5))
+    _, still = figure.drawing(lambda ax: _still(ax, tensors, facts, lasts), alt, figsize=(8.6, 2.5))
     text, table = figure.render_table("Every measured position of the drawing", _COLUMNS, _rows(ways))
     script, style = ((HERE / f"drawing.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
     display.show(

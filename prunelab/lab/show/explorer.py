@@ -1,63 +1,28 @@
-"""One panel of sliders over a grid of pictures drawn beforehand, so that a move answers at once."""
+"""One panel of controls over a grid of pictures drawn beforehand: all of it in the page, which needs no kernel."""
 
 from __future__ import annotations
 
+import base64
+import functools
 import itertools
+import json
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
 from typing import Any
 
-import ipywidgets as widgets
+import matplotlib
+from matplotlib.figure import Figure
+from tqdm.auto import tqdm
 
-from . import display, figure
+from . import display, figure, vector
 
 MOST_POINTS = 400  # pictures; more than this takes minutes to draw, and nobody tries them all
-PATIENCE = 2.0  # seconds of drawing after which a bar says how far it is
+MOST_BYTES = 1_000_000  # of HTML: a notebook with it still opens at once
+MANY = 40  # pictures; drawing more than this takes so long that a bar says how far it is
 LONG_TABLE = 20  # rows; a longer table is folded until the reader opens it
-
-
-class Explorer:
-    """The live panel. `panel["sparsity"].value = 0.9` moves a slider; `.state`, `.alt` and `.png` follow."""
-
-    def __init__(self, sliders: dict[str, widgets.SelectionSlider], size: tuple[int, int]):
-        self.sliders = sliders
-        self.size = size
-        self.pictures: dict[tuple[Any, ...], tuple[bytes, str]] = {}
-        self.html: dict[tuple[Any, ...], str] = {}
-        self.picture = display.panel_html()
-
-    def __getitem__(self, name: str) -> widgets.SelectionSlider:
-        if name not in self.sliders:
-            raise KeyError(f"no slider is called {name!r}; there are {', '.join(self.sliders)}")
-        return self.sliders[name]
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """The sliders' values by name."""
-        return {name: slider.value for name, slider in self.sliders.items()}
-
-    @property
-    def alt(self) -> str:
-        """The alternative text of the picture now shown."""
-        return self.pictures[tuple(self.state.values())][1]
-
-    @property
-    def png(self) -> bytes:
-        """The picture now shown."""
-        return self.pictures[tuple(self.state.values())][0]
-
-    def add(self, point: tuple[Any, ...], picture: bytes, alt: str) -> None:
-        """Keep the picture of one grid point, ready to be shown."""
-        self.pictures[point] = picture, alt
-        self.html[point] = display.image(picture, alt, self.size)
-
-    def update(self, _change: object = None) -> None:
-        """Show the picture of the sliders' state: a look-up, no drawing."""
-        self.picture.value = self.html[tuple(self.state.values())]
-
-    def __repr__(self) -> str:
-        return f"Explorer({', '.join(self.sliders)})"
 
 
 def explorer(
@@ -70,94 +35,47 @@ def explorer(
     formats: Mapping[str, str] | None = None,
     numbers: Callable[..., Mapping[str, Any]] | None = None,
     **subplots: Any,
-) -> Explorer:
-    """Show sliders over every combination of `controls`, each picture drawn once by `render(ax, **state)`.
+) -> None:
+    """Show controls over every combination of their values, each picture drawn once by `render(ax, **state)`.
 
     >>> explorer(draw, {"sparsity": [0.0, 0.5, 0.9]}, alt=lambda sparsity: f"...",
     ...          formats={"sparsity": "{:.0%}"}, figsize=(6, 3))  # doctest: +SKIP
 
-    `alt(**state)` describes each picture; `start` is where the sliders stand at first (each control's first value);
-    `labels` and `formats` say how a slider and its values are written; `subplots` are those of `lab.figure`.
-    `numbers(**state)` says what each picture shows as {column: value}: the panel's table, for those who can't see the
-    pictures, and for wherever no slider lives.
+    Numbers get a slider, anything else buttons. `alt(**state)` describes each picture; `start` is where the controls
+    stand at first (each one's first value): there a page that runs no script stays, so choose the most telling;
+    `labels` and `formats` say how a control and its values are written; `subplots` are those of `lab.figure`.
+    `numbers(**state)` says what each picture shows as {column: value}: the panel's table, for those who can't see it.
+    Raises ValueError for too many pictures, or pictures too large.
     """
-    _check(controls, start or {})
-    labels, formats = labels or {}, formats or {}
-    twin = _twin(controls, labels, formats, numbers) if numbers else ""
-    sliders = {
-        name: widgets.SelectionSlider(
-            options=[(formats.get(name, "{}").format(v), v) for v in values],
-            value=(start or {}).get(name, values[0]),
-            description=labels.get(name, name.replace("_", " ")),
-            tooltip=f"{labels.get(name, name)}: move with the arrow keys",
-            style={"description_width": "10em"},
-            layout=widgets.Layout(width="34em", max_width="100%"),
-        )
-        for name, values in controls.items()
-    }
-
-    def picture(state: dict[str, Any]) -> tuple[bytes, str]:
-        text = figure.check_alt(alt(**state) if callable(alt) else alt)
-        return figure.draw(lambda axes: render(axes, **state), **subplots), text
-
-    here = {name: slider.value for name, slider in sliders.items()}
-    first, text = picture(here)
-    panel = Explorer(sliders, figure.size_of(first))
-    panel.add(tuple(here.values()), first, text)
-    panel.update()
-    bar = widgets.IntProgress(description="drawing", layout=widgets.Layout(display="none"))
-    table = [display.panel_html(_folded(twin))] if twin else []
-    view = widgets.VBox([*sliders.values(), bar, panel.picture, *table])
-    still = display.image(first, text) + _folded(twin, unfold=twin.count("<tr>") <= LONG_TABLE)
-    display.show(text, html=still, png=first, alt=text, widget=view)
-    _fill(panel, controls, picture, bar)
-    for slider in sliders.values():
-        slider.observe(panel.update, "value")
-    return panel
-
-
-def _twin(
-    controls: Mapping[str, Sequence[Any]],
-    labels: Mapping[str, str],
-    formats: Mapping[str, str],
-    numbers: Callable[..., Mapping[str, Any]],
-) -> str:
-    """The table of all pictures, a row each: where the sliders stand, and the numbers the picture shows."""
+    names = {name: (labels or {}).get(name, name.replace("_", " ")) for name in controls}
+    texts = [[(formats or {}).get(name, "{}").format(v) for v in values] for name, values in controls.items()]
+    chosen = _places(controls, start or {})
     states = [dict(zip(controls, point, strict=True)) for point in itertools.product(*controls.values())]
-    found = [numbers(**state) for state in states]
-    columns = [*(labels.get(name, name.replace("_", " ")) for name in controls), *found[0]]
-    rows = [
-        [*(formats.get(k, "{}").format(v) for k, v in state.items()), *values.values()]
-        for state, values in zip(states, found, strict=True)
-    ]
-    return figure.render_table("Every position of the sliders", columns, rows)[1]
+    alts = [figure.check_alt(alt(**state) if callable(alt) else alt) for state in states]
+    found = [numbers(**state) if numbers else {} for state in states]
+
+    at = states.index({name: values[n] for (name, values), n in zip(controls.items(), chosen, strict=True)})
+    with matplotlib.rc_context(figure.STYLE):
+        first = figure.painted(functools.partial(render, **states[at]), **subplots)
+        still = figure.png(first)
+        frame, pictures = _pack(first, render, states, subplots)
+    plan = {
+        "controls": _panel(list(names.values()), list(controls.values()), texts, chosen),
+        "texts": texts,
+        "alts": alts,
+        "said": [" ".join([text, *(f"{k}: {v}." for k, v in f.items())]) for text, f in zip(alts, found, strict=True)],
+        "frame": frame,
+        "pictures": pictures,
+    }
+    table = _table([*names.values(), *found[0]], itertools.product(*texts), found) if numbers else ""
+    html = _page(display.drawing("", still, alts[at]), table, plan)
+    if len(html) > MOST_BYTES:
+        raise ValueError(f"the pictures take {len(html):,} bytes, at most {MOST_BYTES:,}: draw less, or fewer values")
+    display.show(alts[at], html=html, png=still, alt=alts[at])
 
 
-def _folded(table: str, unfold: bool = False) -> str:
-    """A table behind a line that opens it; nothing for no table."""
-    state = " open" if unfold else ""
-    return f"<details{state}><summary>The same as a table</summary>{table}</details>" if table else ""
-
-
-def _fill(
-    panel: Explorer,
-    controls: Mapping[str, Sequence[Any]],
-    picture: Callable[[dict[str, Any]], tuple[bytes, str]],
-    bar: widgets.IntProgress,
-) -> None:
-    """Draw the grid points that are missing; the bar appears inside the panel, so no output depends on the speed."""
-    points = list(itertools.product(*controls.values()))
-    bar.max = len(points)
-    began = time.perf_counter()
-    for done, point in enumerate(points):
-        if time.perf_counter() - began > PATIENCE:
-            bar.layout.display, bar.value = "", done
-        if point not in panel.pictures:
-            panel.add(point, *picture(dict(zip(controls, point, strict=True))))
-    bar.layout.display = "none"
-
-
-def _check(controls: Mapping[str, Sequence[Any]], start: Mapping[str, Any]) -> None:
+def _places(controls: Mapping[str, Sequence[Any]], start: Mapping[str, Any]) -> list[int]:
+    """Where each control stands at first, as the number of its value."""
     size = math.prod(len(values) for values in controls.values())
     if not controls or size == 0:
         raise ValueError("an explorer needs at least one control, each with at least one value")
@@ -166,3 +84,63 @@ def _check(controls: Mapping[str, Sequence[Any]], start: Mapping[str, Any]) -> N
     for name, value in start.items():
         if name not in controls or value not in controls[name]:
             raise ValueError(f"start={{{name!r}: {value!r}}} is not on the grid")
+    return [list(values).index(start.get(name, values[0])) for name, values in controls.items()]
+
+
+def _pack(
+    first: Figure, render: Callable[..., object], states: Sequence[Mapping[str, Any]], subplots: Mapping[str, Any]
+) -> tuple[str, str]:
+    """The frame that all pictures share, and the pictures: each layer once, then which of them every state has."""
+    shared: dict[str, str] = {}
+    known: dict[str, int] = {}
+    rows = []
+    for state in tqdm(states, desc="drawing", leave=False, disable=len(states) <= MANY):
+        fig = figure.painted(functools.partial(render, **state), **subplots)
+        fig.set_layout_engine("none")  # the first one's layout: the axes stand still, and it takes half the time
+        for axes, before in zip(fig.axes, first.axes, strict=False):
+            axes.set_position(before.get_position())
+        own, painted = vector.layers(fig)
+        shared |= own
+        rows.append([known.setdefault(layer, len(known)) for layer in dict.fromkeys(painted)])
+    defs, *layers = vector.named(f"<defs>{''.join(shared.values())}</defs>", *known)
+    packed = zlib.compress(json.dumps({"layers": layers, "states": rows}, separators=(",", ":")).encode(), 9)
+    return vector.frame(first, "", defs, "<g></g>"), base64.b64encode(packed).decode()
+
+
+def _panel(
+    names: Sequence[str], values: Sequence[Sequence[Any]], texts: Sequence[Sequence[str]], chosen: Sequence[int]
+) -> str:
+    """The controls, each the browser's own, so that they work by keyboard: a slider for numbers, else buttons."""
+    parts = []
+    for n, name in enumerate(names):
+        if all(isinstance(value, (int, float)) for value in values[n]):
+            slider = f'<input type="range" min="0" max="{len(texts[n]) - 1}" value="{chosen[n]}">'
+            parts.append(f'<div class="pl-range"><label>{escape(name)} {slider}</label><output></output></div>')
+            continue
+        buttons = "".join(
+            f'<label><input type="radio" name="pl-{n}" value="{k}"{" checked" if k == chosen[n] else ""}>'
+            f"{escape(text)}</label>"
+            for k, text in enumerate(texts[n])
+        )
+        parts.append(f"<fieldset><legend>{escape(name)}</legend>{buttons}</fieldset>")
+    # The attribute keeps the arrow keys from a JupyterLab that looks at them first, the script from one that is last.
+    everything = f'<div class="pl-controls" data-lm-suppress-shortcuts="true">{"".join(parts)}</div>'
+    return everything + '<div class="pl-said" aria-live="polite"></div>'
+
+
+def _table(columns: Sequence[str], states: Iterable[Sequence[str]], found: Sequence[Mapping[str, Any]]) -> str:
+    """What every picture shows, a row each, behind a line that opens it; the script closes a short one."""
+    rows = [[*state, *values.values()] for state, values in zip(states, found, strict=True)]
+    table = figure.render_table("Every position of the controls", columns, rows)[1]
+    unfold = " open" if len(rows) <= LONG_TABLE else ""
+    return f"<details{unfold}><summary>The same as a table</summary>{table}</details>"
+
+
+def _page(still: str, table: str, plan: Mapping[str, Any]) -> str:
+    """The whole panel: what stands where no script runs, and what the script makes of it."""
+    script = (Path(__file__).parent / "explorer.js").read_text(encoding="utf-8")
+    data = json.dumps(plan, ensure_ascii=False).replace("<", "\\u003c")  # so that no text can end the script
+    return (
+        f'<div class="pl-explorer">{still}<p class="pl-still">Run this cell to make it move.</p>{table}'
+        f'<script type="application/json">{data}</script><script>{script}</script></div>'
+    )

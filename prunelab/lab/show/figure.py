@@ -5,21 +5,25 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from html import escape
 from typing import Any
 
 import matplotlib
 from cycler import cycler
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from PIL import Image
 
-from . import display
+from ...text import html as html_table
+from . import display, vector
 from .measuring import NO_CUDA, measured
 
-# Okabe and Ito's colours without yellow (too faint on white); marker and line style repeat what the colour says.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe and Ito's colours without yellow (too faint on white), the second a little darker, to be legible as text too;
+# marker and line style repeat what the colour says. vector.THEME has what becomes of them on a dark page.
+COLOURS = ("#0072B2", "#C45100", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", vector.INK)
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+
+SHADES = LinearSegmentedColormap.from_list("shades", [(0, 0, 0, 0), (0, 0, 0, 1)])  # of ink, on any ground
 
 STYLE: Any = {  # matplotlib types its settings one by one
     "axes.prop_cycle": cycler(color=COLOURS) + cycler(marker=_MARKERS) + cycler(linestyle=_LINES),
@@ -28,6 +32,17 @@ STYLE: Any = {  # matplotlib types its settings one by one
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.facecolor": "white",
+    "axes.edgecolor": vector.FAINT,
+    "axes.labelcolor": vector.FAINT,
+    "axes.titlecolor": vector.INK,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.titlesize": 11.5,
+    "text.color": vector.INK,
+    "xtick.color": vector.FAINT,
+    "ytick.color": vector.FAINT,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
     "figure.facecolor": "white",
     "figure.figsize": (7.0, 3.8),
     "figure.dpi": 110,
@@ -35,13 +50,15 @@ STYLE: Any = {  # matplotlib types its settings one by one
     "savefig.facecolor": "white",
     "savefig.transparent": False,
     "font.size": 10.5,
-    "grid.color": "#DDDDDD",
+    "grid.color": vector.RULE,
     "grid.linewidth": 0.8,
     "legend.frameon": False,
     "lines.linewidth": 1.8,
     "lines.markersize": 5,
     "image.cmap": "cividis",  # the same order of lightness for every eye
-    "image.interpolation": "nearest",
+    "image.interpolation": "none",  # the pixels themselves, sharp at any size
+    "image.composite_image": False,
+    "svg.fonttype": "path",  # the same letters, in the same place, on every machine
     "svg.hashsalt": "prunelab",
 }
 
@@ -64,17 +81,17 @@ def png(fig: Figure) -> bytes:
     return small.getvalue()
 
 
-def size_of(data: bytes) -> tuple[int, int]:
-    """A picture's width and height in pixels."""
-    return Image.open(io.BytesIO(data)).size
+def painted(paint: Callable[[Any], object], **subplots: Any) -> Figure:
+    """A figure whose axes were given to `paint`; the caller sets the style."""
+    fig, axes = _subplots(subplots)
+    paint(axes)
+    return fig
 
 
-def draw(paint: Callable[[Any], object], **subplots: Any) -> bytes:
-    """Paint on fresh axes in the course's style, and give the PNG; shows nothing."""
+def drawing(paint: Callable[[Any], object], alt: str, **subplots: Any) -> tuple[str, bytes]:
+    """Paint on fresh axes in the course's style; the drawing as HTML that any page can show, and as an opaque PNG."""
     with matplotlib.rc_context(STYLE):
-        fig, axes = _subplots(subplots)
-        paint(axes)
-        return png(fig)
+        return _both(painted(paint, **subplots), check_alt(alt))
 
 
 @contextmanager
@@ -91,13 +108,13 @@ def figure(*, alt: str, **subplots: Any) -> Iterator[tuple[Figure, Any]]:
     with matplotlib.rc_context(STYLE):
         fig, axes = _subplots(subplots)
         yield fig, axes
-        show_png(png(fig), text)
+        html, picture = _both(fig, text)
+        display.show(text, html=html, png=picture, alt=text)
 
 
-def show_png(data: bytes, alt: str) -> None:
-    """Show a PNG with its alternative text."""
-    text = check_alt(alt)
-    display.show(text, html=display.image(data, text), png=data, alt=text)
+def _both(fig: Figure, alt: str) -> tuple[str, bytes]:
+    picture = png(fig)
+    return display.drawing(vector.svg(fig, alt), picture, alt), picture
 
 
 def _subplots(options: dict[str, Any]) -> tuple[Figure, Any]:
@@ -132,20 +149,7 @@ def render_table(
             raise ValueError(f"the row {list(row)!r} has {len(row)} cells; the table has {len(units)} columns")
     cells = [[_cell(value, unit) for value, unit in zip(row, units, strict=True)] for row in rows]
     text = "\n".join([caption, " | ".join(columns), *(" | ".join(row) for row in cells)])
-    pad = "padding: 0.25em 0.8em; text-align: "
-    head = "".join(
-        f'<th scope="col" style="{pad}{"left" if i == 0 else "right"}">{escape(name)}</th>'
-        for i, name in enumerate(columns)
-    )
-    body = "".join(
-        f'<tr><th scope="row" style="{pad}left; font-weight: normal">{escape(first)}</th>'
-        + "".join(f'<td style="{pad}right; white-space: nowrap">{escape(cell)}</td>' for cell in rest)
-        + "</tr>"
-        for first, *rest in cells
-    )
-    style = "text-align: left; padding: 0.3em 0.8em; font-weight: bold; white-space: nowrap"
-    title = f'<caption style="{style}">{escape(caption)}</caption>'
-    return text, f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return text, html_table(caption, list(columns), cells)
 
 
 def _cell(value: Any, unit: str | None) -> str:

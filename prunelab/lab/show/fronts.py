@@ -30,10 +30,9 @@ class Watch:
         if trial.stage == "dense":
             self.trials.clear()
         self.trials.append(trial)
-        png = figure.draw(lambda ax: draw_front(ax, self.trials, limit=self.budget), figsize=SIZE)
         text = f"{len(self.trials)} tried so far. {self._best()}"
-        self.picture.value = display.image(png, text, figure.size_of(png))
-        self.picture.value += f'<div aria-live="polite">{escape(text)}</div>'
+        drawn, _ = figure.drawing(lambda ax: draw_front(ax, self.trials, limit=self.budget), text, figsize=SIZE)
+        self.picture.value = drawn + f'<div aria-live="polite">{escape(text)}</div>'
 
     def _best(self) -> str:
         """Who leads, within the budget if there is one."""

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from .figure import COLOURS
+from .vector import INK
 
 RIGHT, WRONG = COLOURS[0], COLOURS[1]
 
@@ -41,9 +42,9 @@ def bars_over_networks(ax: Axes, values: Mapping[str, Sequence[float]], xlabel: 
     """One horizontal bar a name, its mean, with a mark for every network."""
     for row, found in enumerate(values.values()):
         ax.barh(row, float(np.mean(found)), color=RIGHT, alpha=0.75)
-        ax.plot(found, [row] * len(found), linestyle="none", marker="o", color="black", markersize=3.5)
+        ax.plot(found, [row] * len(found), linestyle="none", marker="o", color=INK, markersize=3.5)
     ax.set_yticks(range(len(values)), list(values))
     ax.invert_yaxis()
-    ax.axvline(0, color="black", lw=0.8, marker="", linestyle="-")
+    ax.axvline(0, color=INK, lw=0.8, marker="", linestyle="-")
     ax.set(xlabel=xlabel)
     ax.grid(axis="y", visible=False)

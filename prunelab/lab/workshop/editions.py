@@ -55,7 +55,7 @@ def hosted(nb: Notebook) -> Notebook:
     words = (
         "**On a hosted notebook**, run the next cell once. It installs the course and takes a few minutes; if it asks "
         "you to restart the session, do so, and go on below it. Your progress lasts as long as the session. Where a "
-        "slider does not appear, its picture and its table do."
+        "panel does not move, its picture and its table say the same."
     )
     install = new_code_cell(f'%pip install --quiet "prunelab @ git+{SOURCE}"', id="install")
     nb.cells = [new_markdown_cell(words, id="hosted"), install, *nb.cells]

@@ -1,0 +1,137 @@
+"""What a learner finds again: notebook 00 run here, opened again without a kernel, and as a fresh clone not trusted."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+
+import pytest
+from driver import Opened
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+LESSON, CLONE = "00_start_here.ipynb", "00_as_cloned.ipynb"
+PANEL = ".pl-explorer"
+
+# The notebook as a stranger's file: the same outputs, and no signature of this server's.
+COPY = f"""async () => {{
+  const contents = window.jupyterapp.serviceManager.contents;
+  await window.jupyterapp.commands.execute('docmanager:save');
+  const saved = await contents.get('{LESSON}');
+  for (const cell of saved.content.cells) delete cell.metadata.trusted;
+  saved.content.metadata.cloned = true;
+  await contents.save('{CLONE}', {{type: 'notebook', format: 'json', content: saved.content}});
+}}"""
+
+# After every key, and every new picture: when it was painted.
+WATCH = """(panel) => {
+  const svg = panel.querySelector('svg'), seen = window.seen = {keys: [], pictures: []};
+  let pressed = 0;
+  panel.addEventListener('keydown', (event) => { pressed = event.timeStamp; }, true);
+  new MutationObserver(() => requestAnimationFrame(() => setTimeout(() => {
+    seen.pictures.push(performance.now());
+    if (pressed) { seen.keys.push(performance.now() - pressed); pressed = 0; }
+  }))).observe(svg, {attributes: true, attributeFilter: ['aria-label']});
+}"""
+
+# One new picture a frame, as fast as frames come, while a hand would drag.
+DRAG = """async (panel) => {
+  const slider = panel.querySelector('[type=range]'), times = [];
+  for (let n = 0; n < 120; n++) {
+    slider.value = n % (Number(slider.max) + 1);
+    slider.dispatchEvent(new Event('input', {bubbles: true}));
+    times.push(await new Promise(requestAnimationFrame));
+  }
+  return times;
+}"""
+
+
+@pytest.fixture(scope="module", params=["run here", "opened again", "not trusted"])
+def view(request, browser, lab_url, screenshots):
+    """Notebook 00 in one of three ways that a reader meets it; they come in this order, each from the one before."""
+    page = browser.new_page(viewport={"width": 1440, "height": 1000})
+    opened = Opened(page, CLONE if request.param == "not trusted" else LESSON, screenshots)
+    opened.open(lab_url)
+    if request.param == "run here":
+        opened.run_all()
+        page.evaluate(COPY)
+    else:
+        page.evaluate("() => window.jupyterapp.serviceManager.sessions.shutdownAll()")
+    opened.way = request.param
+    yield opened
+    opened.close()
+
+
+def panel(view):
+    """The explorer's element, scrolled to."""
+    (index,) = view.cells("lab.explorer(")
+    found = view.show(index).locator(PANEL)
+    found.scroll_into_view_if_needed()
+    return found
+
+
+def test_the_explorer_moves_by_keyboard_or_says_how_to_wake_it(view):
+    found = panel(view)
+    if view.way == "not trusted":
+        assert found.get_by_text("Run this cell to make it move.").is_visible()
+        assert found.locator("svg, input").count() == 0
+        picture = found.locator("img")
+        assert picture.is_visible()
+        assert picture.evaluate("picture => picture.naturalWidth") > 600
+        return
+    slider, drawing = found.locator("[type=range]"), found.locator("svg")
+    drawing.wait_for()
+    assert found.get_by_text("Run this cell").count() == 0
+    assert found.locator("img").count() == 0
+    slider.focus()
+    before = drawing.get_attribute("aria-label"), drawing.inner_html()
+    view.page.keyboard.press("ArrowRight")
+    assert slider.evaluate("slider => slider === document.activeElement"), "JupyterLab leaves the keys to the slider"
+    assert (drawing.get_attribute("aria-label"), drawing.inner_html()) != before
+    assert "75%" in found.locator("[aria-live]").inner_text()
+    assert slider.get_attribute("aria-valuetext") == "75%"
+
+
+def test_every_figure_is_there(view):
+    for index in view.cells("lab.figure("):
+        found = view.show(index).locator(".pl-picture")
+        shown = found.locator("img" if view.way == "not trusted" else "svg")
+        assert shown.is_visible()
+        assert found.locator("svg").count() == (view.way != "not trusted")
+
+
+def test_it_looks_well_in_either_theme(view):
+    view.page.evaluate("() => window.jupyterapp.shell.collapseLeft()")  # or a narrow window shows nothing else
+    for dark in (False, True):
+        view.theme(dark)
+        for width in (1440, 390):
+            view.page.set_viewport_size({"width": width, "height": 1000})
+            for index in view.cells("lab.figure(") + view.cells("lab.explorer("):
+                view.show(index)
+                view.page.wait_for_timeout(300)
+                view.shoot(f"{view.way.replace(' ', '-')}-{index:02}-{'dark' if dark else 'light'}-{width}")
+    view.page.set_viewport_size({"width": 1440, "height": 1000})
+    view.theme(False)
+
+
+def test_it_follows_the_hand(view, capsys):
+    if view.way != "run here":
+        pytest.skip("measured once")
+    found = panel(view)
+    found.evaluate(WATCH)
+    found.locator("[type=range]").focus()
+    view.page.keyboard.press("Home")
+    for key in ["ArrowRight"] * 13 + ["ArrowLeft"] * 13:
+        view.page.keyboard.press(key)
+        view.page.wait_for_timeout(60)
+    keys = view.page.evaluate("window.seen.keys")
+    times = found.evaluate(DRAG)
+    frames = [after - before for before, after in itertools.pairwise(times)]
+    with capsys.disabled():
+        print(f"\nfrom key to picture: {statistics.median(keys):.0f} ms, at worst {max(keys):.0f} ms, of {len(keys)}")
+        print(f"a drag: {1000 * len(frames) / sum(frames):.0f} pictures a second, {statistics.median(frames):.0f} ms "
+              f"each, at worst {max(frames):.0f} ms")  # fmt: skip
+    assert len(keys) > 20
+
+
+def test_nothing_complains(view):
+    assert [line for line in view.console if "pl-" in line or "explorer" in line.lower()] == []
