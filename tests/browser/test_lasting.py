@@ -91,6 +91,20 @@ def test_the_explorer_moves_by_keyboard_or_says_how_to_wake_it(view):
     assert slider.get_attribute("aria-valuetext") == "75%"
 
 
+def test_no_output_is_dead(view):
+    """Where a widget's model is gone, its place says what to do; all else is there to be read."""
+    for kind, words in (("lab.predict(", "Your prediction."), ("lab.exercise(", "Exercise 00-"),
+                        ("lab.reveal(", "You have not guessed yet"), ("lab.scoreboard.show(", "time on cpu")):  # fmt: skip
+        for index in view.cells(kind):
+            cell = view.show(index)
+            cell.get_by_text(words).first.wait_for()
+            if view.way != "not trusted":  # a fresh clone holds no widgets, and its styles are taken out
+                for gone in cell.locator(".jupyter-widgets:not(:has(*))").all():
+                    assert gone.evaluate("e => getComputedStyle(e).fontSize") == "0px"
+                    assert "Run this cell" in gone.evaluate("e => getComputedStyle(e, '::after').content")
+                assert cell.get_by_text("Error displaying widget").count() == 0 or view.way == "opened again"
+
+
 def test_every_figure_is_there(view):
     for index in view.cells("lab.figure("):
         found = view.show(index).locator(".pl-picture")

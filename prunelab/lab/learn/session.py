@@ -40,7 +40,7 @@ def start(notebook: str) -> None:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     cuda = measured(count, "CUDA devices" if count > 1 else "CUDA device", digits=1) if count else NO_CUDA
     text = f"Notebook {notebook} is ready: seed {SEED}, one torch thread (steadier timings), versions fit, GPU: {cuda}."
-    display.show(text, html=f"<div>{escape(text)}</div>" + display.yours(_journey(notebook)))
+    display.show(text, html=f"<div>{escape(text)}</div>" + display.PAGE + display.yours(_journey(notebook)))
 
 
 def _journey(notebook: str) -> str:

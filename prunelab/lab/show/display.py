@@ -63,20 +63,20 @@ def show(
     emit(data, metadata)
 
 
-# Once the kernel is gone, JupyterLab writes an error in a widget's place: instead, it says what can be done. And the
-# arrow keys, which a notebook takes for moving between its cells, reach the options of a choice.
+# What the first cell brings to the page. Once the kernel is gone, JupyterLab writes an error in a widget's place:
+# instead, it says what can be done. And the keys that a notebook takes for itself reach what is chosen or unfolded.
 AGAIN = "Run this cell to answer."
-ALIVE = (
+PAGE = (
     "<style>.jupyter-widgets:not(:has(*)) {font-size: 0} .jupyter-widgets:not(:has(*))::after "
     f"{{content: '{AGAIN}'; font-size: var(--jp-content-font-size1, 14px); font-style: italic}}</style>"
     "<script>window.prunelabKeys = window.prunelabKeys || (addEventListener('keydown', event => "
-    "{if (event.target.closest?.('.prunelab-keys')) event.stopPropagation()}, true), true)</script>"
+    "{if (event.target.closest?.('.prunelab-keys, summary')) event.stopPropagation()}, true), true)</script>"
 )
 
 
 def live(text: str, html: str, widget: widgets.Widget) -> None:
     """What needs the kernel: all of it in words that last, and below them, in an output of its own, the widget."""
-    show(text, html=html + ALIVE)
+    show(text, html=html + PAGE)
     show(AGAIN, html=prose(f"*{AGAIN}*"), widget=widget)
 
 
