@@ -16,7 +16,7 @@ from prunelab import zoo
 ROOT = Path(pl.__file__).parent
 
 
-OUR_OWN = ROOT / "lab" / "workshop" / "bank.py"  # runs the exercises' answers, which are source of the package, to describe them
+OUR_OWN = ROOT / "lab" / "workshop" / "bank.py"  # runs the exercises' answers, which are the package's own
 
 
 def test_nothing_in_the_package_executes_a_file():

@@ -128,7 +128,16 @@ def shape(**subplots):
 DRAWINGS = {
     "gallery": (
         shape(figsize=(7, 3.5)),
-        lambda ax: lesson_00.read_gallery(ax, digits(24), list(range(10)) * 3, Reading([8] * 30, 0.1)),
+        lambda ax: lesson_00.gallery(ax, digits(24), list(range(10)) * 3),
+    ),
+    "filmstrip": (
+        shape(figsize=(8, 5.2)),
+        lambda ax: lesson_00.filmstrip(
+            ax,
+            digits(8),
+            list(range(8)),
+            dict.fromkeys(("dense", "half of it zero"), Reading([8] * 8, 0.1)),
+        ),
     ),
     "curves": (shape(figsize=(7, 3.4)), lambda ax: plots.curves(ax, LEVELS, SEEDS)),
     "histogram": (
@@ -338,5 +347,5 @@ def test_every_drawing_of_the_course_is_among_them():
         if inspect.isfunction(thing) and thing.__module__ == room.__name__ and not name.startswith("_")
         if next(iter(inspect.signature(thing).parameters), "") in ("ax", "axes")
     }
-    parts = {"read_gallery", "looks", "name_points"}  # of gallery, board and roof
+    parts = {"looks", "name_points"}  # of board and roof
     assert own <= {*DRAWINGS, *parts}, "a drawing that no test has looked at"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,38 +13,51 @@ from ..learn.claim import plain
 from ..learn.exercise import call
 from ..show.figure import SHADES
 from ..show.plots import RIGHT, WRONG
-from .pruned_networks import Reading
+from ..show.readings import Reading
 
 # Drawings
 
 
-ROW = 8  # pictures in a row of a gallery
+ROW = 8  # pictures in a row
+GAP, LABEL = 2, 6  # pixels beside a picture, and below it for what it is, or was read as
 
 
-def gallery(ax: Axes, images: Tensor, truth: Sequence[int], read: Sequence[int] | None = None, title: str = "") -> None:
-    """Small pictures (n, h, w) in rows of eight; under each what it is, or what was read of it, marked where wrong."""
-    side, rows = images.shape[-1], -(-len(images) // ROW)
-    wide, high = side + 2, side + 6  # of a picture with its margin and its label
-    board = torch.zeros(rows * high, ROW * wide)
-    for i, image in enumerate(images):
-        x, y = (i % ROW) * wide, (i // ROW) * high
-        board[y : y + side, x : x + side] = image
-        wrong = read is not None and read[i] != truth[i]
-        text = f"✗ {read[i]} (is {truth[i]})" if read is not None and wrong else str(truth[i])
-        ax.text(x + side / 2, y + side + 2.4, text, ha="center", va="center", fontsize=9,
-                color=WRONG if wrong else RIGHT, fontweight="bold" if wrong else "normal")  # fmt: skip
-        if wrong:
-            ax.plot([x, x + side, x + side, x, x], [y, y, y + side, y + side, y], color=WRONG, lw=2, ls="-", marker="")
-    ax.imshow(board.numpy(), cmap=SHADES, vmin=0, vmax=1, extent=(0, ROW * wide, rows * high, 0))
-    ax.set(xlim=(-1, ROW * wide), ylim=(rows * high, -1), title=title)
+def gallery(ax: Axes, images: Tensor, truth: Sequence[int], title: str = "") -> None:
+    """Small pictures (n, h, w) in rows of eight; under each what it is."""
+    rows = [(images[i : i + ROW], truth[i : i + ROW], truth[i : i + ROW]) for i in range(0, len(images), ROW)]
+    _rows(ax, rows)
+    ax.set_title(title)
+
+
+def filmstrip(ax: Axes, images: Tensor, truth: Sequence[int], stages: Mapping[str, Reading]) -> None:
+    """The same eight pictures in a row a stage, with what is read of them, and the share of all that is right."""
+    _rows(ax, [(images[:ROW], truth[:ROW], found.labels[:ROW]) for found in stages.values()])
+    side = images.shape[-1]
+    for row, (name, found) in enumerate(stages.items()):
+        text = f"{name}\n{found.accuracy:.0%} read correctly"
+        ax.text(-GAP, row * (side + LABEL) + side / 2, text, ha="right", va="center", fontsize=9)
+
+
+def _rows(ax: Axes, rows: Sequence[tuple[Tensor, Sequence[int], Sequence[int]]]) -> None:
+    """Rows of (pictures, what each is, what each was read as); a wrong one is framed, and says both."""
+    side = rows[0][0].shape[-1]
+    wide, high = side + GAP, side + LABEL
+    board = torch.zeros(len(rows) * high, ROW * wide)
+    for row, (images, truth, read) in enumerate(rows):
+        for i, image in enumerate(images):
+            x, y = i * wide, row * high
+            board[y : y + side, x : x + side] = image
+            wrong = read[i] != truth[i]
+            text = f"✗ {read[i]} (is {truth[i]})" if wrong else str(truth[i])
+            ax.text(x + side / 2, y + side + 2.4, text, ha="center", va="center", fontsize=9,
+                    color=WRONG if wrong else RIGHT, fontweight="bold" if wrong else "normal")  # fmt: skip
+            if wrong:
+                frame = [x, x + side, x + side, x, x], [y, y, y + side, y + side, y]
+                ax.plot(*frame, color=WRONG, lw=2, ls="-", marker="")
+    ax.imshow(board.numpy(), cmap=SHADES, vmin=0, vmax=1, extent=(0, ROW * wide, len(rows) * high, 0))
+    ax.set(xlim=(-1, ROW * wide), ylim=(len(rows) * high, -1))
     ax.set_aspect("equal")
     ax.axis("off")
-
-
-def read_gallery(ax: Axes, images: Tensor, truth: Sequence[int], found: Reading) -> None:
-    """The first pictures of a reading, with the share of all that it has right."""
-    title = f"{found.accuracy:.0%} of {len(found.labels):,} digits read correctly"
-    gallery(ax, images, truth, found.labels[: len(images)], title)
 
 
 # The checks of the exercises, whose texts stand in 00.toml

@@ -33,11 +33,11 @@ from .measuring import measured
 from .readings import Reading, read
 
 PERCENT = tuple(range(99))  # the steps of single weights: the sparsity in percent
-READ_AT = (0, 20, 40, 50, 60, 70, 80, 85, 90, 95, 98)  # of those, where the network is run
+READ_AT = (0, 50, 60, 70, 80, 90, 95, 98)  # of those, where the network is run
 MOST_STEPS = 32  # of whole filters
-READ_EVERY = 4  # of those
+READ_EVERY = 6  # of those
 DIGITS = 30  # pictures shown
-STATISTICS = 1024  # training images on which BatchNorm's statistics are estimated again
+STATISTICS = 512  # training images on which BatchNorm's statistics are estimated again
 MOST_WEIGHTS = 400_000  # a byte each, and an output of at most 1 MB
 STAYS, TAKEN = (0, 158, 115), (128, 135, 148)  # a weight above zero, below zero: seen on light and dark, by anyone
 HERE = Path(__file__).parent
