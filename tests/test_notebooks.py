@@ -33,6 +33,9 @@ class TestHouse:
                 with pytest.raises(claim.ClaimError):
                     claim.claim("Wrong side.", value, **{bound.kind: bound.limit})
 
+    def test_its_file_is_small_enough_to_read_anywhere(self, path):
+        assert path.stat().st_size <= 1_500_000, "thousands of points are drawn with rasterized=True"
+
     def test_it_starts_under_its_own_number_and_is_valid(self, path):
         nb = nbformat.read(path, as_version=4)
         nbformat.validate(nb)

@@ -225,8 +225,20 @@ def kept_of(axes: Sequence[Axes], found: Mapping[str, Mapping[str, Tensor]]) -> 
         kept = layer["kept"]
         gone_x, gone_y = layer["before"][~kept], layer["after"][~kept]
         kept_x, kept_y = layer["before"][kept], layer["after"][kept]
-        ax.plot(gone_x, gone_y, linestyle="none", color="#BBBBBB", marker=".", markersize=2, label="removed")
-        ax.plot(kept_x, kept_y, linestyle="none", color=COLOURS[0], marker="o", markersize=3, label="kept")
+        # Thousands of points are a picture: as shapes they weigh six megabytes.
+        ax.plot(
+            gone_x,
+            gone_y,
+            linestyle="none",
+            color="#BBBBBB",
+            rasterized=True,
+            marker=".",
+            markersize=2,
+            label="removed",
+        )
+        ax.plot(
+            kept_x, kept_y, linestyle="none", color=COLOURS[0], rasterized=True, marker="o", markersize=3, label="kept"
+        )
         ax.axhline(0, color=INK, lw=0.8, ls="-", marker="")
         ax.axvline(0, color=INK, lw=0.8, ls="-", marker="")
         ax.set(xlabel="weight before fine-tuning", title=name)
