@@ -90,6 +90,7 @@ def test_curves_of_one_size_are_named_by_kernel_and_columns():
         ({"sparsities": [1.0]}, "below 1"),
         ({"kernels": ["coo"]}, "kernels="),
         ({"kernels": ["2:4"]}, "sparse tensor cores of an NVIDIA GPU"),
+        ({"n": 16, "block": (5, 4)}, "blocks of 5 x 4 do not divide a weight of 16 x 16"),
         ({"n": 24}, "blocks of 16 x 16 do not divide a weight of 24 x 24"),
     ],
 )

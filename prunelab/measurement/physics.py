@@ -311,6 +311,7 @@ def products(
     sparsities: Sequence[float] = SPARSITIES,
     *,
     kernels: Iterable[str] | None = None,
+    block: tuple[int, int] = BLOCK,
     on: Conditions = STEADY,
 ) -> Products:
     """Time W @ X, W (n, n) with a share of zeros, X (n, batch), with each kernel in turns.
@@ -325,7 +326,7 @@ def products(
     for side in (n,) if isinstance(n, int) else n:
         for columns in (batch,) if isinstance(batch, int) else batch:
             for sparsity in sparsities:
-                found += _products(side, columns, sparsity, there, on)
+                found += _products(side, columns, sparsity, there, on, block)
     return Products(tuple(found))
 
 
@@ -412,14 +413,16 @@ def _surely_slower(tried: dict[float, Speedup]) -> float:
     return max((s for s, found in tried.items() if found.high < 1), default=0.0)
 
 
-def _products(n: int, batch: int, sparsity: float, kernels: Sequence[str], on: Conditions) -> list[Product]:
+def _products(
+    n: int, batch: int, sparsity: float, kernels: Sequence[str], on: Conditions, block: tuple[int, int] = BLOCK
+) -> list[Product]:
     """The kernels at one point, timed together."""
     check_count("n", n)
     check_count("batch", batch)
     if not 0 <= sparsity < 1:
         hint = f": did you mean {sparsity / 100:g}?" if 1 < sparsity < 100 else ""
         raise PruneError(f"a sparsity of {sparsity!r} is not a fraction of at least 0 and below 1{hint}")
-    weights = weights_of(n, sparsity, kernels, device=on.device)
+    weights = weights_of(n, sparsity, kernels, block=block, device=on.device)
     columns = torch.randn(n, batch, generator=torch.Generator().manual_seed(1))
     columns = columns.to(on.device, next(iter(weights.values())).dtype)
     tasks: dict[str, Task] = {name: partial(torch.matmul, w, columns) for name, w in weights.items()}

@@ -203,9 +203,8 @@ def kernel(where: Where, name: str, n: int, batch: int, block: int = 16) -> dict
     """A product (n, n) @ (n, batch) in float16, 2:4 or in blocks, against dense."""
     shares = [0.5] if name == "2:4" else [0.5, 0.9, 0.99]
     n, batch = where.pick((n, batch), (64, 16))
-    found = products(
-        n, batch, shares, kernels=[name], block=(block, block), device=where.device.type, rounds=where.pick(15, 7)
-    )
+    on = Conditions(rounds=where.pick(15, 7), clock="wall", device=where.device.type)
+    found = products(n, batch, shares, kernels=[name], block=(block, block), on=on)
     return {"block": block, "rows": [asdict(row) for row in found.rows]}
 
 
