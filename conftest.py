@@ -2,8 +2,11 @@
 
 import os
 import tempfile
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parent
 
 
 def pytest_configure(config):
@@ -12,6 +15,12 @@ def pytest_configure(config):
         folder = tempfile.TemporaryDirectory(prefix="prunelab-test-")
         os.environ["PRUNELAB_HOME"] = folder.name
         config.add_cleanup(folder.cleanup)
+
+
+def pytest_ignore_collect(collection_path):
+    """The examples that run are prunelab's: a helper or a benchmark of the tests is no module of examples."""
+    helper = collection_path.suffix == ".py" and not collection_path.name.startswith("test_")
+    return True if helper and not collection_path.is_relative_to(ROOT / "prunelab") else None
 
 
 def pytest_collection_modifyitems(items):

@@ -135,7 +135,8 @@ def reveal(prediction: Prediction, answer: Any, explain: Mapping[Any, str] | str
     why_all = f"<p style='margin: 0.4em 0 0'>Why a wrong guess attracts:</p><ul>{items}</ul>" if items else ""
     found = drawn + why_all
     if prediction.locked:
-        html = display.yours(display.box(_verdict(prediction, answer, result, explain), display.GOOD)) + found
+        mine = display.box(_verdict(prediction, answer, result, explain), display.GOOD)
+        html = display.yours(mine) + found + display.yours("")
     else:
         html = display.yours(f"{INVITATION}<details><summary>Show the result</summary>") + found
         html += display.yours("</details>")

@@ -84,9 +84,8 @@ def show(notebook: str) -> None:
         if _whole(row) and number != notebook:
             others.setdefault(number, {})[name] = row
     tables = [_table(f"Notebook {number}", rows)[1] for number, rows in sorted(others.items())]
-    if tables:
-        html += display.yours(display.folded("The other notebooks you have run", "".join(tables)))
-    display.show(text, html=html)
+    more = display.folded("The other notebooks you have run", "".join(tables)) if tables else ""
+    display.show(text, html=html + display.yours(more))
 
 
 def _table(title: str, rows: dict[str, dict[str, Any]]) -> tuple[str, str]:
