@@ -84,7 +84,7 @@ RELOADS = {
     "bamba t5 t5-gated t5gemma vit deit beit dinov2 vit-mae",
     # The pooler's and the head's neurons go, too, and their configs give these the width of the stream.
     "neurons": without(LLAMAS + BERTS + OTHERS, "bert-classifier electra deberta-v2")
-    + "gpt-neo diffllama diffllama-two-pairs albert qwen3-next mqa-llama qwen3-moe qwen2-moe bamba dinov2 swin",
+    + "gpt-neo diffllama diffllama-two-pairs albert qwen3-next mqa-llama qwen3-moe qwen2-moe bamba dinov2",
     # ModernBERT's first block has no norm before its attention, and that block has gone.
     "layers": without(LLAMAS + BERTS + OTHERS, "modernbert")
     + "gpt-neo qwen3-next mqa-llama mixtral qwen3-moe gpt-oss deepseek-v3 olmoe phimoe qwen2-moe bamba bloom mpt mamba "

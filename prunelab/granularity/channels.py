@@ -169,7 +169,7 @@ def _group(seen: Trace, makers: set[str], each: list[Port], table: np.ndarray) -
     inexact = not seen.inexact.isdisjoint(sets)
     kinds = {p.makes for p in made}
     readers = [p for p in columns if not p.makes and p.name.endswith("weight") and p.layer in makers]
-    if inexact and kinds & {"linear", "embedding"} and len(made) > 1 and len(readers) > 1:
+    if inexact and len(made) > 1 and ("embedding" in kinds or ("linear" in kinds and len(readers) > 1)):
         kinds.add("width")  # a norm within an MLP has one reader, the stream's all its blocks
     group = Group(_name(root, members[0], table), len(table), tuple(members), exact=not inexact, norms=tuple(norms))
     assumed = next((seen.assumed[s] for s in sets if s in seen.assumed), "")

@@ -1,4 +1,4 @@
-"""What a learner finds again: notebook 00 run here, opened again without a kernel, and as a fresh clone not trusted."""
+"""What a learner finds again: notebook 01 run here, opened again without a kernel, and as a fresh clone not trusted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from driver import Opened
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-LESSON, CLONE = "00_start_here.ipynb", "00_as_cloned.ipynb"
+LESSON, CLONE = "01_which_weights.ipynb", "01_as_cloned.ipynb"
 PANEL = ".pl-explorer"
 
 # The notebook as a stranger's file: the same outputs, and no signature of this server's.
@@ -47,7 +47,7 @@ DRAG = """async (panel) => {
 
 @pytest.fixture(scope="module", params=["run here", "opened again", "not trusted"])
 def view(request, browser, lab_url, screenshots):
-    """Notebook 00 in one of three ways that a reader meets it; they come in this order, each from the one before."""
+    """Notebook 01 in one of three ways that a reader meets it; they come in this order, each from the one before."""
     page = browser.new_page(viewport={"width": 1440, "height": 1000})
     opened = Opened(page, CLONE if request.param == "not trusted" else LESSON, screenshots)
     opened.open(lab_url)
@@ -87,13 +87,12 @@ def test_the_explorer_moves_by_keyboard_or_says_how_to_wake_it(view):
     view.page.keyboard.press("ArrowRight")
     assert slider.evaluate("slider => slider === document.activeElement"), "JupyterLab leaves the keys to the slider"
     assert (drawing.get_attribute("aria-label"), drawing.inner_html()) != before
-    assert "75%" in found.locator("[aria-live]").inner_text()
-    assert slider.get_attribute("aria-valuetext") == "75%"
+    assert slider.get_attribute("aria-valuetext") in found.locator("[aria-live]").inner_text()
 
 
 def test_no_output_is_dead(view):
     """Where a widget's model is gone, its place says what to do; all else is there to be read."""
-    for kind, words in (("lab.predict(", "Your prediction."), ("lab.exercise(", "Exercise 00-"),
+    for kind, words in (("lab.predict(", "Your prediction."), ("lab.exercise(", "Exercise 01-"),
                         ("lab.reveal(", "You have not guessed"), ("lab.scoreboard.show(", "time on cpu")):  # fmt: skip
         for index in view.cells(kind):
             cell = view.show(index)
@@ -144,7 +143,7 @@ def test_it_follows_the_hand(view, capsys):
         print(f"\nfrom key to picture: {statistics.median(keys):.0f} ms, at worst {max(keys):.0f} ms, of {len(keys)}")
         print(f"a drag: {1000 * len(frames) / sum(frames):.0f} pictures a second, {statistics.median(frames):.0f} ms "
               f"each, at worst {max(frames):.0f} ms")  # fmt: skip
-    assert len(keys) > 20
+    assert len(keys) > 10
 
 
 def test_nothing_complains(view):
