@@ -67,6 +67,7 @@ def good():
         ('guess = lab.predict("01-x", "How many?", options=["few", "many"])', text()),
         f"## Run\n\n1. Half of the 1,234 weights on 3×3 kernels, 2:4, `0.7` and $x^2$.\n\n*Figure: {ALT}*",
         ('lab.claim("Half of 1234 weights.", 617, equals=617)', text()),
+        ('lab.check_numbers("01", globals())', text()),
         (f'with lab.figure(alt="{ALT}") as (fig, ax):\n    ax.plot([1, 2])', picture()),
         "## Explain\n\n*Figure: The guess beside the result, and so on.*",
         ('lab.reveal(guess, "many", {"few": "It feels safe."})', picture("The guess beside the result for: x.")),
@@ -186,7 +187,8 @@ BROKEN = [
     (rules.sections, added_code('lab.reveal(guess, "many")'), "no reveal first"),
     (rules.sections, _second_exercise_gone, "two or three"),
     (rules.cell_limits, _cells(25), "code cells; at most 25"),
-    (rules.cell_limits, added_code("x = 1\n" * 13), "13 lines"),
+    (rules.cell_limits, added_code("x = 1\n" * 17), "17 lines"),
+    (rules.cell_limits, lambda nb: [added_code("x = 1\n" * 13)(nb) for _ in range(2)], "13 lines"),
     (rules.ignored_share, _cells(3, tags=["nbval-ignore-output"]), "not compared"),
     (rules.ignored_share, added_code("# NBVAL_IGNORE_OUTPUT because\nx = 1"), "use a tag"),
     (rules.first_cell, replaced('lab.start("01")', 'print("01")'), "must be imports"),
@@ -203,6 +205,8 @@ BROKEN = [
     (rules.claims_can_fail, added_code('lab.claim("It works.", 1, between=(0, 1))'), "whole range"),
     (rules.claims_can_fail, added_code('lab.claim("It works.", 1, at_least=0.0)'), "whole range"),
     (rules.claims_can_fail, added_code('lab.claim("It works.", 1, **kind)'), "not one literal"),
+    (rules.listed_numbers, replaced("lab.check_numbers", "print"), "lists 1 numbers, and 0 cells"),
+    (rules.listed_numbers, added_code('lab.check_numbers("01", globals())'), "lists 1 numbers, and 2 cells"),
     (rules.pictures, output({"image/png": "YWJj", "text/plain": "<Figure>"}), "without an alt"),
     (rules.pictures, lambda nb: cell(nb, "lab.figure").outputs.append(picture("")), "without an alt"),
     (rules.pictures, lambda nb: cell(nb, "lab.figure").outputs.append(picture("Another curve is flat.")), "*Figure"),
@@ -224,10 +228,19 @@ BROKEN = [
 ]
 
 
+@pytest.fixture
+def one_number(monkeypatch):
+    """A lesson that lists one number of its prose."""
+    number = claim.Number("It has 7 parts.", "parts", claim.Bound("equals", 7))
+    monkeypatch.setattr(claim, "numbers_of", lambda _: (number,))
+
+
+@pytest.mark.usefixtures("one_number")
 def test_the_good_notebook_has_no_problem():
     assert rules.problems(good()) == []
 
 
+@pytest.mark.usefixtures("one_number")
 @pytest.mark.parametrize(("rule", "change", "words"), BROKEN, ids=lambda x: getattr(x, "__name__", None))
 def test_the_rule_can_fail(rule, change, words):
     nb = good()

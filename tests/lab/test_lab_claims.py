@@ -88,3 +88,22 @@ def test_bounds_read_as_words():
         "at least 2",
         "at most 2",
     ]
+
+
+def test_the_numbers_of_a_text_are_held_to_the_run(monkeypatch, capsys):
+    entries = [
+        {"says": "It reads 94 %.", "value": "right * 100", "between": [92, 96]},
+        {"says": "It has 10 weights.", "value": "len(weights)", "equals": 10},
+    ]
+    monkeypatch.setattr(claim.exercise, "texts", lambda _: {"numbers": entries})
+    names = {"right": 0.94, "weights": torch.zeros(10)}
+    lab.check_numbers("01", names)
+    assert capsys.readouterr().out == "✓ 2 numbers of this text were compared with your run: all hold.\n"
+    assert set(names) == {"right", "weights"}
+    with pytest.raises(lab.ClaimError, match=r"1 of 2 numbers .*\n.*10 weights.*Here it is 9\."):
+        lab.check_numbers("01", names | {"weights": torch.zeros(9)})
+    with pytest.raises(lab.ClaimError, match=r"(?s)`right \* 100` can't be computed here \(NameError"):
+        lab.check_numbers("01", {"weights": torch.zeros(10)})
+    entries[0] |= {"at_most": 3}
+    with pytest.raises(ValueError, match="exactly one"):
+        lab.check_numbers("01", names)

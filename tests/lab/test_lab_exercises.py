@@ -25,6 +25,11 @@ class TestContract:
             f"right. {exercise.praise}",
         )
 
+    def test_unusual_right_answers_pass(self, exercise):
+        for source in exercise.right:
+            verdict, message = exercises.judge(exercise, answer_of(exercise, source))
+            assert verdict == "right", f"{message}\n{source}"
+
     def test_the_stub_is_not_attempted(self, exercise):
         verdict, message = exercises.judge(exercise, answer_of(exercise, exercise.stub))
         assert verdict == "unattempted"

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..show import display
 from ..show.measuring import measured
+from . import exercise
 
 KINDS = ("equals", "between", "at_least", "at_most")
 
@@ -79,8 +80,50 @@ def claim(text: str, value: Any, **kinds: Any) -> None:
     if not rule.holds(value):
         raise ClaimError(f'The course claims: "{text}" ({rule}). Here it is {value!r}.')
     line = text if rule.kind == "equals" else f"{text} ({measured(value)}; claimed: {rule})"
+    _show(line)
+
+
+def _show(line: str) -> None:
     mark = f'<span style="color: {display.GOOD}; font-weight: bold">✓</span> '
     display.show(f"✓ {line}", html=f'<div style="max-width: {display.WIDTH}">{mark}{escape(line)}</div>')
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number of a notebook's prose: the clause that says it, the expression that gives it here, and its bound."""
+
+    says: str
+    value: str
+    bound: Bound
+
+    def failure(self, names: dict[str, Any]) -> str | None:
+        """None if it holds for a notebook's names, or what was said and what was found."""
+        try:
+            found = plain(eval(self.value, dict(names)))
+        except Exception as error:
+            return f'"{self.says}": `{self.value}` can\'t be computed here ({type(error).__name__}: {error})'
+        return None if self.bound.holds(found) else f'"{self.says}" ({self.bound}). Here it is {found!r}.'
+
+
+def numbers_of(notebook: str) -> tuple[Number, ...]:
+    """The numbers of a lesson's prose, from `[[numbers]]` in its data file; one without a bound raises ValueError."""
+    entries = exercise.texts(notebook).get("numbers", ())
+    return tuple(
+        Number(one["says"], one["value"], bound({k: v for k, v in one.items() if k not in ("says", "value")}))
+        for one in entries
+    )
+
+
+def check_numbers(notebook: str, names: dict[str, Any]) -> None:
+    """Hold every number of a notebook's prose to this very run: `lab.check_numbers("01", globals())`.
+
+    One line if all hold; otherwise ClaimError names each that does not, with what was found instead.
+    """
+    every = numbers_of(notebook)
+    failed = [failure for number in every if (failure := number.failure(names))]
+    if failed:
+        raise ClaimError("\n".join([f"{len(failed)} of {len(every)} numbers of this text do not hold here:", *failed]))
+    _show(f"{len(every)} numbers of this text were compared with your run: all hold.")
 
 
 def plain(value: Any) -> Any:

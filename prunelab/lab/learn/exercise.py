@@ -57,6 +57,7 @@ class Exercise:
     solution: str
     check: Callable[[Any], str | None]
     wrong: tuple[WrongAnswer, ...]
+    right: tuple[str, ...]  # unusual answers that the task's words allow, each a source like `solution`
     praise: str  # what the learner now knows, in a sentence
 
 
@@ -115,6 +116,7 @@ def _exercise(entry: dict[str, Any], module: ModuleType) -> Exercise:
     plain = {key: value.strip("\n") if isinstance(value, str) else value for key, value in entry.items()}
     wrong = tuple(WrongAnswer(one["source"].strip("\n"), one["says"]) for one in entry["wrong"])
     made = {"check": getattr(module, entry["check"]), "wrong": wrong, "hints": tuple(entry["hints"])}
+    made["right"] = tuple(source.strip("\n") for source in entry.get("right", ()))
     return Exercise(**{**plain, **made})
 
 
@@ -164,7 +166,7 @@ def _ending(notebook: str) -> str:
     left = sorted(by_lesson()[notebook] - solved())
     if left:
         return f"Still open in this notebook: {', '.join(left)}."
-    later = [number for number in progress.LESSONS if number > notebook]
+    later = [number for number in numbers() if number > notebook]
     after = f"Next: notebook {later[0]}." if later else "You have come to the end of the course."
     return f"<strong>Notebook {notebook} is finished: every exercise of it is solved.</strong> {after}"
 

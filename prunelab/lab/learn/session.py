@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 from ..show import display, figure
 from ..show.measuring import NO_CUDA, measured
-from . import exercise, progress
+from . import exercise
 
 SEED = 0
 
@@ -47,7 +47,7 @@ def _journey(notebook: str) -> str:
     """Where the learner is: each lesson with what is solved of it, and the one that comes next."""
     solved, all_of = exercise.solved(), exercise.by_lesson()
     steps = []
-    for number in progress.LESSONS:
+    for number in exercise.numbers():
         done, total = len(solved & all_of.get(number, set())), len(all_of.get(number, ()))
         mark = "●" if done == total else "◐" if done else "○"
         step = f'<span title="notebook {number}: {done} of {total} exercises solved">{mark} {number}</span>'

@@ -123,7 +123,8 @@ def folded(summary: str, inner: str) -> str:
     return f'<details style="margin: 0.4em 0 0.4em 1em; max-width: {WIDTH}">{head}{inner}</details>'
 
 
-# Kinds of tokens, and the colours that JupyterLab's own editor gives them.
+# Kinds of tokens, and the colours that JupyterLab's own editor gives them, drawn a third of the way to the text's own:
+# its comments are too faint to read in the dark theme.
 SYNTAX = ((Token.Keyword, "keyword", "#008000"), (Token.Operator.Word, "keyword", "#008000"),
           (Token.Comment, "comment", "#408080"), (Token.Literal.String, "string", "#ba2121"),
           (Token.Literal.Number, "number", "#008855"))  # fmt: skip
@@ -142,7 +143,11 @@ def code_block(source: str) -> str:
     for token, text in PythonLexer().get_tokens(source.strip()):
         colour = next((f"var(--jp-mirror-editor-{name}-color, {c})" for kind, name, c in SYNTAX if token in kind), "")
         written = escape(text, quote=False)
-        code += f'<span style="color: {colour}">{written}</span>' if colour else written
+        code += (
+            f'<span style="color: color-mix(in srgb, {colour} 67%, currentcolor)">{written}</span>'
+            if colour
+            else written
+        )
     code = f'<code style="white-space: pre">{code.rstrip()}</code>'
     return f'<div data-copy="" style="float: right"></div><pre style="{style}">{code}</pre>{COPY}'
 

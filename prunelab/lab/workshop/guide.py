@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...files import write_whole
@@ -55,7 +56,15 @@ def advice(number: str, nb: Notebook) -> str:
         ["**Discuss:**\n\n" + "\n".join(f"{n}. {x}" for n, x in enumerate(told.discuss, 1))] if told.discuss else []
     )
     lines += [f"**In the room:** {told.watch.strip()}"] if told.watch else []
+    lines += [_because(told.because)] if told.because else []
     return "\n\n".join(lines)
+
+
+def _because(conclusions: Sequence[dict[str, str]]) -> str:
+    """What the notebook concludes, what else could have been the cause, and the control that decides."""
+    rows = [[one[key].replace("|", "\\|") for key in ("so", "rival", "control", "found")] for one in conclusions]
+    table = [["conclusion", "what else it could be", "the control", "found"], ["---"] * 4, *rows]
+    return "**Why we believe it:**\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in table)
 
 
 def _measured(number: str) -> str:

@@ -17,6 +17,7 @@ class Notes:
     discuss: tuple[str, ...] = ()
     watch: str = ""  # what goes wrong in the room, and what to say then
     experiments: dict[str, str] = field(default_factory=dict)
+    because: tuple[dict[str, str], ...] = ()  # each conclusion (so), its rival, the control, what was found
 
 
 @functools.cache
@@ -24,5 +25,6 @@ def of(number: str) -> Notes:
     """The notes on a notebook by its two digits; empty ones where there is no file."""
     if number not in exercise.numbers():
         return Notes()
-    told = {key: value for key, value in exercise.texts(number).items() if key != "exercises"}
-    return Notes(**{**told, "discuss": tuple(told.get("discuss", ()))})
+    told = {key: value for key, value in exercise.texts(number).items() if key not in ("exercises", "numbers")}
+    lists = {key: tuple(told.get(key, ())) for key in ("discuss", "because")}
+    return Notes(**{**told, **lists})
