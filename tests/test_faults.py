@@ -167,7 +167,8 @@ WRITERS = {
 # One `write_whole` of bytes made beforehand, which is tested as such.
 ONE_WHOLE = {
     "budget.result", "budget.search", "exports", "lab.author.film", "lab.author.grids", "lab.author.timings",
-    "lab.workshop.course", "lab.workshop.editions", "lab.workshop.guide", "lab.workshop.site", "recipes", "recovery.checkpoints",
+    "lab.workshop.course", "lab.workshop.editions", "lab.workshop.guide", "lab.workshop.site", "recipes",
+    "recovery.checkpoints",
 }  # fmt: skip
 # Logs of a line a run, whose last line a kill may cut; and folders filled aside, then renamed: each has its own tests.
 ELSEWHERE = {"lab.author.resuming", "reconstruction.blockwise", "zoo.llama"}
