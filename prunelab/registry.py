@@ -214,10 +214,11 @@ def _taken_apart(strategy: Any) -> tuple[Any, dict[str, Any]]:
     return maker, {name: value for name, value in given.items() if name not in defaults or value != defaults[name]}
 
 
-def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+def renamed(module: str, names: Mapping[str, str], level: int = 2) -> Callable[[str], Any]:
     """The `__getattr__` of a module some of whose names have moved: an old one works, with a DeprecationWarning.
 
-    names: old name -> the dotted path of what it is now. They go with the next release.
+    names: old name -> the dotted path of what it is now. They go with the next release. `level`: how many calls
+    above the warning the user is.
 
     >>> old = renamed("prunelab.schedules", {"cube": "prunelab.schedules.cubic"})
     >>> with warnings.catch_warnings():
@@ -230,7 +231,7 @@ def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
         if name not in names:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         if names[name] != f"{module}.{name}":  # or else an old module, whose functions warn
-            warnings.warn(f"{module}.{name} is now {names[name]}", DeprecationWarning, stacklevel=2)
+            warnings.warn(f"{module}.{name} is now {names[name]}", DeprecationWarning, stacklevel=level)
         return pkgutil.resolve_name(names[name])
 
     return find

@@ -73,7 +73,7 @@ def complaints(source: str, path: Path) -> list[str]:
 
 
 def statements(source: str) -> list[str]:
-    """What an `__init__` holds besides its docstring, imports, dunder assignments, `__getattr__` and `__dir__`.
+    """What an `__init__` holds besides docstring, imports, dunder assignments, `__getattr__` and `__dir__`.
 
     A module's `__getattr__` imports a name when it is first asked for.
     """
@@ -82,7 +82,8 @@ def statements(source: str) -> list[str]:
         named = isinstance(node, ast.Assign) and all(isinstance(t, ast.Name) and t.id[:2] == "__" for t in node.targets)
         text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         lazy = isinstance(node, ast.FunctionDef) and node.name in ("__getattr__", "__dir__")
-        if not (named or text or lazy or isinstance(node, (ast.Import, ast.ImportFrom))):
+        types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if not (named or text or lazy or types or isinstance(node, (ast.Import, ast.ImportFrom))):
             other.append(ast.unparse(node))
     return other
 
@@ -158,6 +159,14 @@ def test_it_can_fail(where, source, complaint):
 )
 def test_it_can_pass(where, source):
     assert complaints(source, ROOT / where) == []
+
+
+def test_each_public_name_is_found_at_home_and_typed():
+    source = (ROOT / "__init__.py").read_text(encoding="utf-8")
+    (typed,) = [node for node in ast.parse(source).body if isinstance(node, ast.If)]
+    homes = {alias.name: node.module or alias.name for node in typed.body for alias in node.names}
+    assert {name: prunelab.__homes__.get(name, name) for name in prunelab.__all__} == homes
+    assert all(getattr(prunelab, name) is not None for name in prunelab.__all__)
 
 
 def test_logic_in_an_init_is_found():

@@ -1,6 +1,7 @@
 """`python -m prunelab.lab`: a thin dispatcher, each of whose commands reaches what it names."""
 
 import inspect
+import subprocess
 import sys
 
 import pytest
@@ -99,3 +100,10 @@ def test_every_name_of_the_lab_is_found_where_it_says():
     for name in ("lesson_99", "nothing"):
         with pytest.raises(AttributeError, match=name):
             getattr(lab, name)
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys, prunelab.lab.__main__ as l\ntry: l.main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "is this machine ready" in done.stdout
