@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent
+LLAMAS = ("13_", "14_", "15_")  # the notebooks that need a language model
 
 
 def pytest_configure(config):
@@ -23,12 +24,19 @@ def pytest_ignore_collect(collection_path):
     return True if helper and not collection_path.is_relative_to(ROOT / "prunelab") else None
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Notebook 13 needs the Llama: it is fetched here, once; where it can't be had, its cells are skipped."""
-    needy = [item for item in items if item.path.name.startswith("13_")]
+    """What must run in one process: a file's tests, or a notebook's in the browser; and what needs the Llama.
+
+    It is fetched here, once; where it can't be had, the cells of its notebooks are skipped.
+    """
+    for item in items:
+        notebook = getattr(getattr(item, "callspec", None), "params", {}).get("notebook")
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.name} {getattr(notebook, 'name', '')}"))
+    needy = [item for item in items if item.path.name.startswith(LLAMAS)]
     if needy and (reason := _no_llama()):
         for item in needy:
-            item.add_marker(pytest.mark.skip(f"the Llama of notebook 13 can't be had: {reason}"))
+            item.add_marker(pytest.mark.skip(f"the Llama of notebooks 13 and 14 can't be had: {reason}"))
 
 
 def _no_llama():

@@ -13,7 +13,8 @@ NOTEBOOK = "window.jupyterapp.shell.currentWidget.content"
 
 # Contrast of each visible text in the outputs and in the prose with what lies behind it, as WCAG 2 counts it.
 CONTRAST = """() => {
-  const parse = (c) => (c.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
+  const parse = (c) => (c.match(/[\\d.]+/g) || [0, 0, 0, 0])
+    .map((v, i) => (c.startsWith('color(') && i < 3 ? 255 * v : Number(v)));  // a mixed colour comes as fractions
   const light = ([r, g, b]) => [r, g, b].map((v) => v / 255)
     .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
     .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
