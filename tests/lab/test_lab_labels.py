@@ -19,6 +19,7 @@ from prunelab.lab.lessons import (
     lesson_05,
     lesson_07,
     lesson_09,
+    lesson_10,
     lesson_12,
     lesson_13,
     lesson_16,
@@ -103,7 +104,7 @@ FALLING = {
     "by lot": [0.97, 0.7, 0.5, 0.4, 0.2, 0.1, 0.1, 0.1],
 }
 SEEDS = {name: np.array([values, [0.9 * v for v in values]]) for name, values in FALLING.items()}
-DENSE, WAYS = [0.97] * 5, {way: [0.5, 0.6] for way in ("at once", "in rounds", "linear", "cubic", "by lot")}
+DENSE = [0.97] * 5
 RATES, LEFT = [3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2], [0.5, 0.15, 0.05, 0.03]
 
 
@@ -112,9 +113,9 @@ def table(rows, columns):
 
 
 def returns():
-    """The sparsities of the stored runs, and by their number of steps the accuracies (networks, sparsities)."""
-    runs = [run for run in lab.grid("returns") if run["sparsity"]]
-    return sorted({run["sparsity"] for run in runs}), lab.collect(runs, "accuracy", by="steps", along="sparsity")
+    """Sparsities, and a table of accuracies (networks, sparsities) for each of two budgets."""
+    falling = np.array([[0.96, 0.95, 0.94, 0.92, 0.88, 0.8, 0.5]])
+    return lesson_09.STAGES, [falling - 0.01 * np.arange(5)[:, None] - 0.1 * n for n in (0, 1)]
 
 
 def digits(n):
@@ -302,14 +303,25 @@ DRAWINGS = {
         shape(figsize=(8, 1.6)),
         lambda ax: lesson_13.said(ax, "8 layers out", {"perplexity": 105.5, "text": "word and " * 60}),
     ),
-    "cliff": (shape(figsize=(7, 3.8)), lambda ax: lesson_09.cliff(ax, *returns(), DENSE)),
-    "no_return": (
-        shape(figsize=(7, 3.6)),
-        lambda ax: lesson_09.no_return(ax, returns()[0], returns()[1][0], DENSE, 0.02),
+    "cliffs": (
+        shape(figsize=(8, 4.6)),
+        lambda ax: lesson_09.cliffs(ax, returns()[0], {f"{n} epochs": t for n, t in enumerate(returns()[1])}, 0.97),
     ),
-    "ways": (
-        shape(figsize=(9, 4.6), nrows=2, ncols=2, sharex=True),
-        lambda axes: lesson_09.ways(axes.flat, {f"{n} % zeros, 378 steps": WAYS for n in (50, 80, 95, 98)}),
+    "crossing": (
+        shape(figsize=(7, 3.6)),
+        lambda ax: lesson_09.crossing(ax, returns()[0][2:], returns()[1][0][:, 2:], DENSE, 0.02),
+    ),
+    "entrants": (
+        shape(figsize=(8.5, 5)),
+        lambda ax: lesson_10.entrants(
+            ax, [{"way": way, "untuned": [0.5] * 5, "accuracy": [0.7] * 5} for way in lesson_10.WAYS]
+        ),
+    ),
+    "pair": (
+        shape(figsize=(6.5, 2.8)),
+        lambda ax: lesson_10.pair(
+            ax, {"one full cycle": [0.8, 0.9], "weights rewound": [0.7, 0.9]}, "one full cycle", "weights rewound"
+        ),
     ),
     "stored_front": (
         shape(figsize=(7, 4)),
@@ -336,6 +348,7 @@ def test_every_drawing_of_the_course_is_among_them():
         lesson_05,
         lesson_07,
         lesson_09,
+        lesson_10,
         lesson_12,
         lesson_13,
         lesson_16,

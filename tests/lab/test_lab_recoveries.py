@@ -1,14 +1,14 @@
-"""The ways of notebook 09 on a tiny budget, and the stored grids they filled."""
+"""The ways of notebook 10 on a tiny budget, the search and race of one, and the stored race."""
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from prunelab import zoo
 from prunelab.lab.learn import stored_grid
-from prunelab.lab.lessons import lesson_09
-from prunelab.lab.lessons.pruned_networks import CNNS
+from prunelab.lab.lessons import lesson_10
 from prunelab.layers import prunable
 from prunelab.masking import current_masks
 
@@ -16,91 +16,64 @@ from prunelab.masking import current_masks
 @pytest.fixture
 def short(monkeypatch):
     """Budgets of a few steps, and data of two batches."""
-    monkeypatch.setattr(lesson_09, "FIRST", 4)
-    monkeypatch.setattr(lesson_09, "STEPS", 3)
-    monkeypatch.setattr(lesson_09, "_END", {"steps": 3, "of": 4, "progress": False})
+    monkeypatch.setattr(lesson_10, "FIRST", 16)
+    monkeypatch.setattr(lesson_10, "STEPS", 12)
     data = zoo.load("digits")
-    return SimpleNamespace(train=torch.utils.data.TensorDataset(*data.train[:128]))
+    parts = {split: torch.utils.data.TensorDataset(*getattr(data, split)[:128]) for split in ("train", "valid", "test")}
+    yield SimpleNamespace(**parts)
+    lesson_10._halfway.cache_clear()
 
 
-def left(model):
-    return sum(int(m.sum()) for m in current_masks(model).values())
-
-
-def test_the_past_keeps_what_the_network_was(short):
-    past = lesson_09.past(1, short)
-    again = lesson_09.past(1, short)
-    assert all(torch.equal(v, again.early[k]) for k, v in past.early.items())
-    assert not torch.equal(past.early["conv2.weight"], past.dense.conv2.weight)
-    assert past.early["bn1.num_batches_tracked"] == 1  # of four steps, three before the end
-
-
-@pytest.mark.parametrize("way", [*lesson_09.WAYS, lesson_09.CONTROLS[0]])
-def test_every_way_prunes_alike_and_keeps_its_budget(short, way):
-    past = lesson_09.past(0, short)
-    found = lesson_09.recovered(way, past, 0.9, short)
-    total = sum(w.numel() for w in prunable(past.dense).values())
-    assert left(found.model) == total - round(0.9 * total)
-    assert found.steps == (0 if way in lesson_09.FREE else 3)
-    assert found.seconds > 0
-    moved = not torch.equal(dict(prunable(found.model))["conv2.weight"], past.dense.conv2.weight)
-    assert moved == (way not in lesson_09.FREE)
-
-
-def test_the_ways_differ(short):
-    past = lesson_09.past(0, short)
-    states = [lesson_09.recovered(way, past, 0.9, short).model.state_dict() for way in lesson_09.WAYS]
-    for i, one in enumerate(states):
-        assert not any(all(torch.equal(v, other[k]) for k, v in one.items()) for other in states[:i])
-
-
-@pytest.mark.parametrize(("way", "steps"), [("small dense", 3), ("small dense, full bill", 7)])
-@pytest.mark.parametrize("sparsity", [0.95, 0.98])
-def test_small_networks_are_as_large_as_what_is_left(short, way, steps, sparsity):
-    past = lesson_09.past(0, short)
-    found = lesson_09.recovered(way, past, sparsity, short)
-    pruned = lesson_09.recovered("nothing", past, sparsity, short).model
-    rest = sum(p.numel() for p in past.dense.parameters()) - sum(w.numel() for w in prunable(past.dense).values())
-    size = sum(p.numel() for p in found.model.parameters())
-    wider = zoo.cnn(width=lesson_09.small_width(past.dense, sparsity) + 1)
-    assert size <= left(pruned) + rest < sum(p.numel() for p in wider.parameters())
-    assert found.steps == steps
-
-
-def test_an_unknown_way(short):
-    with pytest.raises(ValueError, match="no way back is called 'prayer'; there are nothing, BatchNorm only"):
-        lesson_09.recovered("prayer", None, 0.9, short)
-
-
-def test_recoveries_are_compared_in_a_table(short, capsys):
-    short.test = short.train
-    model = zoo.checkpoint("digits-cnn")
-    read = lesson_09.compared("One", {"as it was": lesson_09.Recovered(model, 12, 0.25)}, short)
-    assert 0.9 < read["as it was"] <= 1
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[:2] == ["One", "way | steps | processor | accuracy"]
-    assert lines[2].startswith("as it was | 12 | ≈ 250 ms | ≈ ")
-
-
-@pytest.mark.parametrize("course", lesson_09.COURSES)
-def test_every_course_ends_at_the_same_sparsity(short, course):
-    model = lesson_09.COURSES[course](zoo.checkpoint("digits-cnn"), 0.9, short, 0, 12)
+@pytest.mark.parametrize("way", lesson_10.WAYS)
+def test_every_way_prunes_alike(short, way):
+    go, settings = lesson_10.WAYS[way]
+    assert len(settings) == 5
+    model = go(0, short, **lesson_10.AS_IT_CAME[way])
     total = sum(w.numel() for w in prunable(model).values())
-    assert left(model) == total - round(0.9 * total)
+    left = sum(int(m.sum()) for m in current_masks(model).values())
+    assert left == total - round(lesson_10.SPARSITY * total)
 
 
-@pytest.mark.parametrize(
-    ("name", "keys", "count"),
-    [
-        ("recoveries", ("way", "sparsity"), 1 + 2 * 9),
-        ("rounds", ("course", "sparsity", "steps"), 2 * (5 + 3)),
-        ("returns", ("sparsity", "steps"), 6 * 3),
-    ],
-)
-def test_the_stored_grids_are_whole(name, keys, count):
-    runs = stored_grid.grid(name)
-    for seed in lesson_09.SEEDS:
-        own = [run for run in runs if run["network"] == CNNS[seed]]
-        assert len({tuple(run[k] for k in keys) for run in own}) == len(own) == count
-    assert len(runs) == count * len(lesson_09.SEEDS)
-    assert all(0 <= run["accuracy"] <= 1 for run in runs)
+def test_the_rewound_weights_are_those_of_the_way_there(short):
+    early = lesson_10._halfway(1)
+    assert early["bn1.num_batches_tracked"] == 4  # of sixteen steps, twelve before the end
+    assert not torch.equal(early["conv2.weight"], zoo.checkpoint("digits-cnn-1").conv2.weight)
+
+
+def test_an_entrant_is_chosen_on_validation_and_raced_on_test(short, monkeypatch):
+    """The way's accuracy is its setting; validation sees all settings on one network, test only the best, on all."""
+    seen = []
+
+    def evaluate(model, data, split):
+        seen.append((split, model))
+        return SimpleNamespace(accuracy=model[1])
+
+    monkeypatch.setattr(lesson_10, "evaluate", evaluate)
+    monkeypatch.setitem(lesson_10.WAYS, "it", (lambda seed, data, x: (seed, x), ({"x": 1}, {"x": 3}, {"x": 2})))
+    monkeypatch.setitem(lesson_10.AS_IT_CAME, "it", {"x": 0})
+    found = lesson_10.entrant("it", short)
+    assert found == {"settings": [{"x": 1}, {"x": 3}, {"x": 2}], "valid": [1, 3, 2], "chosen": {"x": 3},
+                     "untuned": [0] * 5, "accuracy": [3] * 5}  # fmt: skip
+    assert [model for split, model in seen if split == "test"] == [(seed, x) for x in (0, 3) for seed in range(5)]
+
+
+def test_the_stored_race_is_whole_and_chosen_within_its_search():
+    runs = {run["way"]: run for run in stored_grid.grid("race")}
+    assert list(runs) == list(lesson_10.WAYS)
+    for way, run in runs.items():
+        assert run["settings"] == [dict(setting) for setting in lesson_10.WAYS[way][1]]
+        assert run["chosen"] == run["settings"][int(np.argmax(run["valid"]))]
+        assert len(run["accuracy"]) == len(run["untuned"]) == len(lesson_10.SEEDS)
+        if "lr" in run["chosen"]:
+            assert run["chosen"] not in (run["settings"][0], run["settings"][-1]), "the best rate lies at an edge"
+    assert runs["one full cycle"]["chosen"]["lr"] == lesson_10.CYCLE_RATE
+
+
+def test_leads_are_taken_network_by_network():
+    """The two differ by 0.1 in each network, though the networks differ by far more: the interval is a point."""
+    found = lesson_10.leads({"a": [0.2, 0.5, 0.9], "b": [0.1, 0.4, 0.8]}, over="b")
+    assert list(found) == ["a"]
+    assert (found["a"].mean, found["a"].low, found["a"].high) == pytest.approx((0.1, 0.1, 0.1))
+    assert lesson_10.verdict(found["a"]) == "ahead"
+    assert lesson_10.verdict(lesson_10.leads({"a": [0.1, 0.2], "b": [0.2, 0.1]}, over="b")["a"]) == "cannot tell"
+    assert "10.0 points" in lesson_10.written(found["a"])

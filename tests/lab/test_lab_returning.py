@@ -1,23 +1,40 @@
-"""The point of no return, by hand, and its interval against a textbook's."""
+"""What comes back in notebook 09, the point of no return by hand, and the stored grid."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from prunelab.lab.lessons.lesson_09 import Interval, interval, last_return, leads, point_of_no_return, spread, standings
+from prunelab import zoo
+from prunelab.lab.learn import stored_grid
+from prunelab.lab.lessons import lesson_09
+from prunelab.lab.lessons.lesson_09 import last_return, no_return, said
+from prunelab.lab.lessons.pruned_networks import CNNS, pruned
+from prunelab.layers import prunable
 
 
-def test_an_interval_by_hand():
-    """Mean 3, s = sqrt(2.5), t(0.975, 4) = 2.776: 3 ± 1.963."""
-    found = interval([1, 2, 3, 4, 5])
-    assert (found.mean, found.low, found.high) == pytest.approx((3, 1.0367, 4.9633), abs=1e-3)
+@pytest.mark.parametrize("after", lesson_09.AFTER)
+def test_training_moves_weights_and_a_look_only_statistics(monkeypatch, after):
+    monkeypatch.setattr(lesson_09, "AFTER", {**lesson_09.AFTER, "one epoch": 3, "six epochs": 4})
+    train = torch.utils.data.TensorDataset(*zoo.load("digits").train[:128])
+    model = pruned(zoo.checkpoint("digits-cnn"), "global", 0.9)
+    weight, mean = prunable(model)["conv2.weight"].detach().clone(), model.bn2.running_mean.clone()
+    lesson_09.back(model, after, SimpleNamespace(train=train), 0)
+    assert torch.equal(prunable(model)["conv2.weight"], weight) == (lesson_09.AFTER[after] == 0)
+    assert torch.equal(model.bn2.running_mean, mean) == (after == "nothing")
+    assert int((prunable(model)["conv2.weight"] == 0).sum()) >= int((weight == 0).sum())
 
 
-@pytest.mark.parametrize("values", [[], [0.5], [[1, 2], [3, 4]]])
-def test_an_interval_of_too_little(values):
-    with pytest.raises(ValueError, match="at least two values"):
-        interval(values)
+@pytest.mark.parametrize("sparsity", [0.95, 0.98])
+def test_a_small_network_is_as_large_as_what_is_left(sparsity):
+    dense = zoo.checkpoint("digits-cnn")
+    weights = sum(w.numel() for w in prunable(dense).values())
+    left = sum(p.numel() for p in dense.parameters()) - round(sparsity * weights)
+    width = lesson_09.small_width(dense, sparsity)
+    own, wider = (sum(p.numel() for p in zoo.cnn(width=w).parameters()) for w in (width, width + 1))
+    assert own <= left < wider
 
 
 @pytest.mark.parametrize(
@@ -33,6 +50,10 @@ def test_the_crossing_by_hand(accuracy, enough, at):
     assert last_return([0.6, 0.8, 0.9], accuracy, enough) == pytest.approx(at)
 
 
+def test_the_last_crossing_counts():
+    assert last_return([0.5, 0.6, 0.7, 0.8], [0.9, 0.7, 0.9, 0.7], 0.8) == pytest.approx(0.75)
+
+
 @pytest.mark.parametrize("enough", [0.95, 0.3])
 def test_a_crossing_outside_is_none(enough):
     assert math.isnan(last_return([0.6, 0.8, 0.9], [0.9, 0.8, 0.4], enough))
@@ -40,31 +61,15 @@ def test_a_crossing_outside_is_none(enough):
 
 def test_each_network_is_held_against_its_own_dense_self():
     table = np.array([[0.9, 0.7], [0.8, 0.6]])
-    assert point_of_no_return([0.5, 0.7], table, [0.9, 0.8], 0.1) == pytest.approx([0.6, 0.6])
+    at = no_return([0.5, 0.7], table, [0.9, 0.8], 0.1)
+    assert (at.mean, at.low, at.high) == pytest.approx((0.6, 0.6, 0.6))
+    assert said(at) == "≈ 60.0 % [60.0 %, 60.0 %]"
+    assert said(no_return([0.5, 0.7], table, [0.9, 0.8], 0.5)) == "beyond the curve's ends"
 
 
-def test_leads_are_taken_network_by_network():
-    """The two differ by 0.1 in each network, though the networks differ by far more: the interval is a point."""
-    found = leads({"a": [0.2, 0.5, 0.9], "b": [0.1, 0.4, 0.8]}, over="b")
-    assert list(found) == ["a"]
-    assert (found["a"].mean, found["a"].low, found["a"].high) == pytest.approx((0.1, 0.1, 0.1))
-
-
-def test_an_interval_is_written_in_the_measured_form():
-    assert Interval(0.007, 0.001, 0.013).text("points") == "≈ 0.700 points [0.100 points, 1.30 points]"
-
-
-def test_standings_are_a_table_of_means_and_leads():
-    panels = {"easy": {"a": [0.75, 0.75], "b": [0.5, 0.5]}, "hard": {"a": [0.5, 0.5], "b": [0.75, 0.75]}}
-    columns, rows = standings(panels, over="a")
-    assert columns == {
-        "way": None, "easy": "%", "easy: ahead of a": None, "hard": "%", "hard: ahead of a": None
-    }  # fmt: skip
-    assert [row[0] for row in rows] == ["a", "b"]
-    assert rows[0] == ["a", 0.75, "", 0.5, ""]
-    assert "-25.0 points" in rows[1][2]
-    assert "≈ 25.0 points" in rows[1][4]
-
-
-def test_a_spread_is_of_means_and_of_those_named():
-    assert spread({"a": [0.9, 0.7], "b": [0.5, 0.7], "c": [0.0, 0.0]}, ["a", "b"]) == pytest.approx(0.2)
+def test_the_stored_grid_is_whole():
+    runs = stored_grid.grid("returns")
+    points, _ = lesson_09.returns()
+    assert [{k: run[k] for k in ("network", "sparsity", "after")} for run in runs] == list(points)
+    assert {run["network"] for run in runs} == set(CNNS)
+    assert all(0 <= run["accuracy"] <= 1 for run in runs)

@@ -1,0 +1,353 @@
+"""Lesson 10, "Which way back is best?": its race, the search inside it, drawings and exercises' checks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor, nn
+
+from ... import zoo
+from ...measurement import evaluate
+from ...pipeline import Recipe, gradually
+from ...recovery import Early, rewind_rates, rewind_weights, train
+from ...recovery.methods import State
+from ..learn.claim import plain
+from ..learn.exercise import call
+from ..learn.stored_grid import Grid, Resumable, Run
+from ..show.figure import COLOURS, table
+from ..show.intervals import Ahead, ahead
+from ..show.measuring import measured
+from ..show.vector import INK
+from .pruned_networks import CNNS, pruned
+
+# The race: every way gets the same steps after (or, if gradual, around) the cut, and the same search
+
+
+EPOCH = 63  # steps: 4,000 digits in batches of 64
+FIRST = 4 * EPOCH  # steps of the training that made the dense network
+STEPS = 2 * EPOCH  # the budget of every way back
+SPARSITY = 0.98
+CYCLE_RATE = 0.05  # what the cycle's own search chose: gradual, which builds on the cycle, takes it from there
+SEEDS = (0, 1, 2, 3, 4)  # of the networks "digits-cnn", "digits-cnn-1", ...
+
+
+def _settings(seed: int, **changed: Any) -> dict[str, Any]:
+    made = zoo.cards()["digits-cnn"]["training"]
+    return {**{key: made[key] for key in ("weight_decay", "batch_size")}, "seed": seed, "progress": False, **changed}
+
+
+def _cut(seed: int) -> nn.Module:
+    return pruned(zoo.checkpoint(CNNS[seed]), "global", SPARSITY)
+
+
+def cycle(seed: int, data: zoo.Data, lr: float) -> nn.Module:
+    """Up to the rate and down to nothing, all within the budget."""
+    model = _cut(seed)
+    train(model, data.train, steps=STEPS, **_settings(seed, lr=lr))
+    return model
+
+
+def fine_tuning(seed: int, data: zoo.Data, lr: float) -> nn.Module:
+    """A constant rate."""
+    model = _cut(seed)
+    train(model, data.train, steps=STEPS, lr_schedule="constant", **_settings(seed, lr=lr))
+    return model
+
+
+def rates_rewound(seed: int, data: zoo.Data, lr: float) -> nn.Module:
+    """The falling half of a first training's rates, with this peak."""
+    model = _cut(seed)
+    rewind_rates(model, data.train, steps=STEPS, of=FIRST, **_settings(seed, lr=lr))
+    return model
+
+
+class _Enough(Exception):
+    """The first training has come as far as it was wanted."""
+
+
+@cache
+def _halfway(seed: int) -> State:
+    """The state `STEPS` steps before the end of a first training, which is run again from its seed up to there."""
+    model = zoo.cnn(**zoo.cards()["digits-cnn"]["arguments"], seed=seed)
+    early = Early(model, FIRST - STEPS)
+
+    def stop(done: int, total: int) -> None:
+        early(done, total)
+        if early.state:
+            raise _Enough
+
+    with suppress(_Enough):
+        train(model, zoo.load("digits").train, steps=FIRST, on_step=stop, **_settings(seed))
+    return early.state
+
+
+def weights_rewound(seed: int, data: zoo.Data, lr: float) -> nn.Module:
+    """The same from the weights of half-time, with the mask of the end."""
+    model = _cut(seed)
+    rewind_weights(model, _halfway(seed), data.train, steps=STEPS, of=FIRST, **_settings(seed, lr=lr))
+    return model
+
+
+def gradual(seed: int, data: zoo.Data, until: float, lr: float = CYCLE_RATE) -> nn.Module:
+    """Nine cuts within a cycle, cubic, the last after a share of it: Zhu and Gupta 2017, arXiv 1710.01878."""
+    model = zoo.checkpoint(CNNS[seed])
+    step = gradually(model, Recipe(sparsity=SPARSITY, schedule="cubic", rounds=9), until=until)
+    train(model, data.train, steps=STEPS, on_step=step, **_settings(seed, lr=lr))
+    return model
+
+
+Way = Callable[..., nn.Module]  # seed, data, a setting
+
+
+def _each(name: str, *values: float) -> tuple[dict[str, float], ...]:
+    return tuple({name: value} for value in values)
+
+
+_HIGH = _each("lr", 0.01, 0.02, 0.05, 0.1, 0.2)
+WAYS: dict[str, tuple[Way, tuple[dict[str, float], ...]]] = {  # five settings each
+    "one full cycle": (cycle, _HIGH),
+    "fine-tuning": (fine_tuning, _each("lr", 0.002, 0.005, 0.01, 0.02, 0.05)),
+    "rates rewound": (rates_rewound, _HIGH),
+    "weights rewound": (weights_rewound, _HIGH),
+    "gradual": (gradual, _each("until", 0.1, 0.25, 0.4, 0.6, 0.75)),
+}
+
+AS_IT_CAME: dict[str, dict[str, Any]] = {  # the settings of a race in which nobody had searched much
+    "one full cycle": {"lr": 0.01},  # the first training's own
+    "fine-tuning": {"lr": 0.003},
+    "rates rewound": {"lr": 0.01},
+    "weights rewound": {"lr": 0.01},
+    "gradual": {"until": 0.75, "lr": 0.01},
+}
+
+
+def race() -> Resumable:
+    """Notebook 10: five ways back from 98 % zeros; of five settings the best on validation, then five networks."""
+    data = zoo.load("digits")
+    return [{"way": way} for way in WAYS], lambda point: entrant(point["way"], data)
+
+
+def entrant(way: str, data: zoo.Data) -> Run:
+    """Every setting of a way on the first network's validation digits; the best one on test, once, on all networks."""
+    go, settings = WAYS[way]
+    tried = [go(SEEDS[0], data, **setting) for setting in settings]
+    valid = [evaluate(model, data, "valid").accuracy for model in tried]
+    best = int(np.argmax(valid))
+    raced = [tried[best], *(go(seed, data, **settings[best]) for seed in SEEDS[1:])]
+    untuned = [go(seed, data, **AS_IT_CAME[way]) for seed in SEEDS]
+    before, after = ([evaluate(model, data, "test").accuracy for model in models] for models in (untuned, raced))
+    return {"settings": list(settings), "valid": valid, "chosen": settings[best], "untuned": before, "accuracy": after}
+
+
+GRIDS: dict[str, Grid] = {"race": race}
+
+# Who is ahead, and whether anyone can tell
+
+
+def leads(found: Mapping[str, Sequence[float]], over: str) -> dict[str, Ahead]:
+    """How far each of the others is ahead of `over`: the interval of the differences, network by network."""
+    return {name: ahead(np.array(values), np.array(found[over])) for name, values in found.items() if name != over}
+
+
+def verdict(lead: Ahead) -> str:
+    """Ahead or behind if the interval lies on one side of zero."""
+    if lead.low > 0:
+        return "ahead"
+    return "behind" if lead.high < 0 else "cannot tell"
+
+
+def written(lead: Ahead) -> str:
+    """A lead in points, with its interval."""
+    return measured(float(lead.mean), "points", interval=(float(lead.low), float(lead.high)))
+
+
+def apart(found: Mapping[str, Sequence[float]], one: str, other: str) -> dict[str, str]:
+    """`pair` in words."""
+    return {"ahead by": written(ahead(np.array(found[one]), np.array(found[other])))}
+
+
+def standings(runs: Sequence[Run], over: str) -> None:
+    """Show each way as it came and tuned: its mean, and its lead over one of them."""
+    rows: list[list[str | float]] = []
+    sets = {key: {run["way"]: run[key] for run in runs} for key in ("untuned", "accuracy")}
+    for run in runs:
+        way, setting = run["way"], ", ".join(f"{name} {value:g}" for name, value in run["chosen"].items())
+        row: list[str | float] = [way]
+        for key, found in sets.items():
+            lead = None if way == over else leads(found, over)[way]
+            row += [setting] * (key == "accuracy") + [float(np.mean(found[way])), written(lead) if lead else ""]
+        rows.append([*row, "" if lead is None else verdict(lead)])
+    columns = {"way": None, "as it came": "%", f"ahead of {over}": None, "chosen": None, "tuned": "%"}
+    table("Five networks, compared one by one (95 % interval)", {**columns, "ahead now": None, "so": None}, rows)
+
+
+# Drawings
+
+
+def entrants(ax: Axes, runs: Sequence[Run]) -> None:
+    """A row a way: five networks as it came, above, and tuned, below; a line from mean to mean."""
+    sets = (
+        ("untuned", "as it came", -0.16, INK, "none"),
+        ("accuracy", "after the same search", 0.16, *[COLOURS[0]] * 2),
+    )
+    for row, run in enumerate(runs):
+        means = [float(np.mean(run[key])) for key, *_ in sets]
+        ax.plot(means, [row - 0.16, row + 0.16], color=COLOURS[0], lw=2, ls="-", marker="")
+        for key, name, shift, edge, face in sets:
+            ax.plot(run[key], [row + shift] * len(run[key]), ls="", marker="o", mec=edge, mfc=face, ms=6,
+                    label=None if row else name)  # fmt: skip
+    ax.set_yticks(range(len(runs)), [run["way"] for run in runs])
+    ax.set(ylim=(len(runs) - 0.5, -0.5), xlabel="test accuracy at 98 % zeros, five networks")
+    ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
+    ax.grid(axis="y", visible=False)
+    ax.legend(loc="lower left")
+
+
+def pair(ax: Axes, found: Mapping[str, Sequence[float]], one: str, other: str) -> None:
+    """The difference of two ways, a dot a network, with the mean and its interval."""
+    lead = ahead(np.array(found[one]), np.array(found[other]))
+    ax.axvspan(100 * float(lead.low), 100 * float(lead.high), color=COLOURS[1], alpha=0.25, lw=0)
+    ax.axvline(100 * float(lead.mean), color=COLOURS[1], lw=1.6, ls="-", marker="")
+    apart = [100 * (a - b) for a, b in zip(found[one], found[other], strict=True)]
+    ax.plot(apart, range(len(apart)), ls="", marker="o", color=COLOURS[0])
+    ax.axvline(0, color=INK, lw=1.2, ls=(0, (4, 3)), marker="")
+    ax.set_yticks(range(len(apart)), [f"network {n}" for n in range(len(apart))])
+    ax.set(xlim=(-16, 16), ylim=(-0.6, len(apart) - 0.4), title=f"{one}: {verdict(lead)}")
+    ax.set_xlabel(f"points ahead of {other}")
+
+
+# The checks of the exercises, whose texts stand in 10.toml
+
+
+def _says(middle: float, width: float) -> str:
+    if abs(middle) <= width:
+        return "cannot tell"
+    return "one" if middle > 0 else "other"
+
+
+def _verdicts(one: np.ndarray, other: np.ndarray, t: float) -> dict[str, str]:
+    """The right answer under "", and what each wrong way of thinking would say under what it must be told."""
+    apart, n = one - other, len(one)
+    middle, single = float(apart.mean()), t / math.sqrt(n)
+    separate = single * (float(one.std(ddof=1)) + float(other.std(ddof=1)))
+    widths = {
+        "": single * float(apart.std(ddof=1)),
+        "you compared two separate intervals. The networks are the same for both: take the differences first, "
+        "network by network.": separate,
+        "that looks at the mean only; so there is always a winner, and often it is luck.": 0.0,
+        "that is the spread of single networks. Of the *mean* of n it is smaller by the root of n.":
+            t * float(apart.std(ddof=1)),
+        "the factor t is missing: with so few networks s / sqrt(n) alone is far too narrow.":
+            float(apart.std(ddof=1)) / math.sqrt(n),
+    }  # fmt: skip
+    found = {message: _says(middle, width) for message, width in widths.items()}
+    turned = {"one": "other", "other": "one"}
+    found["one and other changed places: more accuracy is better."] = turned.get(found[""], found[""])
+    return found
+
+
+def check_verdict(answer: Any) -> str | None:
+    """Student's interval of the paired differences holds zero, or lies on one side of it."""
+    dice = np.random.default_rng(10)
+    given, wanted = [], []
+    for n in [3, 5, 5, 8] * 30:
+        base = dice.normal(0.8, 0.05, n)
+        one, other = base + dice.normal(0, 0.02, n), base + dice.normal(0, 0.02, n) + dice.choice([-0.03, 0.0, 0.03])
+        t = {3: 4.303, 5: 2.776, 8: 2.365}[n]
+        said = plain(call(answer, one.tolist(), other.tolist(), t))
+        if not isinstance(said, str) or said.strip().lower() not in ("one", "other", "cannot tell"):
+            return 'return one of the texts "one", "other" and "cannot tell".'
+        given.append(said.strip().lower())
+        wanted.append(_verdicts(one, other, t))
+    for message in wanted[0]:
+        if given == [found[message] for found in wanted]:
+            return message or None
+    wrong = sum(a != found[""] for a, found in zip(given, wanted, strict=True))
+    return f"{wrong} of {len(given)} pairs are judged otherwise. Does mean ± t · s / sqrt(n) of the differences hold 0?"
+
+
+def check_targets(answer: Any) -> str | None:
+    """1 - (1 - s)^(n / rounds): the same share of what is left, every round; four digits are enough."""
+    for final, rounds in ((0.875, 3), (0.9, 4), (0.5, 1), (0.99, 5)):
+        found = plain(call(answer, final, rounds))
+        if not isinstance(found, (list, tuple)) or len(found) != rounds:
+            return f"return a list of one sparsity a round; for {rounds} rounds that is {rounds} of them."
+        message = _of_rounds([float(plain(x)) for x in found], final, rounds)
+        if message:
+            return message
+    return None
+
+
+def _of_rounds(given: list[float], final: float, rounds: int) -> str | None:
+    times = [n / rounds for n in range(1, rounds + 1)]
+    right = [1 - (1 - final) ** t for t in times]
+    known = (
+        (right, None),
+        ([final * t for t in times], "that is still linear: each round takes the same number of weights, and the last "
+         "one takes nearly all that is left."),
+        ([1 - x for x in right], "those are the shares that *stay*. Give the sparsities, the shares that are gone."),
+        ([1 - (1 - final) ** (1 / rounds)] * rounds, "that is what one round takes of what is left. "
+         "Give how much is gone in all, after each round."),
+        ([final**t for t in times], "you shrank the share that goes; what shrinks by the same factor is the share that "
+         "*stays*, 1 - final."),
+        ([final * (1 - (1 - t) ** 3) for t in times], "that is the cubic schedule: a good one, but not this one."),
+    )  # fmt: skip
+    for values, message in known:
+        if np.allclose(given, values, rtol=0, atol=1e-4):
+            return message
+    return (
+        f"for {final:g} in {rounds} rounds it gave {[round(x, 4) for x in given]}; (1 - final) ** (n / rounds) stays."
+    )
+
+
+def _divergence(student: Tensor, teacher: Tensor, t_student: float, t_teacher: float) -> Tensor:
+    """KL(teacher || student), the mean over the samples."""
+    p = (teacher / t_teacher).softmax(1)
+    return (p * (p.log() - (student / t_student).log_softmax(1))).sum(1).mean()
+
+
+def check_make(answer: Any) -> str | None:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)), the mean over the samples, on several shapes and dtypes."""
+    dice = torch.Generator().manual_seed(0)
+    for n, classes, t, dtype in ((4, 3, 2.5, torch.float32), (7, 10, 4.0, torch.float64), (3, 5, 0.5, torch.float32)):
+        student, teacher = (torch.randn(n, classes, generator=dice, dtype=dtype) for _ in range(2))
+        found = plain(call(answer, student.clone(), teacher.clone(), t))
+        if isinstance(found, bool) or not isinstance(found, (int, float)):
+            return "return one number: the mean over the samples."
+        message = _of_loss(found, student, teacher, t)
+        if message:
+            return message
+    return None
+
+
+def _of_loss(found: float, student: Tensor, teacher: Tensor, t: float) -> str | None:
+    right = _divergence(student, teacher, t, t)
+    p = (teacher / t).softmax(1)
+    entropy = -(p * p.log()).sum(1).mean()
+    known = (
+        (t**2 * right, None),
+        (right, "the factor T² is missing: a soft target's gradient shrinks by T², and this makes up for it."),
+        (t * right, "T came in once; it must come in squared, because the gradient shrinks by T²."),
+        (_divergence(student, teacher, 1, 1), "the temperature did nothing: divide both outputs by it first."),
+        (t**2 * _divergence(student, teacher, 1, t), "only the teacher was softened. Divide the student's by T too."),
+        (t**2 * _divergence(student, teacher, t, 1), "only the student was softened. Divide the teacher's by T too."),
+        (t**2 * _divergence(teacher, student, t, t), "student and teacher changed places: it is the teacher's "
+         "probabilities that weigh the logarithms."),
+        (t**2 * right * len(student), "that is the sum over the samples; take their mean."),
+        (t**2 * right / student.shape[1], "that is the mean over the classes too: sum over them, and take the mean "
+         "over the samples. (`reduction=\"batchmean\"` does it.)"),
+        (t**2 * (right + entropy), "that is the cross-entropy. The teacher's own entropy is not the student's fault: "
+         "subtract it."),
+        (-(t**2) * right, "the sign is reversed: a divergence is never negative."),
+    )  # fmt: skip
+    for value, message in known:
+        if abs(found - float(value)) < 1e-5 * max(1.0, abs(float(value))):
+            return message
+    return "it is T² times the mean, over the samples, of the sum of p · (log p - log q)."
