@@ -176,7 +176,7 @@ def cliffs(ax: Axes, stages: Sequence[float], runs: Mapping[str, np.ndarray], de
     ax.axhline(dense, color=INK, lw=1.2, ls=(0, (4, 3)), marker="", label="dense, never cut")
     ax.set_xticks(range(len(stages)), [f"{s:.0%}" for s in stages])
     ax.set_ylim(0, 1.02)
-    ax.legend(loc="lower left")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False)  # no curve beneath it
 
 
 def crossing(ax: Axes, stages: Sequence[float], found: np.ndarray, reference: Sequence[float], within: float) -> None:

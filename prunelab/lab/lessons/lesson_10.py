@@ -207,7 +207,7 @@ def entrants(ax: Axes, runs: Sequence[Run]) -> None:
     ax.set(ylim=(len(runs) - 0.5, -0.5), xlabel="test accuracy at 98 % zeros, five networks")
     ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
     ax.grid(axis="y", visible=False)
-    ax.legend(loc="lower left")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)  # no row beneath it
 
 
 def pair(ax: Axes, found: Mapping[str, Sequence[float]], one: str, other: str) -> None:
