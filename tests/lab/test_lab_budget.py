@@ -11,6 +11,7 @@ from torch import nn
 import prunelab as pl
 from prunelab import PruneError, zoo
 from prunelab.budget import Trial
+from prunelab.lab.author import exam as solution
 from prunelab.lab.learn import exam, network_choice, workbench
 from prunelab.lab.lessons import lesson_16
 from prunelab.lab.show import fronts
@@ -87,18 +88,16 @@ def test_the_front_fills_in(capsys):
     assert "<img" in watch.picture.value
 
 
-def stored(network, name, stage, latency, accuracy, chosen=False):
-    costs = {"latency": latency, "bytes": latency / 2, "macs": latency / 3}
-    return {"network": network, "name": name, "stage": stage, "accuracy": accuracy, "chosen": chosen, **costs}
+def stored(network, name, stage, latency, accuracy, chosen=False, test=None):
+    costs = {"latency": latency, "chosen": chosen, "test": test}
+    return {"network": network, "name": name, "stage": stage, "accuracy": accuracy, **costs}
 
 
 RUNS = [
-    stored("one", "nothing pruned", "dense", 1.0, 0.97),
+    stored("one", "nothing pruned", "dense", 1.0, 0.97, test=0.96),
     stored("one", "magnitude, uniform, all structures", "finalist", 0.45, 0.93),
-    stored("one", "taylor, global, all structures", "finalist", 0.48, 0.95, chosen=True),
+    stored("one", "taylor, global, all structures", "finalist", 0.48, 0.95, chosen=True, test=0.93),
     stored("one", "taylor, global, all structures", "front", 0.6, 0.94),
-    stored("other", "nothing pruned", "dense", 1.0, 0.5, chosen=True),
-    stored("other", "magnitude, uniform, all structures", "finalist", 0.4, 0.4),
 ]
 
 
@@ -106,19 +105,24 @@ def test_stored_fronts(capsys):
     assert lesson_16.within(RUNS, "one", 0.5)["name"] == "taylor, global, all structures"
     assert lesson_16.within(RUNS, "one", 0.46)["accuracy"] == 0.93
     assert lesson_16.within(RUNS, "one", 0.3) is None
-    assert lesson_16.within(RUNS, "one", 0.16, "macs")["latency"] == 0.48
-    assert lesson_16.networks(RUNS) == ["one", "other"]
-    assert lesson_16.chosen(RUNS)["one"]["latency"] == 0.48
-    assert lesson_16.leads(RUNS) == pytest.approx({"one": 0.02, "other": 0.1})
+    assert lesson_16.networks(RUNS) == ["one"]
+    assert lesson_16.leads(RUNS) == pytest.approx({"one": 0.02})
+    assert lesson_16.losses(RUNS)["one"] == pytest.approx({"validation": 0.02, "test": 0.03})
+    assert lesson_16.best(RUNS, "one", 0.5)["time"] == "≈ 48.0 %"
     lesson_16.stored_table(RUNS)
-    shown = capsys.readouterr().out
-    assert "one | ≈ 97.0 % | ≈ 95.0 % | ≈ 93.0 % | ≈ 48.0 %" in shown
-    ax = Figure().subplots()
-    lesson_16.stored_front(ax, RUNS, "one", 0.5)
-    assert ax.get_title() == "one: taylor, global"
-    ax = Figure().subplots()
-    lesson_16.stored_front(ax, RUNS, "one", 0.3, "latency")
-    assert "nothing that was tried" in ax.get_title()
+    assert "one | ≈ 48.0 %" in capsys.readouterr().out
+    for budget, title in ((0.5, "one: taylor, global"), (0.3, "one: nothing that was tried is within the budget")):
+        ax = Figure().subplots()
+        lesson_16.stored_front(ax, RUNS, "one", budget)
+        assert ax.get_title() == title
+
+
+def test_luck_is_what_a_lead_loses_on_other_digits():
+    net = "one"
+    lucky = [{"network": net, "valid": "44", "test": "2222"}, {"network": net, "valid": "00", "test": "2222"}]
+    assert lesson_16.luck(lucky, 2, 2) == [0.5]  # ahead of the mean by half of all views, and on test by none
+    able = [{"network": net, "valid": "44", "test": "4444"}, {"network": net, "valid": "00", "test": "0000"}]
+    assert lesson_16.luck(able, 2, 1) == [0.0]
 
 
 @pytest.mark.parametrize(
@@ -138,11 +142,21 @@ def test_the_marks(ratio, hidden, kept):
     assert ("too little to tell" in marks[2].found) == (abs(hidden[1] - hidden[2]) < exam.TIE)
 
 
-@pytest.mark.slow
-def test_the_exam_hides_its_digits_and_marks_calmly(capsys, monkeypatch):
+def test_the_exams_digits_are_held_back_from_its_network_and_its_data():
+    pair, hidden = exam.split()
+    digits = zoo.load("digits")
+    assert (len(pair.train), len(hidden)) == (3200, 800)
+    assert not {x.tobytes() for x in pair.train.tensors[0].numpy()} & {x.tobytes() for x in hidden.tensors[0].numpy()}
+    assert torch.equal(hidden.tensors[1][:200], zoo.data.scans()[1][digits.origin["train"][:200]])
+    shares = hidden.tensors[1].bincount() / 800 - digits.train.tensors[1].bincount() / 4000
+    assert float(shares.abs().max()) < 1 / 200
+    assert zoo.trained.cards()["exam"]["training"]["training_scans_not_seen"] == exam.HELD_BACK
+
+
+def test_the_exam_counts_steps_hides_its_digits_and_marks_calmly(capsys, monkeypatch, home):
     paper = exam.exam()
     assert not hasattr(paper.data, "test")
-    assert "hidden" not in repr(paper)
+    assert not hasattr(paper, "hidden")
     paper.mark(...)
     assert "not attempted yet" in capsys.readouterr().out
     assert [m.found[:20] for m in paper.marks(7)] == ["it is a int: hand in"]
@@ -150,9 +164,27 @@ def test_the_exam_hides_its_digits_and_marks_calmly(capsys, monkeypatch):
     monkeypatch.setattr(exam, "equal_shares", lambda paper: paper.model)
     assert "cannot run on inputs" in paper.marks(nn.Linear(3, 10))[0].found
     twin = copy.deepcopy(paper.model)
-    assert [m.kept for m in paper.marks(twin)] == [False, True, False]  # no smaller, no worse, no better
-    paper.mark(twin)
-    assert "✗ It is within the budget" in capsys.readouterr().out
+    assert [m.kept for m in paper.marks(twin)] == [False, True, False, True]  # no smaller, worse, better; not trained
+    pl.recovery.finetune(twin, paper.data, steps=2, progress=False)
+    assert "not by `paper.retrain`" in paper._steps(twin).found
+    paper.retrain(twin, 2, progress=False)
+    assert paper._steps(twin) == exam.Mark("At most 100 counted steps", True, "this paper has counted 2")
+    paper.counted += 99
+    assert not paper._steps(twin).kept
+    for attempt in (1, 2):
+        paper.mark(twin)
+        shown = capsys.readouterr().out
+        assert "✗ It is within the budget" in shown
+        assert f"Attempt {attempt}:" in shown
+
+
+@pytest.mark.slow
+def test_one_way_through_the_exam_passes_and_another_fails(home):
+    passed, failed = exam.exam(), exam.exam()
+    assert all(m.kept for m in passed.marks(solution.by_teacher(passed)))
+    marks = failed.marks(solution.by_search(failed))
+    assert not marks[3].kept
+    assert "not by `paper.retrain`" in marks[3].found
 
 
 def test_the_workbench_says_what_goes_wrong_and_shows_what_goes_right(monkeypatch, capsys, tmp_path):

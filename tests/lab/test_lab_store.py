@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 from prunelab import lab
-from prunelab.lab.learn import progress
+from prunelab.lab.learn import exercise, progress
 
 
 def test_what_is_recorded_is_read_again(home):
@@ -169,6 +169,15 @@ def test_reset_asks_first_and_keeps_a_backup(home, capsys):
     (kept,) = home.glob("progress.*.backup.json")
     assert json.loads(kept.read_text())["exercises"] == {"which_weights-1": {"solved": True}}
     lab.reset(confirm=True)  # nothing there: nothing happens
+
+
+def test_an_exams_attempts_outlast_a_reset(home):
+    for solved in (False, True):
+        exercise.record("16-exam", solved)
+    lab.reset(confirm=True)
+    assert progress.current().read()["exercises"] == {"16-exam": {"solved": False, "tries": 2}}
+    assert exercise.tries("16-exam") == 2
+    assert exercise.tries("16-1") == 0
 
 
 def test_progress_shows_the_place_and_nbval_compares_none_of_it(home, shown):

@@ -221,6 +221,12 @@ def record(id: str, solved: bool) -> None:
     progress.current().update("exercises", id, counted)
 
 
+def tries(id: str) -> int:
+    """How often an exercise was tried."""
+    found = progress.current().read()["exercises"].get(id)
+    return int(found.get("tries", 0)) if isinstance(found, dict) else 0
+
+
 @contextlib.contextmanager
 def _put_back() -> Iterator[list[str]]:
     """What a learner's function may change for all that comes after it is put back; the list says what it was."""

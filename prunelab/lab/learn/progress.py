@@ -22,6 +22,7 @@ from ..show import display
 SCHEMA = 2
 BACKUPS = (".backup.json", ".corrupt.json", ".first-edition.json")
 SECTIONS = ("predictions", "exercises", "scoreboard")
+EXAM = "-exam"  # how the id of one ends: its attempts outlast a reset
 LOCK_SECONDS = 5.0  # another kernel holds the file for milliseconds; longer means that something is wrong
 
 # The file knows a lesson by its name, so that a new number moves nothing.
@@ -94,13 +95,17 @@ class Store:
             self.pending, self.seen = [], content
 
     def reset(self) -> Path | None:
-        """Move the file to a backup beside it; its new place, or None if there was nothing."""
+        """Move the file to a backup beside it; its new place, or None if there was nothing. Exams' attempts go on."""
+        exams = {id: one for id, one in self.read()["exercises"].items() if id.endswith(EXAM) and isinstance(one, dict)}
         self.pending, self.seen = [], _empty()
         try:
-            return self._move("backup") if self.path.exists() else None
+            kept = self._move("backup") if self.path.exists() else None
         except OSError as error:
             display.notice(f"The progress file could not be moved ({error}); it is as it was.")
             return None
+        for id, one in exams.items():
+            self.record("exercises", id, {"solved": False, "tries": one.get("tries", 0)})
+        return kept
 
     def _load(self) -> dict[str, Any]:
         """What the file says; one that is damaged is set aside. OSError if it can't be read or is a newer one."""
@@ -211,7 +216,7 @@ def reset(confirm: bool = False) -> None:
         display.show(text, html=display.box(display.prose(text)))
         return
     kept = current().reset()
-    text = "A fresh start: no answers, no solved exercises, an empty scoreboard."
+    text = "A fresh start: no answers, no solved exercises, an empty scoreboard. Attempts at the exam still count."
     where = f"The old progress is kept as `{kept}`." if kept else "There was nothing to keep."
     display.show(text, html=display.box(display.prose(text) + display.yours(display.prose(where))))
 

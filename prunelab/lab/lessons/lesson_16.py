@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
+from torch import nn
+
 from ... import zoo
+from ...allocation import allocate
 from ...budget import SearchOptions, Trial, fit_budget
-from ...measurement import evaluate
+from ...criteria import magnitude
+from ...criteria.weights import Random
+from ...granularity import filters, neurons
+from ...measurement import evaluate, macs
+from ...pipeline import Recipe, prune
+from ...recovery import finetune, recalibrate_batchnorm
+from ...surgery import shrink
+from ..learn import exam
+from ..learn.claim import plain
 from ..learn.exercise import call
-from ..learn.stored_grid import Grid
+from ..learn.stored_grid import Grid, Resumable, Run
 from ..show.figure import COLOURS, table
 from ..show.measuring import measured
 from ..show.vector import INK
+from .pruned_networks import CNNS
 
-# The stored grid: one search each on five networks, with every trial of it
+# The stored grids: one search each on five networks, with every trial of it; and eight tries on five
 
 
 NETWORKS = {
@@ -37,7 +52,8 @@ def fronts() -> Iterator[dict[str, Any]]:
 def searched(name: str) -> Iterator[dict[str, Any]]:
     """Every trial of one network's search; of the chosen one the test accuracy, too, looked at once."""
     dense, data = zoo.checkpoint(name), zoo.load("digits")
-    result = fit_budget(dense, data, latency=BUDGET, recover_steps=STEPS, how=HOW, progress=False)
+    learnt = exam.split()[0] if name == exam.NETWORK else data
+    result = fit_budget(dense, learnt, latency=BUDGET, recover_steps=STEPS, how=HOW, progress=False)
     for trial in result.trials:
         chosen = trial is result.chosen
         model = result.model if chosen else dense if trial is result.dense else None
@@ -51,7 +67,33 @@ def _facts(trial: Trial) -> dict[str, Any]:
     return {**facts, **ratios, "kept": trial.layout}
 
 
-GRIDS: dict[str, Grid] = {"fronts": fronts}
+TRIES, QUICK = 8, 20  # networks that compete, and the steps of retraining each gets
+
+
+def choices() -> Resumable:
+    """Notebook 16: eight random halves of each of five CNNs, and how many of each scan's four views each reads."""
+    points = [{"network": name, "seed": seed} for name in CNNS for seed in range(TRIES)]
+    return points, tried
+
+
+def tried(point: Run) -> Run:
+    """A half of every layer's filters drawn by lot, removed, and retrained briefly."""
+    data, model = zoo.load("digits"), zoo.checkpoint(point["network"])
+    done = prune(model, Recipe(Random(point["seed"]), "filters", 0.5, "layer"), example=data.train[:1][0])
+    small = shrink(zoo.checkpoint(point["network"]), done.groups, done.keep)
+    finetune(small, data.train, steps=QUICK, progress=False)
+    return {split: right_of_each_scan(small, data, split) for split in ("valid", "test")}
+
+
+def right_of_each_scan(model: nn.Module, data: zoo.Data, split: str) -> str:
+    """A digit a scan: how many of its views are read correctly. (A split's rows stand view after view.)"""
+    images, labels = getattr(data, split).tensors
+    with torch.no_grad():
+        right = torch.cat([model.eval()(some).argmax(1) for some in images.split(256)]) == labels
+    return "".join(map(str, right.view(zoo.data.VIEWS, -1).sum(0).tolist()))
+
+
+GRIDS: dict[str, Grid] = {"fronts": fronts, "choices": choices}
 
 
 # Stored searches, drawn and as tables
@@ -65,198 +107,228 @@ MARKS = {  # of the stored trials: stage -> (colour, marker, label)
 }
 
 
-def stored_front(ax: Any, runs: Sequence[dict[str, Any]], network: str, budget: float, cost: str = "latency") -> None:
-    """Draw all that was tried on one network, and the most accurate of it within a budget."""
+def stored_front(ax: Any, runs: Sequence[Run], network: str, budget: float) -> None:
+    """Draw all that was tried on one network, and the most accurate of it within a budget of time."""
     own = [r for r in runs if r["network"] == network]
     for stage, (colour, marker, label) in MARKS.items():
-        points = [(100 * r[cost], 100 * r["accuracy"]) for r in own if r["stage"] == stage]
+        points = [(100 * r["latency"], 100 * r["accuracy"]) for r in own if r["stage"] == stage]
         if points:
-            ax.plot(
-                *zip(*points, strict=True), marker, color=colour, linestyle="none", label=label or None, markersize=7
-            )
+            how = {"color": colour, "linestyle": "none", "label": label or None, "markersize": 7}
+            ax.plot(*zip(*points, strict=True), marker, **how)
     ax.axvspan(0, 100 * budget, color=COLOURS[2], alpha=0.12, label="within the budget")
-    best = within(runs, network, budget, cost)
+    best = within(runs, network, budget)
     if best:
-        at = 100 * best[cost], 100 * best["accuracy"]
+        at = 100 * best["latency"], 100 * best["accuracy"]
         ax.plot(*at, "o", markersize=17, fillstyle="none", color=COLOURS[1], linestyle="none", label="the best there")
         ax.set_title(f"{network}: {best['name'].split(', all')[0]}", fontsize=10)
     else:
         ax.set_title(f"{network}: nothing that was tried is within the budget", fontsize=10)
     ax.set_xlim(0, 105)
-    ax.set_xlabel(f"{COSTS[cost]}, % of the dense network's")
+    ax.set_xlabel("time, % of the dense network's")
     ax.set_ylabel("accuracy (validation), %")
     ax.legend(loc="lower right", fontsize=8)
 
 
-COSTS = {"latency": "time", "bytes": "bytes", "macs": "MACs"}
-
-
-def within(runs: Sequence[dict[str, Any]], network: str, budget: float, cost: str = "latency") -> dict[str, Any] | None:
-    """The most accurate trial of a network whose cost is within a budget; None if there is none."""
-    fitting = [r for r in runs if r["network"] == network and r[cost] <= budget]
+def within(runs: Sequence[Run], network: str, budget: float) -> Run | None:
+    """The most accurate trial of a network whose time is within a budget; None if there is none."""
+    fitting = [r for r in runs if r["network"] == network and r["latency"] <= budget]
     return max(fitting, key=lambda r: r["accuracy"], default=None)
 
 
-def stored_table(runs: Sequence[dict[str, Any]]) -> None:
-    """One row a network: the dense one, the chosen one, and what equal shares came to with as many steps."""
-    rows: list[list[Any]] = []
-    for network in networks(runs):
-        own = [r for r in runs if r["network"] == network]
-        dense, best = next(r for r in own if r["stage"] == "dense"), chosen(own)[network]
-        accuracies = [r["accuracy"] for r in (dense, best, equal_shares(own))]
-        rows.append([network, *accuracies, best["latency"], best["macs"]])
-    columns = {"network": None, **dict.fromkeys(("dense", "chosen", "equal shares", "time", "MACs"), "%")}
-    table("Half the time: validation accuracy, time and MACs", columns, rows)
+def best(runs: Sequence[Run], network: str, budget: float) -> dict[str, str]:
+    """`stored_front` in words: the most accurate trial within a budget."""
+    found = within(runs, network, budget)
+    if found is None:
+        return {"the best there": "nothing that was tried", "accuracy": "", "time": ""}
+    accuracy, price = (measured(found[key], "%") for key in ("accuracy", "latency"))
+    return {"the best there": found["name"].split(", all")[0], "accuracy": accuracy, "time": price}
 
 
-def networks(runs: Sequence[dict[str, Any]]) -> list[str]:
+def networks(runs: Sequence[Run]) -> list[str]:
     """The networks of stored searches, in their order."""
     return list(dict.fromkeys(r["network"] for r in runs))
 
 
-def chosen(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def chosen(runs: Sequence[Run]) -> dict[str, Run]:
     """The chosen trial of each network."""
     return {r["network"]: r for r in runs if r["chosen"]}
 
 
-def leads(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
+def leads(runs: Sequence[Run]) -> dict[str, float]:
     """By how much each chosen trial is ahead of equal shares, on the validation data."""
-    own = {name: [r for r in runs if r["network"] == name] for name in networks(runs)}
-    return {name: chosen(runs)[name]["accuracy"] - equal_shares(own[name])["accuracy"] for name in own}
+    found = {}
+    for name, run in chosen(runs).items():
+        controls = [r for r in runs if r["network"] == name and r["name"].startswith("magnitude, uniform")]
+        control = next(r for r in controls if r["stage"] == "finalist")  # with all the steps, too
+        found[name] = run["accuracy"] - control["accuracy"]
+    return found
 
 
-def equal_shares(own: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The control among one network's trials: equal shares of magnitude with all the steps."""
-    return next(r for r in own if r["stage"] == "finalist" and r["name"].startswith("magnitude, uniform"))
+def losses(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
+    """What each chosen network has lost against its dense one, on the digits it was chosen by and on the test's."""
+    dense = {r["network"]: r for r in runs if r["stage"] == "dense"}
+    keys = {"validation": "accuracy", "test": "test"}
+    return {n: {k: dense[n][v] - r[v] for k, v in keys.items()} for n, r in chosen(runs).items()}
 
 
-def best(runs: Sequence[dict[str, Any]], network: str, budget: float, cost: str = "latency") -> dict[str, str]:
-    """`stored_front` in words: the most accurate trial within a budget."""
-    found = within(runs, network, budget, cost)
-    if found is None:
-        return {"the best there": "nothing that was tried", "accuracy": "", "what it costs": ""}
-    name = found["name"].split(", all")[0]
-    accuracy, price = (measured(found[key], "%") for key in ("accuracy", cost))
-    return {"the best there": name, "accuracy": accuracy, "what it costs": price}
+def stored_table(runs: Sequence[Run]) -> None:
+    """One row a network: what its chosen one costs, its lead on equal shares, and what it lost on two splits."""
+    ahead, lost = leads(runs), losses(runs)
+    rows: list[list[Any]] = []
+    for name, run in chosen(runs).items():
+        rows.append([name, run["latency"], ahead[name], lost[name]["validation"], lost[name]["test"]])
+    points = ("ahead of equal shares", "lost, validation", "lost, test")
+    table("Half the time, five times", {"network": None, "time": "%", **dict.fromkeys(points, "points")}, rows)
+
+
+# How much of a chosen one's lead is luck
+
+
+def luck(runs: Sequence[Run], tries: int, scans: int, draws: int = 400) -> list[float]:
+    """For each CNN, by how much a winner's lead on the mean of all tries is larger where it was chosen than on test.
+
+    Chosen by so many validation scans among so many tries, both drawn anew each time. Leads, not accuracies: that one
+    split's digits are harder than the other's cancels.
+    """
+    source, found = np.random.RandomState(0), []
+    for name in dict.fromkeys(r["network"] for r in runs):
+        own = [r for r in runs if r["network"] == name]
+        valid, test = (np.array([[int(c) for c in r[s]] for r in own]) / zoo.data.VIEWS for s in ("valid", "test"))
+        extra = []
+        for _ in range(draws):
+            who, seen = source.permutation(len(own))[:tries], source.permutation(valid.shape[1])[:scans]
+            chose, told = valid[who][:, seen].mean(1), test[who].mean(1)
+            winner = chose.argmax()
+            extra.append((chose[winner] - chose.mean()) - (told[winner] - told.mean()))
+        found.append(float(np.mean(extra)))
+    return found
+
+
+def luck_table(runs: Sequence[Run], tries: Sequence[int] = (2, 4, 8), scans: Sequence[int] = (30, 100, 300)) -> None:
+    """The mean over the CNNs, a row for how many scans chose, a column for among how many."""
+    rows: list[list[Any]] = [[f"{n} scans", *(float(np.mean(luck(runs, k, n))) for k in tries)] for n in scans]
+    table("Lead that is gone on test", {"chosen by": None, **{f"best of {k}": "points" for k in tries}}, rows)
 
 
 # The checks of the exercises, whose texts stand in 16.toml
 
 
-TRIALS = [
-    {"name": "a", "time": 1.00, "valid": 0.97, "test": 0.96},
-    {"name": "b", "time": 0.62, "valid": 0.96, "test": 0.97},
-    {"name": "c", "time": 0.48, "valid": 0.93, "test": 0.92},
-    {"name": "d", "time": 0.49, "valid": 0.92, "test": 0.94},
-    {"name": "e", "time": 0.30, "valid": 0.85, "test": 0.86},
-]
+Trials = list[dict[str, Any]]
+
+
+def some_trials(random: np.random.RandomState) -> Trials:
+    """A report of three to eight trials in no order, no two alike in anything."""
+    count = random.randint(3, 9)
+    names = random.permutation([f"net-{i}" for i in range(20)])[:count].tolist()
+    values = {key: random.permutation(100)[:count] / 100 for key in ("time", "valid", "test")}
+    return [{"name": n, **{k: float(v[i]) for k, v in values.items()}} for i, n in enumerate(names)]
+
+
+def _by(score: Any, fits: Any = lambda t, limit: t["time"] <= limit) -> Any:
+    return lambda trials, limit: max((t for t in trials if fits(t, limit)), key=score, default={"name": ""})["name"]
+
+
+READINGS = [  # ways to read a report, and what to say of each
+    (_by(lambda t: t["valid"], lambda t, limit: True), "you took the most accurate of all, over the budget: throw out "
+     "what is too slow, first."),
+    (_by(lambda t: t["valid"], lambda t, limit: t["time"] < limit), "a trial that takes exactly the limit is within "
+     "it: use `<=`."),
+    (_by(lambda t: t["test"]), "you chose by the test digits. Then nothing is left that could tell you honestly how "
+     "good your choice is: choose by `valid`."),
+    (_by(lambda t: min(t["valid"], t["test"])), "you chose by the lower of `valid` and `test`: that looks at the test "
+     "digits, too, and then nothing is left that could judge. Choose by `valid` alone."),
+    (_by(lambda t: t["valid"] + t["test"]), "you chose by `valid` and `test` together: that looks at the test digits, "
+     "too, and then nothing is left that could judge. Choose by `valid` alone."),
+    (_by(lambda t: -t["time"]), "you took the fastest. Any trial within the budget is fast enough: among those, the "
+     "most accurate."),
+    (_by(lambda t: t["valid"] / max(t["time"], 0.001)), "you took most accuracy for its time. A budget is a limit, not "
+     "a price: within it, time is free."),
+]  # fmt: skip
 
 
 def check_read(answer: Any) -> str | None:
-    """The most accurate on validation, within the limit."""
-    found = call(answer, [dict(t) for t in TRIALS], 0.5)
-    if not isinstance(found, str):
-        return "return a name, such as 'c': the trial you would take home."
-    messages = {
-        "a": "that one is the dense network: it is over the budget. First throw out what is too slow.",
-        "b": "it takes 62 % of the time, and half was allowed: over the budget.",
-        "d": "you chose by the test digits. Then nothing is left that could tell you honestly how good your choice is: "
-        "choose by `valid`.",
-        "e": "that is the fastest. Any trial within the budget is fast enough: among those, take the most accurate.",
-    }
-    if found != "c":
-        return messages.get(found, f"there is no trial {found!r}.")
-    if call(answer, [dict(t) for t in TRIALS], 0.62) != "b":
-        return "with a limit of exactly 0.62, the trial that takes 0.62 is within it: use `<=`."
-    return None
+    """The most accurate on validation, within the limit, in random reports."""
+    random = np.random.RandomState(16)
+    cases = []
+    for turn in range(40):
+        trials = some_trials(random)
+        times = sorted(t["time"] for t in trials)
+        cases.append((trials, times[random.randint(1, len(times))] + (0.005 if turn % 2 else 0.0)))
+    return _told(answer, cases, _by(lambda t: t["valid"]), READINGS, "return a name, such as 'net-3'.")
 
 
-LAYERS = {"conv1": (0.40, 0.5), "conv2": (0.30, 3.0), "fc1": (0.01, 0.02), "conv4": (0.90, 4.0)}  # rise, saved
+def _told(answer: Any, cases: list[Any], right: Any, known: list[Any], kind: str) -> str | None:
+    """None if an answer is right in every case; or the misconception that answers all of them alike; or the first."""
+    found = [call(answer, *copy.deepcopy(case)) for case in cases]
+    if not all(isinstance(one, str) for one in found):
+        return f"{kind} Your function returned {found[0]!r}."
+    if found == [right(*case) for case in cases]:
+        return None
+    told = [says for rule, says in known if found == [rule(*case) for case in cases]]
+    wrong = next((c, f) for c, f in zip(cases, found, strict=True) if f != right(*c))
+    return told[0] if told else f"given {wrong[0]}, it returns {wrong[1]!r}; right is {right(*wrong[0])!r}."
+
+
+PRICES = [
+    (lambda rise, saved: min(rise, key=rise.get), "that is the gentlest cut, and it may save next to nothing: you "
+     "would need a hundred of them. Divide by what each one saves."),
+    (lambda rise, saved: max(saved, key=saved.get), "that is the cut which saves most, whatever it costs. Look at the "
+     "price of a millisecond."),
+    (lambda rise, saved: max(rise, key=lambda x: rise[x] / saved[x]), "that is the dearest millisecond of all: you "
+     "turned the fraction, or the order, around."),
+    (lambda rise, saved: min(rise, key=lambda x: rise[x] - saved[x]), "a difference is not a price: in other units it "
+     "would choose another layer. Divide."),
+    (lambda rise, saved: min(rise, key=lambda x: rise[x] / saved[x] ** 2), "you divided by what is saved twice: the "
+     "price of a millisecond is what is paid for one, rise / saved."),
+    (lambda rise, saved: min(rise, key=lambda x: rise[x] ** 2 / saved[x]), "you counted the rise twice: the price of a "
+     "millisecond is rise / saved."),
+]  # fmt: skip
 
 
 def check_modify(answer: Any) -> str | None:
-    """The least rise of the loss for each millisecond saved."""
-    rise = {name: r for name, (r, _) in LAYERS.items()}
-    saved = {name: s for name, (_, s) in LAYERS.items()}
-    found = call(answer, dict(rise), dict(saved))
-    messages = {
-        "fc1": "that is the gentlest cut, and it saves next to nothing: you would need a hundred of them. Divide by "
-        "what each one saves.",
-        "conv4": "that one saves most, and it costs most, too. Look at the price of a millisecond.",
-        "conv1": "that is the dearest millisecond of all: you turned the fraction, or the order, around.",
-    }
-    if found != "conv2":
-        return messages.get(str(found), f"return a layer's name, one of {', '.join(LAYERS)}.")
-    other = call(answer, {"x": 1.0, "y": 5.0, "z": 9.5}, {"x": 1.0, "y": 4.0, "z": 10.0})
-    if other != "z":
+    """The least rise of the loss for each millisecond saved, for random layers."""
+    random, cases = np.random.RandomState(5), []
+    for _ in range(60):
+        names = [f"conv{i}" for i in random.permutation(9)[: random.randint(2, 7)]]
+        rise, saved = (dict(zip(names, np.exp(random.uniform(-3, 3, len(names))).tolist(), strict=True)) for _ in "ab")
+        cases.append((rise, saved))
+    right = lambda rise, saved: min(rise, key=lambda x: rise[x] / saved[x])  # noqa: E731
+    return _told(answer, cases, right, PRICES, "return a layer's name, such as 'conv2'.")
+
+
+WORK = 0.4  # of the dense network's MACs
+EQUAL, AHEAD = 0.62, 0.01  # the width that equal shares of so much work have; of the validation digits, before them
+
+
+def check_spend(answer: Any) -> str | None:
+    """The widths are built, given fresh statistics and read with, beside equal shares that do as much work."""
+    model, data = zoo.checkpoint("digits-cnn"), zoo.load("digits")
+    batch = data.train[:64][0]
+    groups = (*filters(model, batch), *neurons(model, batch))
+    units = {g.name: g.units for g in groups}
+    if not isinstance(answer, Mapping) or {*answer} != {*units}:
+        return f"give a dict with a width for each of {', '.join(units)}."
+    widths = {name: plain(value) for name, value in answer.items()}
+    for name, width in widths.items():
+        if isinstance(width, bool) or not isinstance(width, (int, float)) or width != round(width):
+            return f"{name} keeps a whole number of its units; this is {width!r}."
+        if not 1 <= width <= units[name]:
+            return f"{name} has {units[name]} units: keep 1 to {units[name]}, not {width:g}."
+
+    def read(widths: Mapping[str, float]) -> tuple[float, float]:
+        shares = {name: 1 - width / units[name] for name, width in widths.items()}
+        small = shrink(model, groups, allocate(magnitude(model), groups, shares, "layer"))
+        recalibrate_batchnorm(small, data.train[:256])
+        return macs(small, batch) / macs(model, batch), evaluate(small, data, "valid").accuracy
+
+    work, right = read(widths)
+    if work > WORK:
+        return f"it does {work:.0%} of the work, and {WORK:.0%} was allowed: over the budget."
+    equal = read({name: round(EQUAL * n) for name, n in units.items()})[1]
+    if right < equal + AHEAD:
+        cut = min(widths, key=lambda name: widths[name] / units[name])
         return (
-            "with other numbers, x: 1.0 for 1 ms, y: 5.0 for 4 ms, z: 9.5 for 10 ms, the cheapest millisecond is z's. "
-            "A difference is not a price: divide."
-        )
-    return None
-
-
-class Bench:
-    """A machine of our own making: the time of a network of which a share is kept, and how often it was asked."""
-
-    def __init__(self, floor: float, power: float):
-        self.floor, self.power, self.asked = floor, power, 0
-
-    def truth(self, share: float) -> float:
-        """What a measurement gives."""
-        return self.floor + (1 - self.floor) * share**self.power
-
-    def __call__(self, share: float) -> float:
-        """Measure, and count."""
-        self.asked += 1
-        return self.truth(share)
-
-
-ASKED = 20  # measurements that are allowed: each takes a second on a real machine
-
-
-def check_make(answer: Any) -> str | None:
-    """The largest share within a measured limit, by halving."""
-    for floor, power, limit in ((0.1, 2.0, 0.5), (0.25, 1.2, 0.6), (0.02, 3.0, 0.3)):
-        bench = Bench(floor, power)
-        found = call(answer, bench, limit)
-        message = _settled(found, bench, limit)
-        if message:
-            return message
-    return _below_the_floor(answer)
-
-
-def _settled(found: Any, bench: Bench, limit: float) -> str | None:
-    if isinstance(found, bool) or not isinstance(found, (int, float)) or not 0 <= found <= 1:
-        return f"return a share between 0 and 1; this is {found!r}."
-    if bench.asked == 0:
-        return "you never called `measure`: a prediction is no measurement."
-    if bench.asked > ASKED:
-        return f"you measured {bench.asked} times, and each takes a second: {ASKED} are allowed. Halve the interval."
-    took = bench.truth(float(found))
-    if took > limit + 1e-9:
-        return (
-            f"measured, your share takes {took:.3f} of the time, and {limit} was allowed: over the budget. Of the "
-            "interval's two ends, return the one that is known to be within."
-        )
-    if bench.truth(min(1.0, float(found) + 0.01)) <= limit:
-        return (
-            f"your share takes only {took:.3f}, of {limit} allowed: you cut away more than you had "
-            "to. Go on until the interval is narrower than 0.01."
-        )
-    return None
-
-
-def _below_the_floor(answer: Any) -> str | None:
-    """A limit that no share can meet."""
-    bench = Bench(0.6, 1.0)
-    try:
-        found = answer(bench, 0.5)
-    except Exception as error:
-        return f"with a limit below the floor your function stops with {type(error).__name__}: return None there."
-    if found is not None:
-        return (
-            "there is a floor: even a network of which nothing is left takes 0.6 here, and 0.5 was asked for. Measure "
-            "a share of 0 first, and return None where the goal is out of reach."
+            f"it does {work:.0%} of the work and reads {right:.1%}; equal shares read {equal:.1%}, and a point more "
+            f"was asked for. You cut {cut} hardest, to {widths[cut]:g} of {units[cut]}. Where did the loop cut?"
         )
     return None

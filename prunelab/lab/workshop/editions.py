@@ -21,6 +21,7 @@ from . import bank, contents, course, guide, pages
 from .notebook import Notebook, calls_in, code_cells, joined, text_of, tree
 
 SOURCE = "https://github.com/prunelab/prunelab"  # where a hosted notebook gets the course from
+EXAM = Path(__file__).parents[1] / "author" / "exam.py"  # not in a wheel: no learner installs the solution
 NOTE = "instructor"  # the tag of what only the instructor's edition holds
 
 
@@ -44,6 +45,9 @@ def instructor(nb: Notebook) -> Notebook:
     for question in contents.questions(nb):
         cell = _asking(nb, question.id)
         told[cell.id] = told.get(cell.id, "") + _on_question(question)
+    for cell in code_cells(nb):
+        if "lab.exam()" in cell.source:
+            told[cell.id] = _on_exam()
     told[nb.cells[0].id] = guide.opening(number, nb)
     nb.cells = [x for cell in nb.cells for x in (cell, *_note(cell.id, told.get(cell.id, "")))]
     return nb
@@ -124,6 +128,13 @@ def _on_question(asked: contents.Question) -> str:
 
 def _on_exercise(asked: Exercise) -> str:
     return f"**For the instructor**: known wrong answers.\n\n{bank.table(bank.of_exercise(asked))}"
+
+
+def _on_exam() -> str:
+    """The exam's solution, which only the repository holds; where it is missing, that."""
+    if not EXAM.exists():
+        return "**For the instructor**: the exam's solution lies only in the repository; this installation lacks it.\n"
+    return f"**For the instructor**: `{EXAM.name}` of the repository.\n\n```python\n{EXAM.read_text('utf-8')}```\n"
 
 
 def _note(id: str, text: str) -> list[Any]:
