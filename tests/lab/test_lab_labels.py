@@ -149,7 +149,7 @@ DRAWINGS = {
     "three_orders": (
         shape(figsize=(9, 4.2), ncols=2, sharey=True),
         lambda axes: lesson_01.three_orders(
-            axes, dict.fromkeys(lesson_01.WHICH, {o: [[0.9] * 7, [0.5] * 7] for o in lesson_01.ORDERS})
+            axes, {w: {o: [[0.9] * 7, [0.5] * 7] for o in lesson_01.ORDERS} for w in lesson_01.WHICH}
         ),
     ),
     "marked_curve": (shape(figsize=(7, 3.4)), lambda ax: lesson_01.marked_curve(ax, LEVELS, FALLING, "by lot", 0.99)),
