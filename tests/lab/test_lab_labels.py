@@ -141,27 +141,16 @@ DRAWINGS = {
         ),
     ),
     "curves": (shape(figsize=(7, 3.4)), lambda ax: plots.curves(ax, LEVELS, SEEDS)),
-    "histogram": (
-        shape(figsize=(7, 3)),
-        lambda ax: lesson_01.histogram(
-            ax, torch.linspace(-1, 1, 500), torch.linspace(-1, 1, 500).abs() < 0.4, "The weights of fc1"
-        ),
-    ),
     "matrices": (
         shape(figsize=(7, 2.4), ncols=3),
         lambda axes: lesson_01.matrices(
             axes, {"weights": torch.randn(10, 64), "mask": torch.rand(10, 64) > 0.5, "pruned": torch.randn(10, 64)}
         ),
     ),
-    "choices": (
-        shape(figsize=(7, 3.4)),
-        lambda ax: lesson_01.choices(
-            ax,
-            torch.arange(6.0),
-            torch.arange(6.0),
-            torch.arange(6) > 2,
-            torch.arange(6) > 3,
-            ("L1 norm of the filter", "L2 norm"),
+    "three_orders": (
+        shape(figsize=(9, 4.2), ncols=2, sharey=True),
+        lambda axes: lesson_01.three_orders(
+            axes, {w: {o: [[0.9] * 7, [0.5] * 7] for o in lesson_01.ORDERS} for w in lesson_01.WHICH}
         ),
     ),
     "marked_curve": (shape(figsize=(7, 3.4)), lambda ax: lesson_01.marked_curve(ax, LEVELS, FALLING, "by lot", 0.99)),
@@ -193,18 +182,19 @@ DRAWINGS = {
         lambda ax: lesson_04.shares(
             ax,
             ["conv1", "conv2", "conv3", "conv4", "fc1", "fc2"],
-            {n: [0.5] * 6 for n in ("local", "global", "ERK", "LAMP", "by hand")},
+            {n: [0.5] * 6 for n in lesson_04.RULES},
         ),
     ),
     "before_after": (
         shape(figsize=(9, 3.8), ncols=2, sharey=True),
         lambda axes: plots.before_after(axes, LEVELS, SEEDS, SEEDS),
     ),
-    "draw_by_hand": (
-        shape(figsize=(7, 3.2)),
-        lambda ax: lesson_04.draw_by_hand(
-            ax, dict.fromkeys(("conv2", "conv3", "conv4", "fc1"), 0.9), {(0.9,) * 4: (0.98, 0.85)}
-        ),
+    "left": (
+        shape(figsize=(9, 4), ncols=2, sharey=True),
+        lambda axes: [
+            lesson_04.left(ax, ["conv1", "conv2", "conv3", "conv4", "fc1", "fc2"], [0.1, 0, 1, 0.5, 0.9, 1], "its twin")
+            for ax in axes
+        ],
     ),
     "layer_scan": (
         shape(figsize=(7, 3.8)),

@@ -1,59 +1,67 @@
-"""Lesson 01, "Which weights matter?": its experiment, drawings and the checks of its exercises."""
+"""Lesson 01, "Which weights matter?": its stored experiment, drawings and the checks of its exercises."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from ...pipeline import Recipe
+from ... import zoo
+from ...allocation import allocate, expand
+from ...criteria import Random, magnitude
+from ...granularity import weights
+from ...layers import prunable
+from ...masking import apply, bake
 from ..learn.claim import plain
 from ..learn.exercise import call
+from ..learn.stored_grid import Grid, Resumable, Run
+from ..show import plots
 from ..show.figure import SHADES
-from ..show.plots import RIGHT, WRONG
-from ..show.vector import INK, PAPER
-from .pruned_networks import reading
+from ..show.vector import INK
+from .pruned_networks import CNNS, FAST, refreshed
 
-# The experiment
-
-
-def sweep(
-    models: Sequence[nn.Module], recipes: Mapping[str, Recipe], sparsities: Sequence[float], pictures: Any
-) -> dict[str, list[list[float]]]:
-    """Accuracy without retraining: for each recipe a table (networks, sparsities). A bar shows how far it is."""
-    bar = tqdm(total=len(models) * len(recipes) * len(sparsities), desc="pruning", leave=False)
-    with bar:
-        return {
-            name: [_accuracies(model, recipe, sparsities, pictures, bar) for model in models]
-            for name, recipe in recipes.items()
-        }
+# The experiment, and its stored grid
 
 
-def _accuracies(model: nn.Module, recipe: Recipe, sparsities: Sequence[float], pictures: Any, bar: tqdm) -> list[float]:
-    found = []
-    for sparsity in sparsities:
-        found.append(reading(model, replace(recipe, sparsity=sparsity), pictures).accuracy)
-        bar.update()
-    return found
+ORDERS = ("the smallest", "at random", "the largest")  # which weights go first
+WHICH = {"of all layers": (), "of all but conv1": ("conv2", "conv3", "conv4", "fc1", "fc2")}
+SHARES = (0.01, 0.02, 0.05, 0.1, 0.3, 0.5, 0.7)
+
+
+def without(model: nn.Module, order: str, share: float, layers: Sequence[str] = (), seed: int = 0) -> nn.Module:
+    """A copy that has lost a share of the weights of some layers (or all) in some order."""
+    model = copy.deepcopy(model)
+    groups = [g for g in weights(model) if not layers or g.name.removesuffix(".weight") in layers]
+    scores = Random(seed)(model) if order == "at random" else magnitude(model)
+    if order == "the largest":
+        scores = {name: -score for name, score in scores.items()}
+    return bake(apply(model, expand(model, groups, allocate(scores, groups, share))))
+
+
+def orders() -> Resumable:
+    """Notebook 01: five networks lose their smallest, random or largest weights, of all layers or of all but conv1."""
+    points = [
+        {"network": n, "order": o, "layers": which, "share": s}
+        for n in CNNS for o in ORDERS for which in WHICH for s in SHARES
+    ]  # fmt: skip
+    data = zoo.load("digits")
+
+    def run(point: Run) -> Run:
+        net, seed = zoo.checkpoint(point["network"]).to(memory_format=FAST), CNNS.index(point["network"])
+        pruned = without(net, point["order"], point["share"], WHICH[point["layers"]], seed)
+        return {"accuracy": refreshed(pruned, data, "valid")}
+
+    return points, run
+
+
+GRIDS: dict[str, Grid] = {"orders": orders}
 
 
 # Drawings
-
-
-def histogram(ax: Axes, weights: Tensor, removed: Tensor, title: str = "") -> None:
-    """How many weights have which value, those that go drawn apart from those that stay."""
-    edges = np.linspace(-float(weights.abs().max()), float(weights.abs().max()), 121).tolist()
-    ax.hist(weights[removed].numpy(), edges, color=WRONG, hatch="////", edgecolor=PAPER, lw=0, label="go")
-    stays = weights[~removed].numpy()
-    ax.hist(stays, edges, color=RIGHT, label="stay", histtype="step", lw=1.6)
-    ax.set(xlabel="weight", ylabel="how many (logarithmic)", yscale="log", title=title)
-    ax.legend()
 
 
 def matrices(axes: Sequence[Axes], pictures: Mapping[str, Tensor]) -> None:
@@ -68,16 +76,13 @@ def matrices(axes: Sequence[Axes], pictures: Mapping[str, Tensor]) -> None:
         ax.grid(False)
 
 
-def choices(ax: Axes, x: Tensor, y: Tensor, kept_x: Tensor, kept_y: Tensor, labels: tuple[str, str]) -> None:
-    """Units by two scores, marked by whether both scores keep them, neither, or only one."""
-    for name, where in (
-        ("both keep it", kept_x & kept_y),
-        ("both remove it", ~kept_x & ~kept_y),
-        ("they disagree", kept_x ^ kept_y),
-    ):
-        ax.plot(x[where].numpy(), y[where].numpy(), linestyle="none", label=name, markersize=7)
-    ax.set(xlabel=labels[0], ylabel=labels[1])
-    ax.legend()
+def three_orders(axes: Sequence[Axes], found: Mapping[str, Mapping[str, Any]]) -> None:
+    """A panel for each set of layers: accuracy against the share removed, a curve an order, mean and range."""
+    for ax, (which, runs) in zip(axes, found.items(), strict=True):
+        plots.curves(ax, range(len(SHARES)), runs, legend=ax is axes[0])  # equal steps: a hundredth is seen too
+        ax.set(title=which, xlabel="share removed")
+        ax.set_xticks(range(len(SHARES)), [f"{share:.0%}" for share in SHARES])
+    axes[1].set_ylabel("")
 
 
 def marked_curve(
@@ -97,13 +102,10 @@ def marked_curve(
     ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
     ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
     ax.set(xlabel=xlabel, ylabel="validation accuracy", ylim=(0, 1.08))
-    ax.legend(loc="upper right")
+    ax.legend(loc="center left", bbox_to_anchor=(0.22, 0.52))
 
 
 # The checks of the exercises, whose texts stand in 01.toml
-
-
-EIGHT = [0.9, -0.1, 0.3, -1.2, 0.05, 0.4, -0.7, 0.2]
 
 
 def check_read(answer: Any) -> str | None:
@@ -134,62 +136,49 @@ def check_read(answer: Any) -> str | None:
     return "not these four. Cross out the signs, sort, and keep the upper half."
 
 
-LAYERS = {
-    "a": torch.tensor([[0.50, -0.60], [0.70, -0.80]]),  # all large: a global rule keeps every one of them
-    "b": torch.tensor([[-0.05, 0.10, 0.15], [-0.20, 0.25, -0.30]]),  # small: they pay for it
-    "c": torch.tensor([0.90, -0.35]),
-}
-GLOBAL_HALF = {  # 6 of 12: |w| of 0.35 and more
-    "a": torch.ones(2, 2, dtype=torch.bool),
-    "b": torch.zeros(2, 3, dtype=torch.bool),
-    "c": torch.ones(2, dtype=torch.bool),
-}
+FEW, RUINED = 200, 1 / 3  # weights that the saboteur may take, and the accuracy that must not be reached
 
 
-def check_modify(answer: Any) -> str | None:
-    """One competition among all weights."""
-    masks = call(answer, {name: weight.clone() for name, weight in LAYERS.items()}, 0.5)
-    problem = _not_masks(masks)
+def check_ruin(answer: Any) -> str | None:
+    """The fewest weights that do the most damage: the network is measured, with fresh statistics."""
+    model = zoo.checkpoint("digits-cnn").to(memory_format=FAST)
+    masks = call(answer, {name: weight.detach().clone() for name, weight in prunable(model).items()})
+    problem = _not_masks(masks, prunable(model))
     if problem:
         return problem
-    kept = {name: int(mask.sum()) for name, mask in masks.items()}
-    if all(torch.equal(masks[name], want) for name, want in GLOBAL_HALF.items()):
-        return _other_sparsity(answer)
-    if all(torch.equal(masks[name], ~want) for name, want in GLOBAL_HALF.items()):
-        return "you kept the smallest. The sort is ascending, so those that come first must go."
-    if not any(bool(mask[LAYERS[name] < 0].any()) for name, mask in masks.items()):
-        return "the scores are signed: every negative weight lost. Compare absolute values."
-    if kept == {"a": 2, "b": 3, "c": 1}:
-        return (
-            "this is still the local rule: each layer lost half of its own weights. In a global competition the layer "
-            "with the large weights may keep them all."
-        )
-    total = sum(kept.values())
-    if total != 6:
-        return (
-            f"{total} of the 12 weights survive, and at 50 % it must be 6. An average of the layers' thresholds is not "
-            "the threshold of all weights together: sort them in one row."
-        )
-    return "the right number survives, but not the largest. Does each weight's verdict return to its own place?"
+    masks = {name: torch.as_tensor(mask).bool() for name, mask in masks.items()}
+    taken = {name.removesuffix(".weight"): int((~mask).sum()) for name, mask in masks.items()}
+    count = sum(taken.values())
+    if count > FEW:
+        return f"your masks take {count:,} weights, and only {FEW} may go. (True in a mask is a weight that *stays*.)"
+    if count == 0:
+        return f"your masks take nothing: False is a weight that goes, and {FEW} may."
+    read = refreshed(bake(apply(model, masks)), zoo.load("digits"), "valid")
+    if read < RUINED:
+        return None
+    return f"{_where_taken(taken)} It still reads {read:.0%} of the digits."
 
 
-def _not_masks(masks: Any) -> str | None:
-    if not isinstance(masks, dict) or set(masks) != set(LAYERS):
-        return "return a dict with a mask for each layer, under the layer's name."
+def _not_masks(masks: Any, weights: Mapping[str, Tensor]) -> str | None:
+    if not isinstance(masks, Mapping) or not set(masks) <= set(weights) or not masks:
+        return 'return a dict of masks by the names of the weights, e.g. "conv1.weight"; a layer left out stays whole.'
     for name, mask in masks.items():
-        if not isinstance(mask, Tensor) or mask.shape != LAYERS[name].shape:
-            return f"the mask of layer {name!r} does not have the shape of its weight, {tuple(LAYERS[name].shape)}."
-        if mask.dtype != torch.bool:
-            return f"the mask of layer {name!r} is {mask.dtype}; a mask is boolean, True where a weight is kept."
+        if getattr(mask, "shape", None) != weights[name].shape:
+            return f"the mask of {name!r} does not have the shape of its weight, {tuple(weights[name].shape)}."
+        values = set(torch.as_tensor(mask).unique().tolist())
+        if not values <= {0, 1}:
+            return f"the mask of {name!r} holds other values than True and False. Who stays? Yes or no for each weight."
     return None
 
 
-def _other_sparsity(answer: Any) -> str | None:
-    masks = call(answer, {name: weight.clone() for name, weight in LAYERS.items()}, 0.25)
-    kept = sum(int(mask.sum()) for mask in masks.values())
-    return (
-        None if kept == 9 else f"right at 50 %, but at 25 % {kept} of the 12 survive, and it must be 9. Use `sparsity`."
-    )
+def _where_taken(taken: Mapping[str, int]) -> str:
+    """What a choice that did too little harm tells of."""
+    most = max(taken, key=lambda layer: taken[layer])
+    if taken.get("conv1") == sum(taken.values()):
+        return "The right layer; but which weights of it? The largest do the harm."
+    if taken[most] < 0.9 * sum(taken.values()):
+        return "You spread them over the layers: a few of many. Where are a few many?"
+    return f"{most} has {prunable(zoo.cnn())[most + '.weight'].numel():,} weights. In which layer is {FEW} most of it?"
 
 
 def check_make(answer: Any) -> str | None:
@@ -225,22 +214,35 @@ def _choice(mask: Tensor, weight: Tensor) -> str | None:
 
 
 def _counts(answer: Any) -> str | None:
-    """The exact count on ties, at the ends and at another sparsity."""
+    """The exact count, and no smaller weight kept: random shapes and sizes, ties, near ties, other dtypes, the ends."""
+    source = torch.Generator().manual_seed(1)
     ties = torch.tensor([-2.0, 0.0, 2.0]).repeat(24)[:70].reshape(7, 10)  # 24 times -2, 23 times 0, 23 times 2
-    for weight, sparsity, gone in ((ties, 0.2, 14), (torch.ones(4, 5), 0.5, 10), (ties, 0.0, 0), (ties, 0.9, 63)):
+    near = 1 + 1e-9 * torch.randperm(40, generator=source).double().reshape(5, 8)
+    cases = [(ties, 0.2), (torch.ones(4, 5), 0.5), (ties, 0.0), (near, 0.5)]
+    for shape, sparsity in (((18,), 0.3), ((3, 6), 0.7), ((2, 3, 3, 3), 0.45), ((4, 3, 2), 0.9)):
+        cases.append((torch.randn(shape, generator=source), sparsity))
+    for weight, sparsity in cases:
         mask = call(answer, weight.clone(), sparsity)
-        removed = int((~mask).sum())
+        if not isinstance(mask, Tensor) or mask.shape != weight.shape or mask.dtype != torch.bool:
+            return f"for a weight of shape {tuple(weight.shape)} it did not return a boolean mask of that shape."
+        removed, gone = int((~mask).sum()), round(sparsity * weight.numel())
         if removed != gone:
-            return _tied(sparsity, removed, gone, weight)
-        if bool(mask.any()) and bool((~mask).any()) and weight[mask].abs().min() < weight[~mask].abs().max():
+            return _miscounted(sparsity, removed, gone, weight)
+        if 0 < gone < weight.numel() and weight[mask].abs().min() < weight[~mask].abs().max():
             return f"at {100 * sparsity:.0f} % the count is right, but a smaller weight stays while a larger one goes."
     return None
 
 
-def _tied(sparsity: float, removed: int, gone: int, weight: Tensor) -> str:
-    what = f"of {weight.numel()} weights with many ties, {100 * sparsity:.0f} % is {gone}; your mask removes {removed}."
+def _miscounted(sparsity: float, removed: int, gone: int, weight: Tensor) -> str:
+    share = sparsity * weight.numel()
     if sparsity == 0:
         return f"a sparsity of 0 removes nothing; your mask removes {removed}."
+    if len(weight.unique()) == weight.numel():
+        return (
+            f"{100 * sparsity:.0f} % of {weight.numel()} weights is {share:.1f}, rounded {gone}; your mask removes "
+            f"{removed}. Neither cut off nor rounded up: `round`."
+        )
+    what = f"of {weight.numel()} weights with many ties, {100 * sparsity:.0f} % is {gone}; your mask removes {removed}."
     if removed > gone:
         return f"{what} A threshold with `<=` removes *every* weight that ties with it. Take places, not a threshold."
     return f"{what} A threshold with `<` spares *every* weight that ties with it. Take places, not a threshold."
