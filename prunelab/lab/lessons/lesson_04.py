@@ -36,12 +36,12 @@ def shares_of(model: nn.Module, rule: str, sparsity: float) -> list[float]:
 
 
 SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
-NETWORKS = 3
+NETWORKS = 5
 RETRAINED = (0.95, 0.98)  # for one epoch, by every rule but LAMP
 
 
 def scopes() -> Resumable:
-    """Notebook 04: three networks, four ways to share the loss out, statistics fresh, and after one epoch."""
+    """Notebook 04: five networks, four ways to share the loss out, statistics fresh, and after one epoch."""
     points = [{"network": n, "rule": r, "sparsity": s} for n in CNNS[:NETWORKS] for r in RULES for s in SPARSITIES]
     data = zoo.load("digits")
 
