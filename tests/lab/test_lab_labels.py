@@ -248,17 +248,32 @@ DRAWINGS = {
         shape(figsize=(6.5, 2.8)),
         lambda ax: lesson_07.field(ax, {name: table(5, 4) for name in lesson_07.ROWS}, 1),
     ),
-    "missed": (
-        shape(figsize=(8, 3)),
-        lambda ax: lesson_12.missed(ax, {f"block {i}": torch.linspace(-0.2, 1.234, 8) for i in range(4)}),
+    "twice": (
+        shape(figsize=(9.5, 3.9), ncols=2),
+        lambda axes: lesson_12.twice(
+            axes,
+            torch.linspace(-0.01, 0.1, 32),
+            torch.linspace(0.01, 0.12, 32),
+            {"leaving out (600 pictures)": [0.5, 0.9], "V, O, within a block": [0.4, 0.5], "Q, K": [-0.6, -0.4]},
+        ),
+    ),
+    "pair": (
+        shape(figsize=(7, 2.2)),
+        lambda ax: lesson_12.pair(ax, {"without head 2": 0.04, "the two added": 0.09, "without both": 0.149}),
     ),
     "orders": (
         shape(figsize=(9.5, 4), ncols=2, sharey=True),
         lambda axes: lesson_12.orders(axes, [0, 4, 8, 12, 16, 20, 24, 28], SEEDS, SEEDS),
     ),
     "board": (
-        shape(figsize=(8.5, 5)),
+        shape(figsize=(8.6, 5.6)),
         lambda ax: lesson_12.board(
+            ax, digits(1)[0], [torch.rand(8, 17, 17)] * 4, torch.randn(4, 8) / 10, torch.rand(4, 8) > 0.5
+        ),
+    ),
+    "left": (
+        shape(figsize=(8.5, 5.8)),
+        lambda ax: lesson_12.left(
             ax, digits(1)[0], [torch.rand(8, 17, 17)] * 4, {"kept": ["11110000"] * 4, "before": 0.5, "after": 0.9}
         ),
     ),
@@ -350,5 +365,5 @@ def test_every_drawing_of_the_course_is_among_them():
         if inspect.isfunction(thing) and thing.__module__ == room.__name__ and not name.startswith("_")
         if next(iter(inspect.signature(thing).parameters), "") in ("ax", "axes")
     }
-    parts = {"looks", "name_points"}  # of board and roof
+    parts = {"name_points"}  # of roof
     assert own <= {*DRAWINGS, *parts}, "a drawing that no test has looked at"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import combinations_with_replacement
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from scipy.stats import spearmanr
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ... import zoo
 from ...agreement import leave_one_out
@@ -22,11 +25,13 @@ from ...measurement import evaluate
 from ...recovery import finetune
 from ...surgery import shrink
 from ..learn.exercise import call
-from ..learn.stored_grid import Grid
+from ..learn.stored_grid import Grid, Resumable, Run
 from ..show import plots
+from ..show.figure import COLOURS
 from ..show.measuring import measured
+from ..show.vector import FAINT, INK
 
-# The stored grid: five Vision Transformers, five orders in which their heads leave
+# The stored grids: five Vision Transformers, five orders in which their heads leave, and how far a head is missed
 
 
 VITS = ("digits-vit", "digits-vit-1", "digits-vit-2", "digits-vit-3", "digits-vit-4")
@@ -35,6 +40,7 @@ ORDERS = ("random", "magnitude", "Michel", "left out alone", "one by one")
 DRAWS = 5  # lotteries, of which the accuracy without retraining is the mean; the first one is retrained
 CALIBRATION = 512  # training pictures that Michel's gradient sees
 JUDGED = 300  # validation pictures on which a head is left out: one of each scan
+TWICE = 600  # two of each: the even ones are of other scans than the odd ones
 VIEWS, LR = 8, 1e-3  # of the short retraining: new pictures of each training scan, once through
 
 
@@ -125,40 +131,128 @@ def _without(groups: list[Group], gone: list[tuple[str, int]]) -> Keep:
     return {g.name: torch.tensor([(g.name, u) not in gone for u in range(g.units)]) for g in groups}
 
 
-GRIDS: dict[str, Grid] = {"heads": orders_grid}
+def missed_grid() -> Resumable:
+    """Notebook 12: five networks, how much the loss rises without each head, on which pictures, and four judges."""
+    return [{"network": name} for name in VITS], missed_run
 
 
-# Drawings: what heads look at, what is lost without each, how many can go
+def missed_run(point: Run) -> Run:
+    """The rises on two halves of validation scans and on the test digits; Michel's score; the norms of the weights."""
+    model: Any = zoo.checkpoint(point["network"])
+    data = zoo.load("digits")
+    seen, unseen = rises(model, *data.valid[:TWICE]), rises(model, *data.test.tensors)
+    parts = [block.attention for block in model.blocks]
+    own = [[_rows(a.q_proj), _rows(a.k_proj), _rows(a.v_proj), a.o_proj.weight.detach().square().sum(0)] for a in parts]
+    q, k, v, o = (torch.stack(found).view(-1, parts[0].head_dim).sum(1) for found in zip(*own, strict=True))
+    found = {
+        "one half": seen[:, ::2].mean(1),
+        "other half": seen[:, 1::2].mean(1),
+        "test": unseen.mean(1),
+        "Michel": torch.cat(list(importance(model, data, "Michel").values())),
+        "Q, K": (q + k).sqrt(),
+        "V, O": (v + o).sqrt(),
+    }
+    return {name: [round(float(x), 5) for x in values] for name, values in found.items()}
 
 
-GAP = 3  # white pixels between two heads
+def _rows(layer: nn.Linear) -> Tensor:
+    return layer.weight.detach().square().sum(1)
+
+
+def rises(model: Any, images: Tensor, labels: Tensor) -> Tensor:
+    """How much the loss of each picture rises without each head, (heads of all blocks, pictures)."""
+    found, whole = [], _losses(model, images, labels)
+    for block in model.blocks:
+        weight, size = block.attention.o_proj.weight, block.attention.head_dim
+        for own in torch.arange(weight.shape[1]).split(size):
+            kept = weight[:, own].clone()
+            with torch.no_grad():
+                weight[:, own] = 0
+                found.append(_losses(model, images, labels) - whole)
+                weight[:, own] = kept
+    return torch.stack(found)
+
+
+def _losses(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    with torch.no_grad():
+        return F.cross_entropy(model(images), labels, reduction="none")
+
+
+def excess(model: Any, images: Tensor, labels: Tensor, block: int) -> Tensor:
+    """By how much more the loss rises without two heads of a block than without each, added: (heads, heads)."""
+    attention = model.blocks[block].attention
+    weight, heads = attention.o_proj.weight, attention.o_proj.in_features // attention.head_dim
+    whole, before = float(_losses(model, images, labels).mean()), weight.detach().clone()
+    lost = torch.zeros(heads, heads)
+    for pair in combinations_with_replacement(range(heads), 2):
+        with torch.no_grad():
+            for head in pair:
+                weight[:, head * attention.head_dim : (head + 1) * attention.head_dim] = 0
+            lost[pair] = lost[pair[::-1]] = float(_losses(model, images, labels).mean()) - whole
+            weight.copy_(before)
+    return lost - lost.diagonal() - lost.diagonal()[:, None]
+
+
+def halves(run: Mapping[str, Any]) -> list[float]:
+    """The rises on both halves of the scans together."""
+    return np.mean([run["one half"], run["other half"]], axis=0).tolist()
+
+
+def agreement(one: Sequence[float], other: Sequence[float], blocks: int = 0) -> float:
+    """Spearman's rank correlation of two judgements of all heads; with `blocks`, the mean of those within a block."""
+    pair = np.array([one, other], dtype=float).reshape(2, blocks or 1, -1)
+    return float(np.mean([spearmanr(a, b).statistic for a, b in zip(*pair, strict=True)]))
+
+
+GRIDS: dict[str, Grid] = {"heads": orders_grid, "missed": missed_grid}
+
+
+# Drawings: what heads look at, how far each is missed, how many can go
+
+
+GAP, LABEL = 4, 6  # white pixels between two heads, and below one for its number
 OFF = 0.9  # the grey of a head that is gone
+MISSED = COLOURS[1]
 
 
-def looks(
-    ax: Axes, picture: Tensor, maps: Sequence[Tensor], kept: Sequence[str] | None = None, title: str = ""
-) -> None:
-    """What the class token looks at, a row a block, a column a head: attention in orange over the digit.
+def board(ax: Axes, picture: Tensor, maps: Sequence[Tensor], lost: Tensor, sure: Tensor) -> None:
+    """The board of heads: over the digit what each looks at, under it the rise of the loss without it.
 
-    picture (h, w); maps of each block (heads, tokens, tokens), of this picture. `kept` says of each block, "1101...",
-    which heads are there; the others are grey.
+    Framed are the heads that are `sure`-ly missed, (blocks, heads) of bool as `lost` is of numbers; the others pale.
     """
-    side = picture.shape[-1]
-    heads = len(maps[0])
-    board = np.ones((len(maps) * (side + GAP) - GAP, heads * (side + GAP) - GAP, 3))
+    side = _lay(ax, picture, maps, lambda b, h, look: look if sure[b, h] else 1 - 0.35 * (1 - look))
+    for b, h in np.ndindex(*lost.shape):
+        x, y, missed = h * (side + GAP), b * (side + LABEL + GAP), bool(sure[b, h])
+        ax.text(x + side / 2, y + side + 3.2, f"{lost[b, h]:+.3f}", ha="center", va="center", fontsize=9,
+                color=MISSED if missed else FAINT, fontweight="bold" if missed else "normal")  # fmt: skip
+        if missed:
+            frame = [x, x + side, x + side, x, x], [y, y, y + side, y + side, y]
+            ax.plot(*frame, color=MISSED, lw=2.2, ls="-", marker="")
+
+
+def left(ax: Axes, picture: Tensor, maps: Sequence[Tensor], run: Mapping[str, Any]) -> None:
+    """The heads that a run of the grid has left, under what the network reads without the others."""
+    _lay(ax, picture, maps, lambda b, h, look: look if run["kept"][b][h] == "1" else np.full_like(look, OFF))
+    there = sum(block.count("1") for block in run["kept"])
+    ax.set_title(f"{there} heads: {run['before']:.0%} read correctly; {run['after']:.0%} after a short retraining")
+
+
+def _lay(ax: Axes, picture: Tensor, maps: Sequence[Tensor], shade: Callable[[int, int, np.ndarray], Any]) -> int:
+    """A row a block, a column a head, each picture as `shade` makes it; maps of a block (heads, tokens, tokens)."""
+    side, heads = picture.shape[-1], len(maps[0])
+    wide, high = side + GAP, side + LABEL + GAP
     for b, block in enumerate(maps):
         for h, attention in enumerate(block[:, 0, 1:]):
-            there = kept is None or kept[b][h] == "1"
-            top, left = b * (side + GAP), h * (side + GAP)
-            board[top : top + side, left : left + side] = _look(picture, attention) if there else OFF
-    ax.imshow(board)
-    ax.set_xticks(np.arange(heads) * (side + GAP) + side / 2, [str(h) for h in range(heads)])
-    ax.set_yticks(np.arange(len(maps)) * (side + GAP) + side / 2, [str(b) for b in range(len(maps))])
-    ax.set(xlabel="head", ylabel="block", title=title)
+            x, y = h * wide, b * high
+            ax.imshow(shade(b, h, _look(picture, attention)), extent=(x, x + side, y + side, y))
+    ax.set_xticks(np.arange(heads) * wide + side / 2, [str(h) for h in range(heads)])
+    ax.set_yticks(np.arange(len(maps)) * high + side / 2, [str(b) for b in range(len(maps))])
+    ax.set(xlabel="head", ylabel="block", xlim=(-2, heads * wide - 2), ylim=(len(maps) * high - GAP, -2))
+    ax.set_aspect("equal")
     ax.tick_params(length=0)
     ax.grid(False)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
+    ax.spines[:].set_visible(False)
+    return side
 
 
 def _look(picture: Tensor, attention: Tensor) -> np.ndarray:
@@ -170,25 +264,27 @@ def _look(picture: Tensor, attention: Tensor) -> np.ndarray:
     return colormaps["Oranges"](0.75 * pixels.numpy())[..., :3] * (1 - 0.8 * ink)
 
 
-def board(ax: Axes, picture: Tensor, maps: Sequence[Tensor], run: Mapping[str, Any]) -> None:
-    """The heads that a run of the grid has left, under what the network reads without the others."""
-    there = sum(block.count("1") for block in run["kept"])
-    title = f"{there} heads: {run['before']:.0%} read correctly; {run['after']:.0%} after a short retraining"
-    looks(ax, picture, maps, run["kept"], title)
+def twice(axes: Sequence[Axes], one: Tensor, other: Tensor, judges: Mapping[str, Sequence[float]]) -> None:
+    """The same question put to two halves of the scans; and how well judges agree with the test digits."""
+    ax = axes[0]
+    ax.plot(one, other, ls="none", marker="o", color=COLOURS[0])
+    ends = [min(float(one.min()), float(other.min())), max(float(one.max()), float(other.max()))]
+    ax.plot(ends, ends, color=INK, lw=0.8, ls="-", marker="")
+    ax.set(xlabel="rise without a head, 150 scans", ylabel="on 150 others", title="One network, asked twice")
+    plots.bars_over_networks(axes[1], judges, "rank correlation with the test digits")
+    axes[1].set(title="Five networks", xlim=(min(-0.7, *map(min, judges.values())), 1))
 
 
-def missed(ax: Axes, rises: Mapping[str, Tensor]) -> None:
-    """How much the loss rises without each head, a row a block, a column a head."""
-    table = torch.stack(list(rises.values())).numpy()
-    most = float(np.abs(table).max())
-    ax.imshow(table, cmap="PuOr_r", vmin=-most, vmax=most)
-    for (b, h), value in np.ndenumerate(table):
-        ax.text(h, b, f"{value:+.3f}", ha="center", va="center", fontsize=8.5,
-                color="white" if abs(value) > 0.7 * most else "black")  # fmt: skip
-    ax.set_xticks(range(table.shape[1]))
-    ax.set_yticks(range(len(table)))
-    ax.set(xlabel="head", ylabel="block")
-    ax.grid(False)
+def pair(ax: Axes, found: Mapping[str, float]) -> None:
+    """A bar a removal: the rise of the loss on the test digits."""
+    colours = [COLOURS[0]] * (len(found) - 1) + [MISSED]
+    ax.barh(range(len(found)), list(found.values()), color=colours)
+    for row, value in enumerate(found.values()):
+        ax.text(value, row, f" {value:+.3f}", va="center")
+    ax.set_yticks(range(len(found)), list(found))
+    ax.invert_yaxis()
+    ax.set(xlabel="rise of the loss on the test digits", xlim=(0, 1.15 * max(found.values())))
+    ax.grid(axis="y", visible=False)
 
 
 def orders(axes: Sequence[Axes], removed: Sequence[int], before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
@@ -201,98 +297,104 @@ def orders(axes: Sequence[Axes], removed: Sequence[int], before: Mapping[str, An
 
 
 def reads(run: Mapping[str, Any]) -> dict[str, str]:
-    """`board` in words: the heads left in each block, and what the network then reads."""
-    left = {f"block {i}": block.count("1") for i, block in enumerate(run["kept"], 1)}
-    return {**{name: str(heads) for name, heads in left.items()}, "read correctly": measured(run["before"], "%")}
+    """`left` in words: the heads left in each block, and what the network then reads."""
+    there = {f"block {i}": str(block.count("1")) for i, block in enumerate(run["kept"])}
+    return {**there, "read correctly": measured(run["before"], "%")}
 
 
 # The checks of the exercises, whose texts stand in 12.toml
 
 
-def check_read(answer: Any) -> str | None:
-    """9 query heads, 3 key-value heads, head size 64, width 576: what leaves with one key-value head."""
-    known: dict[tuple[int, ...], str | None] = {
-        (192, 64, 64, 192): None,
-        (
-            64,
-            64,
-            64,
-            64,
-        ): "one query head alone cannot leave: each key-value head serves 9 / 3 = 3 of them, and all three "
-        "would ask a head that is gone.",
-        (
-            192,
-            192,
-            192,
-            192,
-        ): "keys and values are shared: the three query heads have *one* key-value head between them.",
-        (192, 64, 64, 64): "`o_proj` reads what the *query* heads bring: count its columns by those.",
-        (576, 192, 192, 576): "that is all of the layer. One key-value head of three leaves.",
-    }
-    if not isinstance(answer, (tuple, list)) or len(answer) != 4:
-        return "give four numbers: rows of `q_proj`, of `k_proj`, of `v_proj`, and columns of `o_proj`."
-    return known.get(
-        tuple(answer), "not these four. How many query heads share a key-value head, and how wide is a head?"
-    )
+SPEND, ENOUGH = 8, 0.945  # heads that must go, and the share of the test digits that must still be read
 
 
-def check_modify(answer: Any) -> str | None:
-    """Michel: absolute by sample, mean, L2-normalised."""
-    gradients = torch.tensor([[2.0, 0.8, 0.0], [-2.0, 0.8, 0.5], [2.0, 0.8, -0.5], [-2.0, 0.8, 0.0]])
-    found = call(answer, gradients.clone())
-    if not torch.is_tensor(found) or found.shape != (3,):
-        return "return one number a head: three here."
-    mean, size = gradients.mean(0).abs(), gradients.abs().mean(0)
-    if torch.allclose(found, size / size.norm()):
+def check_spend(answer: Any) -> str | None:
+    """Eight heads of the first network leave; what it reads without them is measured here."""
+    chosen = [tuple(int(x) for x in head) for head in answer]
+    if len(set(chosen)) != SPEND or any(len(head) != 2 for head in chosen):
+        return f"name {SPEND} different heads, each as (block, head): {len(set(chosen))} different ones came."
+    if any(not (0 <= b < 4 and 0 <= h < 8) for b, h in chosen):
+        return "blocks count from 0 to 3 and heads from 0 to 7; one of yours is not there."
+    model: Any = zoo.checkpoint(VITS[0])
+    data = zoo.load("digits")
+    gone = [sum(b == block for b, _ in chosen) for block in range(4)]
+    if max(gone) == 8:
+        return f"block {gone.index(8)} would be left without a head: each block keeps at least one."
+    for b, h in chosen:
+        attention = model.blocks[b].attention
+        attention.o_proj.weight.data[:, h * attention.head_dim : (h + 1) * attention.head_dim] = 0
+    found = evaluate(model, data, "test").accuracy
+    if found >= ENOUGH:
         return None
-    wrong = (
-        (mean, "the first head pulls every picture hard, half of them one way and half the other. Your mean calls it "
-         "worthless: take the absolute value *before* the mean."),
-        (mean / mean.norm(), "normalised, but the signs have cancelled before: absolute value first, then the mean."),
-        (size, "right by picture; now divide by the length (the L2 norm) of it all, so that layers compare."),
-        (size / size.sum(), "you divided by the sum. The paper divides by the length, the root of the sum of squares."),
-        (gradients.square().mean(0), "squares favour the few pictures that pull hardest: take the absolute value."),
-    )  # fmt: skip
-    near = [message for value, message in wrong if torch.allclose(found, value)]
-    return (
-        near[0] if near else "absolute value of each picture's gradient, mean over the pictures, divided by the norm."
-    )
+    why = "the board frames those that are missed" if gone[0] >= 4 else "ask more than one judge, and mind the pairs"
+    return f"without these eight it reads {found:.1%} of the test digits; {ENOUGH:.1%} are asked for. {why}."
 
 
-def _layer() -> tuple[Tensor, ...]:
-    dice = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(6, 6, generator=dice) for _ in range(4))
+CASES = (  # heads, size of one, width of the stream, the head that goes, numbers of which kind
+    (3, 2, 8, 1, torch.float32),
+    (6, 3, 19, 3, torch.float64),
+    (4, 5, 21, 0, torch.float32),
+)
 
 
-def _attend(x: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor) -> Tensor:
-    queries, keys, values = ((x @ w.T).unflatten(-1, (-1, 2)).transpose(0, 1) for w in (q, k, v))
-    mixed = (queries @ keys.mT / 2**0.5).softmax(-1) @ values  # (heads, tokens, 2)
-    return mixed.transpose(0, 1).flatten(1) @ o.T
+def check_without(answer: Any) -> str | None:
+    """One head taken out of attentions of three shapes."""
+    for number, case in enumerate(CASES):
+        message = _without_wrong(answer, *case, torch.Generator().manual_seed(number))
+        if message:
+            return message
+    return None
 
 
-def check_make(answer: Any) -> str | None:
-    """Remove head 1 of three heads of size 2."""
-    q, k, v, o = _layer()
-    found = call(answer, q.clone(), k.clone(), v.clone(), o.clone(), 1, 2)
+def _without_wrong(answer: Any, heads: int, size: int, width: int, head: int, dtype: Any, dice: Any) -> str | None:
+    rows = heads * size
+    q, k, v = (torch.randn(rows, width, generator=dice, dtype=dtype) for _ in range(3))
+    o = torch.randn(width, rows, generator=dice, dtype=dtype)
+    found = call(answer, q.clone(), k.clone(), v.clone(), o.clone(), head, size)
     if not isinstance(found, (tuple, list)) or len(found) != 4 or not all(map(torch.is_tensor, found)):
         return "return four tensors: q, k, v, o without the head."
-    shapes = " ".join("x".join(map(str, t.shape)) for t in found)
-    messages = {
-        "6x6 6x6 6x6 6x6": "every shape is as before: zeroed is not removed. Leave the rows and columns out.",
-        "4x6 4x6 4x6 4x6": "`o` makes the layer's output, which must keep its width: of `o` the head owns *columns*.",
-        "6x4 6x4 6x4 6x4": "the columns of `q`, `k`, `v` read the input, which stays: there the head owns *rows*.",
-        "5x6 5x6 5x6 6x5": "you removed one row. Head 1 of size 2 owns rows 2 and 3.",
-        "2x6 2x6 2x6 6x2": "you kept the head and removed the others: turn the choice round.",
-    }
-    if shapes != "4x6 4x6 4x6 6x4":
-        return messages.get(shapes, f"the shapes are {shapes}; of 6 rows (of `o`: columns), 4 should be left.")
-    masked = o.clone()
-    masked[:, 2:4] = 0
-    x = torch.linspace(-1, 1, 24).view(4, 6)
-    if torch.allclose(_attend(x, *found), _attend(x, q, k, v, masked), atol=1e-5):
+    shapes, stay = [tuple(t.shape) for t in found], rows - size
+    if shapes != [(stay, width)] * 3 + [(width, stay)]:
+        return _shapes_wrong(shapes, rows, width, head, size)
+    one, x = torch.arange(rows), torch.randn(4, width, generator=dice, dtype=dtype)
+    same = [n for n in range(heads) if _alike(found, _cut(q, k, v, o, one // size != n), x, size)]
+    if head in same:
         return None
-    if torch.equal(found[3], o[:, [0, 2, 3, 5]]) or torch.equal(found[0], q[[0, 2, 3, 5]]):
-        return "heads lie one after another: head 1 owns rows 2 and 3, not every third one."
-    return (
-        "the shapes are right, but another head has gone: head 1 of size 2 owns 2 to 4, counted from 0, end left out."
-    )
+    if same == [heads - 1 - head]:
+        return f"you counted from the end: of {heads} heads, head {head} was to go, and head {same[0]} went."
+    if same:
+        return f"you removed head {same[0]}; here head {head} was asked for, counted from 0."
+    if torch.equal(found[0], q[one % heads != head]):
+        return f"heads lie one after another: head {head} owns rows {head * size} to {head * size + size - 1}."
+    return "the shapes are right, but rows and columns of different heads have gone."
+
+
+def _shapes_wrong(shapes: Sequence[tuple[int, ...]], rows: int, width: int, head: int, size: int) -> str:
+    stay = rows - size
+    messages: dict[Any, str] = {
+        ((rows, width), (width, rows)): "every shape is as before: zeroed is not removed. Leave rows and columns out.",
+        ((stay, width), (stay, rows)): "`o` makes the layer's output, which must keep its width: of `o` the head owns "
+        "*columns*.",
+        ((rows, width - size), (width, stay)): "the columns of `q`, `k`, `v` read the input, which stays: there the "
+        "head owns *rows*.",
+        ((rows - 1, width), (width, rows - 1)): f"you removed one row. Head {head} of size {size} owns rows "
+        f"{head * size} to {head * size + size - 1}.",
+        ((size, width), (width, size)): "you kept the head and removed the others: turn the choice round.",
+    }
+    told = ", ".join("x".join(map(str, shape)) for shape in shapes)
+    other = f"the shapes are {told}; for heads of size {size}, {stay} of {rows} rows (of `o`: columns) should be left."
+    return messages.get((shapes[0], shapes[3]), other)
+
+
+def _cut(q: Tensor, k: Tensor, v: Tensor, o: Tensor, stay: Tensor) -> tuple[Tensor, ...]:
+    return q[stay], k[stay], v[stay], o[:, stay]
+
+
+def _alike(one: Sequence[Tensor], other: Sequence[Tensor], x: Tensor, size: int) -> bool:
+    """Whether two attentions say the same of some tokens, whatever the order of their heads."""
+    said = []
+    for q, k, v, o in (one, other):
+        queries, keys, values = ((x @ w.to(x).T).unflatten(-1, (-1, size)).transpose(0, 1) for w in (q, k, v))
+        mixed = (queries @ keys.mT / size**0.5).softmax(-1) @ values
+        said.append(mixed.transpose(0, 1).flatten(1) @ o.to(x).T)
+    return torch.allclose(said[0], said[1], atol=1e-5)
