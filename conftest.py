@@ -24,11 +24,11 @@ def pytest_ignore_collect(collection_path):
 
 
 def pytest_collection_modifyitems(items):
-    """Notebook 13 needs the Llama: it is fetched here, once; where it can't be had, its cells are skipped."""
-    needy = [item for item in items if item.path.name.startswith("13_")]
+    """Notebooks 13 and 14 need the Llama: it is fetched here, once; where it can't be had, its cells are skipped."""
+    needy = [item for item in items if item.path.name.startswith(("13_", "14_"))]
     if needy and (reason := _no_llama()):
         for item in needy:
-            item.add_marker(pytest.mark.skip(f"the Llama of notebook 13 can't be had: {reason}"))
+            item.add_marker(pytest.mark.skip(f"the Llama of this notebook can't be had: {reason}"))
 
 
 def _no_llama():
