@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent
-LLAMAS = ("13_", "14_", "15_")  # the notebooks that need a language model
+LLAMAS = ("13_", "14_")  # the notebooks that need a language model
 
 
 def pytest_configure(config):

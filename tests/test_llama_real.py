@@ -8,7 +8,7 @@ import torch
 
 import prunelab as pl
 from prunelab import zoo
-from prunelab.lab.lessons import lesson_13
+from prunelab.lab.lessons import lesson_13, lesson_14, llamas
 from prunelab.language import continued
 from prunelab.measurement import perplexity
 from prunelab.reconstruction import SparseGPT, Wanda, blockwise
@@ -28,7 +28,7 @@ def llama():
 
 @pytest.fixture(scope="module")
 def text(llama):
-    return lesson_13.text_for(llama)
+    return llamas.text_for(llama)
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +42,11 @@ def test_it_is_the_llama(llama, text, dense):
     assert "lm_head.weight" not in pl.prunable(llama.model)
     assert len(pl.prunable(llama.model)) == 30 * 7
     assert 10 < dense < 30
-    assert "gardener" in lesson_13.answer(llama, count=12).lower()
+    assert "gardener" in llamas.answer(llama, count=12).lower()
 
 
 def test_magnitude_ruins_it_and_wanda_does_not(llama, text, dense):
-    by_size = perplexity(lesson_13.by_magnitude(copy.deepcopy(llama.model), 0.5), text.test[:2]).value
+    by_size = perplexity(lesson_14.by_magnitude(copy.deepcopy(llama.model), 0.5), text.test[:2]).value
     model = copy.deepcopy(llama.model)
     blockwise(model, text.some(4), Wanda(), 0.5)
     by_wanda = perplexity(model, text.test[:2]).value

@@ -20,7 +20,7 @@ import plain_methods
 
 import prunelab as pl
 from prunelab import zoo
-from prunelab.lab.lessons import lesson_13
+from prunelab.lab.lessons import lesson_13, lesson_14, llamas
 from prunelab.measurement import perplexity, rates
 from prunelab.reconstruction import SparseGPT, Wanda, blockwise
 
@@ -45,14 +45,14 @@ def peak_over(model: nn.Module, task) -> tuple[float, float]:
     return time.perf_counter() - start, 1 + (memory("VmHWM:") - before) / size
 
 
-def methods(llama: zoo.Llama, text: lesson_13.Text, patterns: list[str], plain: bool) -> None:
+def methods(llama: zoo.Llama, text: llamas.Text, patterns: list[str], plain: bool) -> None:
     """Perplexity on the same tokens, each method beside its plain implementation."""
     dense = perplexity(llama.model, text.test).value
     print(f"dense: {dense:.2f} on {text.test.numel():,} tokens")
     print("pattern  method      perplexity  plain       apart    seconds  peak / model", flush=True)
     for pattern in patterns:
-        wanted = lesson_13.pattern_of(pattern)
-        by_size = lesson_13.by_magnitude(copy.deepcopy(llama.model), wanted)
+        wanted = lesson_14.pattern_of(pattern)
+        by_size = lesson_14.by_magnitude(copy.deepcopy(llama.model), wanted)
         print(f"{pattern:7s}  magnitude   {perplexity(by_size, text.test).value:10.2f}", flush=True)
         del by_size
         for name, method in METHODS.items():
@@ -73,7 +73,7 @@ def methods(llama: zoo.Llama, text: lesson_13.Text, patterns: list[str], plain: 
             )
 
 
-def chain(llama: zoo.Llama, text: lesson_13.Text, criteria: list[str]) -> None:
+def chain(llama: zoo.Llama, text: llamas.Text, criteria: list[str]) -> None:
     """4 blocks out by influence, then 25 % of the neurons by each criterion, then Wanda 2:4: beside a plain Llama.
 
     `differ` counts what is kept here and not there: blocks, neurons, weights.
@@ -94,9 +94,7 @@ def chain(llama: zoo.Llama, text: lesson_13.Text, criteria: list[str]) -> None:
         neurons_and_wanda(short, theirs, text, rows, criterion)
 
 
-def neurons_and_wanda(
-    short: nn.Module, shorter: nn.Module, text: lesson_13.Text, rows: torch.Tensor, name: str
-) -> None:
+def neurons_and_wanda(short: nn.Module, shorter: nn.Module, text: llamas.Text, rows: torch.Tensor, name: str) -> None:
     """The second stage of the chain, compared over all blocks and within each; then the third."""
     groups = pl.granularity.neurons(short)
     scores = pl.criteria.by_name(name)(short, text.calib)
@@ -119,17 +117,17 @@ def neurons_and_wanda(
 Pairs = list[tuple[torch.Tensor, torch.Tensor]]  # what is kept here, and there
 
 
-def line(stage: str, scope: str, ours: nn.Module, theirs: nn.Module, text: lesson_13.Text, pairs: Pairs) -> None:
+def line(stage: str, scope: str, ours: nn.Module, theirs: nn.Module, text: llamas.Text, pairs: Pairs) -> None:
     """A row of the chain's table."""
     differ, of = sum(int((a ^ b).sum()) for a, b in pairs), sum(a.numel() for a, _ in pairs)
     one, other = perplexity(ours, text.test).value, plain_methods.perplexity(theirs, text.test)
     print(f"| {stage} | {scope} | {one:.3f} | {other:.3f} | {one / other - 1:+.4%} | {differ} | {of:,} |", flush=True)
 
 
-def depth(llama: zoo.Llama, text: lesson_13.Text) -> None:
+def depth(llama: zoo.Llama, text: llamas.Text) -> None:
     """Without the MLPs, or the whole blocks, of lowest block influence: the figures of the field notes."""
     for what in ("mlps", "layers"):
-        order = lesson_13.order(llama.model, what, "block influence", text.calib)
+        order = lesson_13.order(llama.model, what, "influence", text.calib)
         for count in (1, 3, 5, 8):
             small = lesson_13.without(llama.model, what, order[:count])
             print(
@@ -138,7 +136,7 @@ def depth(llama: zoo.Llama, text: lesson_13.Text) -> None:
             )
 
 
-def speed(llama: zoo.Llama, text: lesson_13.Text) -> None:
+def speed(llama: zoo.Llama, text: llamas.Text) -> None:
     """Tokens a second against parameters removed, one table, one run."""
     order = lesson_13.order(llama.model, "layers", "influence", text.some(2))
     models: dict[str, nn.Module] = {"dense": llama.model}
@@ -163,14 +161,14 @@ def main() -> None:
     parser.add_argument(
         "--criteria", nargs="+", default=list(plain_methods.NEURONS), choices=plain_methods.NEURONS, help="of the chain"
     )
-    parser.add_argument("--calib", type=int, default=lesson_13.CALIBRATED, help="windows of 256 tokens")
+    parser.add_argument("--calib", type=int, default=llamas.CALIBRATED, help="windows of 256 tokens")
     parser.add_argument("--test", type=int, default=lesson_13.TESTED, help="windows of 256 tokens")
     parser.add_argument("--no-plain", action="store_true", help="leave the plain implementations out")
     given = parser.parse_args()
     torch.set_num_threads(1)
     llama = zoo.llama()
-    text = lesson_13.text_for(llama)
-    text = lesson_13.Text(text.test[: given.test], text.train, text.some(given.calib))
+    text = llamas.text_for(llama)
+    text = llamas.Text(text.test[: given.test], text.train, text.some(given.calib))
     if given.only in (None, "methods"):
         methods(llama, text, given.patterns, not given.no_plain)
     if given.only in (None, "chain"):

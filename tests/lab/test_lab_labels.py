@@ -22,7 +22,9 @@ from prunelab.lab.lessons import (
     lesson_10,
     lesson_12,
     lesson_13,
+    lesson_14,
     lesson_16,
+    llamas,
 )
 from prunelab.lab.show import figure, plots
 from prunelab.lab.show.readings import Reading
@@ -277,36 +279,26 @@ DRAWINGS = {
             ax, digits(1)[0], [torch.rand(8, 17, 17)] * 4, {"kept": ["11110000"] * 4, "before": 0.5, "after": 0.9}
         ),
     ),
-    "by_pattern": (
-        shape(figsize=(8, 4)),
-        lambda ax: lesson_13.by_pattern(
+    "damage": (
+        shape(figsize=(8.5, 5.5)),
+        lambda ax: lesson_13.damage(
             ax,
-            [
-                {"pattern": p, "method": m, "perplexity": 100.0 * (1 + i + k)}
-                for i, p in enumerate(("50 %", "2:4", "4:8"))
-                for k, m in enumerate(("magnitude", "Wanda", "SparseGPT"))
-            ],
-            19.0,
-        ),
-    ),
-    "influence": (
-        shape(figsize=(8, 3)),
-        lambda ax: lesson_13.influence(ax, list(np.geomspace(0.02, 0.6, 30)), [3, 4, 5]),
-    ),
-    "depth": (
-        shape(figsize=(9, 3.8), ncols=2, sharey=True),
-        lambda axes: lesson_13.depth(
-            axes,
             {
-                w: {r: {1: [20.0, 21.0], 3: [30.0, 40.0], 8: [90.0, 400.0]} for r in ("influence", "angle", "by lot")}
-                for w in ("layers", "mlps")
+                "a block": (np.geomspace(0.02, 0.6, 30), np.geomspace(18, 50000, 30)),
+                "three neighbours": (np.geomspace(0.09, 1.2, 28), np.geomspace(24, 170000, 28)),
+                "your cuts": ([0.14, 0.13], [34.0, 5700.0]),
             },
-            19.0,
+            {"the five lowest": (0.14, 34.0), "26, 27, 28": (0.13, 5700.0)},
+            17.5,
         ),
+    ),
+    "shouts": (
+        shape(figsize=(8.5, 6), nrows=2),
+        lambda axes: lesson_14.shouts(axes, torch.rand(576), {k: [3.0] * 30 for k in ("in", "out", "up", "down")}),
     ),
     "said": (
         shape(figsize=(8, 1.6)),
-        lambda ax: lesson_13.said(ax, "8 layers out", {"perplexity": 105.5, "text": "word and " * 60}),
+        lambda ax: llamas.said(ax, "8 layers out", {"perplexity": 105.5, "text": "word and " * 60}),
     ),
     "cliffs": (
         shape(figsize=(8, 4.6)),
@@ -356,6 +348,8 @@ def test_every_drawing_of_the_course_is_among_them():
         lesson_10,
         lesson_12,
         lesson_13,
+        lesson_14,
+        llamas,
         lesson_16,
     )
     own = {

@@ -1,100 +1,40 @@
-"""Lesson 13, "Can a Llama lose entire layers?": its experiments, grids, drawings and exercises' checks."""
+"""Lesson 13, "Can a Llama lose entire layers?": its experiments, grid, drawings and exercises' checks."""
 
 from __future__ import annotations
 
 import copy
 import math
 import random
-import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from html import escape
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ... import zoo
-from ...allocation import NM, allocate, expand
 from ...calibration import Calibration
 from ...core import Group, Keep
-from ...criteria import AngularDistance, BlockInfluence, magnitude
+from ...criteria import AngularDistance, BlockInfluence
 from ...granularity import by_name as granularity_named
-from ...granularity import weights
-from ...language import next_token_loss, next_tokens, tokens, windows, write
-from ...masking import apply, bake
-from ...measurement import perplexity
-from ...reconstruction import Method, SparseGPT, Wanda, blockwise
+from ...language import next_token_loss, next_tokens
+from ...recovery import train
 from ...surgery import shrink
 from ...units import tensors_of
 from ..learn.claim import plain
 from ..learn.exercise import call
-from ..learn.stored_grid import Grid, Resumable, Run
-from ..show import display
+from ..learn.stored_grid import Grid, Resumable, Run, grid
 from ..show.figure import COLOURS
-from ..show.measuring import measured
-from ..show.vector import INK, PAPER
+from ..show.vector import INK
+from .llamas import Text, answer, heard, judged, said, streams, text_for
 
-# The text cut in three, depth cuts by a rule, and what is left
+__all__ = ["Text", "answer", "heard", "said", "streams", "text_for"]  # what the notebook finds here as well
 
-
-LENGTH = 256
-TESTED = CALIBRATED = 16  # windows
-QUESTION = "Why does a gardener prune a tree?"
-WRITTEN = 32  # tokens
+# Cuts by a rule, and what is left
 
 
-@dataclass(frozen=True)
-class Text:
-    """The Python reference as windows of 256 tokens: 16 to test, the last 16 to calibrate, those between to heal."""
-
-    test: Tensor
-    train: Tensor
-    calib: Calibration
-
-    def some(self, count: int) -> Calibration:
-        """The first windows of the calibration."""
-        (inputs, targets), *_ = self.calib.batches
-        return Calibration(((inputs[:count], targets[:count]),), self.calib.loss)
-
-
-def text_for(llama: zoo.Llama) -> Text:
-    """The three pieces in the Llama's own tokens."""
-    rows = windows(tokens(llama.tokenizer, zoo.reference_text(), llama.model), LENGTH)
-    calib = Calibration((next_tokens(rows[-CALIBRATED:]),), next_token_loss)
-    return Text(rows[:TESTED], rows[TESTED:-CALIBRATED], calib)
-
-
-def answer(llama: zoo.Llama, model: nn.Module | None = None, count: int = WRITTEN) -> str:
-    """What the Llama, or a pruned one, says when asked why a gardener prunes a tree: always its likeliest words."""
-    return write(llama.model if model is None else model, llama.tokenizer, llama.prompt(QUESTION), count).strip()
-
-
-def inputs_of(model: nn.Module, layer: nn.Module, calib: Calibration) -> Tensor:
-    """All that flows into a linear layer on the calibration text: (tokens, in)."""
-    seen: list[Tensor] = []
-    hook = layer.register_forward_pre_hook(lambda module, args: seen.append(args[0].flatten(0, 1)))
-    try:
-        with torch.no_grad():
-            for ids in calib.batches[0][0].split(1):
-                model(input_ids=ids, use_cache=False)
-    finally:
-        hook.remove()
-    return torch.cat(seen)
-
-
-def conversation(answers: Mapping[str, str]) -> None:
-    """The question, and what each Llama answers."""
-    lines = {"the question": QUESTION, **answers}
-    text = "\n".join(f"{name}: {said}" for name, said in lines.items())
-    rows = (
-        f"<dt><strong>{escape(n)}</strong></dt><dd style='margin: 0 0 0.5em 1.5em'>{escape(s)}</dd>"
-        for n, s in lines.items()
-    )
-    display.show(text, html=f'<dl style="max-width: {display.WIDTH}">{"".join(rows)}</dl>')
+ENDS = 3  # blocks at each end that a draw from the middle spares
 
 
 def order(
@@ -102,16 +42,19 @@ def order(
 ) -> list[int]:
     """Units of "layers", "mlps" or "attentions" in the order in which a rule takes them.
 
-    "influence": the part's own Block Influence, lowest first; "block influence": that of the whole block; "run": the
-    run of n blocks of least angular distance first; "last": from the end, but the very last stays to the end;
-    "random": by the seed.
+    "influence": the part's own Block Influence, lowest first; "angle": the run of n blocks of least angular distance
+    first; "last": from the end; "random": by the seed; "middle": by the seed, but
+    the first three and the last three stay to the end.
     """
     (group,) = granularity_named(what)(model)
-    if rule == "random":
-        return random.Random(seed).sample(range(group.units), group.units)
+    units = list(range(group.units))
+    if rule in ("random", "middle"):
+        ends = [*units[:ENDS], *units[-ENDS:]] if rule == "middle" else []
+        free = [unit for unit in units if unit not in ends]
+        return random.Random(seed).sample(free, len(free)) + ends
     if rule == "last":
-        return [*reversed(range(group.units - 1)), group.units - 1]
-    criterion: Any = AngularDistance(n) if rule == "run" else BlockInfluence("layers" if rule[:5] == "block" else what)
+        return units[::-1]
+    criterion: Any = AngularDistance(n) if rule == "angle" else BlockInfluence(what)
     scores = criterion(model, calib)
     by_unit = [sum(float(scores[t].sum()) for t in _of_unit(group, unit, scores)) for unit in range(group.units)]
     return sorted(range(group.units), key=by_unit.__getitem__)
@@ -135,273 +78,215 @@ def without(model: nn.Module, what: str, out: Sequence[int]) -> nn.Module:
     return shrink(model, groups, keep_without(what, groups[0].units, out))
 
 
-Curves = dict[str, dict[str, dict[int, list[float]]]]  # what leaves -> rule -> how many are gone -> perplexities
+def runs(removed: int) -> list[Run]:
+    """The stored losses without each block, or each run of three, from the first to the last."""
+    return [r for r in grid("llama-depth") if r["rule"] == "run" and r["removed"] == removed]
 
 
-def curves(runs: Iterable[dict[str, Any]], whats: Sequence[str], rules: Sequence[str]) -> Curves:
-    """The depth grid's perplexities as curves, several values where there are several seeds."""
-    found: Curves = {what: {rule: {} for rule in rules} for what in whats}
-    for run in runs:
-        if run["what"] in whats and run["rule"] in rules and run["removed"]:
-            found[run["what"]][run["rule"]].setdefault(run["removed"], []).append(run["perplexity"])
-    return found
+def draws(what: str, removed: int) -> list[float]:
+    """The stored perplexities of the draws from the middle, ascending."""
+    found = [r for r in grid("llama-depth") if (r["what"], r["rule"], r["removed"]) == (what, "middle", removed)]
+    return sorted(r["perplexity"] for r in found)
 
 
-def middle(values: Sequence[float]) -> float:
-    """The geometric mean: of perplexities, the exponential of the mean loss."""
-    return math.exp(sum(map(math.log, values)) / len(values))
+def agreement(one: Sequence[float], other: Sequence[float]) -> float:
+    """Spearman's rank correlation, for values without ties."""
+    ranks = torch.stack([torch.as_tensor(x).argsort().argsort().double() for x in (one, other)])
+    return float(torch.corrcoef(ranks)[0, 1])
 
 
-def rows(found: Curves) -> list[list[Any]]:
-    """The same as the rows of a table."""
-    return [
-        [what, rule, str(count), middle(points[count])]
-        for what, by_rule in found.items()
-        for rule, points in by_rule.items()
-        for count in sorted(points)
-    ]
+# The stored grid: the Llama without its parts
 
 
-def pattern_of(sparsity: str) -> float | NM:
-    """NM(2, 4) of "2:4", and 0.5 of "50 %"."""
-    if ":" in sparsity:
-        n, m = map(int, sparsity.split(":"))
-        return NM(n, m)
-    return float(sparsity.removesuffix(" %")) / 100
+REMOVED = (1, 2, 3, 5, 8)
+DRAWN = (3, 5)
+SEEDS = (0, 1, 2, 3, 4)
+POINT = ("what", "rule", "seed", "removed")
+SOME = 4  # windows to test a cut on, and to measure influence on
+HEALING = {"epochs": 1, "lr": 5e-3, "weight_decay": 0.0, "batch_size": 2, "progress": False}  # eight steps
 
 
-def by_magnitude(model: nn.Module, sparsity: float | NM) -> nn.Module:
-    """The smallest weights of each row at zero, in place."""
-    groups, nm = weights(model), isinstance(sparsity, NM)
-    keep = allocate(magnitude(model), groups, None if nm else sparsity, sparsity if nm else "row")  # type: ignore[arg-type]
-    return bake(apply(model, expand(model, groups, keep)))
-
-
-def pruned_llama(llama: zoo.Llama, method: Method | None, sparsity: float | NM, calib: Calibration) -> nn.Module:
-    """A pruned copy: by Wanda or SparseGPT, block by block, or by magnitude without a method."""
-    model = copy.deepcopy(llama.model)
-    if method is None:
-        return by_magnitude(model, sparsity)
-    blockwise(model, calib, method, sparsity)
+def heal(model: nn.Module, text: Text) -> nn.Module:
+    """The model, its norms trained on 16 pieces of 129 tokens that neither the test nor the criteria have seen."""
+    for name, p in model.named_parameters():
+        p.requires_grad_("norm" in name)
+    train(model, next_tokens(text.train[::24][:16, :129]), loss=next_token_loss, **HEALING)  # type: ignore[arg-type]
     return model
 
 
-# The stored grids: a real Llama pruned in every way the notebook names; half an hour
-
-
-SPARSITIES = ("50 %", "4:8", "2:4")
-METHODS = {"magnitude": None, "Wanda": Wanda(), "SparseGPT": SparseGPT()}
-REMOVED = (1, 2, 3, 5, 8)
-COMPARED = (1, 3, 5)  # with the last ones, and with chance, five times
-SEEDS = (0, 1, 2, 3, 4)
-POINT = ("what", "rule", "seed", "removed")  # of the depth grid
-SOME = 4  # windows to test a depth cut on, and to measure influence on
-
-
-def weights_grid() -> Resumable:
-    """Notebook 13: single weights of the Llama to zero, three methods and patterns: perplexity and what it writes."""
-    llama = zoo.llama()
-    text = text_for(llama)
-
-    def run(point: Run) -> Run:
-        if point["method"] == "dense":
-            return _judged(llama.model, llama, text.test)
-        pruned = pruned_llama(llama, METHODS[point["method"]], pattern_of(point["pattern"]), text.calib)
-        return _judged(pruned, llama, text.test)
-
-    points = [{"method": "dense", "pattern": "0 %"}]
-    points += [{"method": m, "pattern": p} for p in SPARSITIES for m in METHODS]
-    return points, run
+def without_run(model: Any, entering: Sequence[Tensor], test: Tensor, start: int, n: int) -> Run:
+    """Perplexity without n blocks from one on: what enters the first of them enters the one behind the last."""
+    inner, losses = model.model, []
+    at = inner.rotary_emb(entering[0], position_ids=torch.arange(test.shape[1] - 1)[None])
+    with torch.no_grad():
+        for x, targets in zip(entering[start].split(1), test[:, 1:], strict=True):
+            for block in inner.layers[start + n :]:
+                x = block(x, position_embeddings=at)
+            losses.append(float(F.cross_entropy(model.lm_head(inner.norm(x))[0], targets)))
+    found = {"out": list(range(start, start + n)), "perplexity": math.exp(sum(losses) / len(losses))}
+    return found | {"losses": [round(x, 5) for x in losses]}
 
 
 def depth_grid() -> Resumable:
-    """Notebook 13: layers, MLPs and attentions out of the Llama, by several rules: perplexity and what it writes."""
+    """Notebook 13: layers, MLPs and attentions out of the Llama, by rule and one by one: perplexity, answers."""
     llama = zoo.llama()
     text = text_for(llama)
     calib, test = text.some(SOME), text.test[:SOME]
     orders: dict[tuple[Any, ...], list[int]] = {}
+    entering: list[Tensor] = []
 
     def run(point: Run) -> Run:
         what, rule, seed, removed = (point[key] for key in POINT)
-        key = (what, rule, seed, removed if rule == "run" else 0)
+        if rule == "run":
+            if not entering:
+                entering.extend(streams(llama.model, test[:, :-1]))
+            return without_run(llama.model, entering, test, seed, removed)
+        by = rule.removesuffix(", healed")
+        key = (what, by, seed, removed if by == "angle" else 0)
         if key not in orders:
-            orders[key] = order(llama.model, what, rule, calib, seed=seed, n=max(removed, 1))
+            orders[key] = order(llama.model, what, by, calib, seed=seed, n=max(removed, 1))
         out = orders[key][:removed]
         small = without(llama.model, what, out) if removed else llama.model
-        return {"out": sorted(out), **_judged(small, llama, test, writes=rule == "influence")}
+        small = heal(copy.deepcopy(small), text) if by != rule else small
+        return {"out": sorted(out), **judged(small, llama, test, writes=rule == "influence")}
 
     return _depth_points(), run
 
 
 def _depth_points() -> list[Run]:
-    """The curves by influence first, then what they are compared with."""
+    """The curves by influence first, then what they are compared with, then each block, and each three in a row."""
     points = [("layers", "influence", 0, 0)]
-    points += [(what, "influence", 0, k) for what in ("layers", "mlps") for k in REMOVED]
-    points += [(what, "last", 0, k) for what in ("layers", "mlps") for k in COMPARED]
-    points += [(what, "random", seed, k) for seed in SEEDS for what in ("layers", "mlps") for k in COMPARED[1:]]
-    points += [("attentions", "influence", 0, k) for k in REMOVED]
-    points += [("layers", "run", 0, k) for k in COMPARED[1:]]
-    points += [("mlps", "block influence", 0, k) for k in COMPARED[1:]]
+    points += [(what, "influence", 0, k) for what in ("layers", "mlps", "attentions") for k in REMOVED]
+    points += [("attentions", "influence", 0, 3 * k) for k in REMOVED if k > 2]  # as many parameters as k MLPs
+    points += [("layers", "last", 0, k) for k in (1, *DRAWN)]
+    points += [("layers", "angle", 0, k) for k in DRAWN]
+    points += [("layers", "run", start, k) for k in (3, 1) for start in range(31 - k)]
+    points += [("layers", "middle", seed, k) for seed in SEEDS for k in DRAWN]
+    points += [("layers", "influence, healed", 0, k) for k in (0, 5)]
+    points += [(what, "middle", seed, k) for seed in SEEDS for what, k in (("mlps", 3), ("attentions", 9))]
     return [dict(zip(POINT, p, strict=True)) for p in points]
 
 
-def _judged(model: Any, llama: zoo.Llama, test: Any, *, writes: bool = True) -> Run:
-    found = perplexity(model, test)
-    low, high = found.interval or (found.value, found.value)
-    parameters = sum(p.numel() for p in model.parameters())
-    written = {"text": answer(llama, model)} if writes else {}
-    return {
-        "perplexity": found.value,
-        "low": low,
-        "high": high,
-        "accuracy": found.accuracy,
-        "parameters": parameters,
-        **written,
-    }
+GRIDS: dict[str, Grid] = {"llama-depth": depth_grid}
 
 
-GRIDS: dict[str, Grid] = {"llama-weights": weights_grid, "llama-depth": depth_grid}
+# Drawings: influence, damage, and what a smaller Llama says
 
 
-# Drawings: perplexities, influence, and what a pruned Llama says
+Dots = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # kind of cut -> influences, perplexities
+NAMED = 12  # points between a mark and its name
 
 
-HATCHES = ("", "////", "....")
-HIGHEST = 400  # times the dense perplexity: beyond it a model is noise, and curves may leave the picture
-
-
-def by_pattern(ax: Axes, runs: Sequence[Run], dense: float) -> None:
-    """Perplexity, a group of bars for each pattern of zeros, a bar for each method; logarithmic."""
-    patterns, methods = (list(dict.fromkeys(r[k] for r in runs)) for k in ("pattern", "method"))
-    value = {(r["method"], r["pattern"]): r["perplexity"] for r in runs}
-    width = 0.8 / len(methods)
-    for i, method in enumerate(methods):
-        x = np.arange(len(patterns)) + (i - (len(methods) - 1) / 2) * width
-        heights = [value[method, p] for p in patterns]
-        bars = ax.bar(x, heights, width, label=method, color=COLOURS[i], hatch=HATCHES[i % 3], edgecolor=PAPER)
-        ax.bar_label(bars, [f"{h:,.0f}" if h >= 100 else f"{h:.3g}" for h in heights], fontsize=9)
-    ax.axhline(dense, color=INK, lw=1, ls="--", marker="", label="dense")
-    ax.set(
-        yscale="log", ylabel="perplexity (logarithmic)", xlabel="which weights are zero", xticks=range(len(patterns))
-    )
-    ax.set_xticklabels(patterns)
-    ax.set_ylim(dense / 2, max(value.values()) * 3)
-    ax.legend(ncols=2)
-
-
-def influence(ax: Axes, values: Sequence[float], out: Sequence[int]) -> None:
-    """A bar for each block: how far it turns the stream; those to leave are hatched."""
-    for unit, value in enumerate(values):
-        leaves = unit in out
-        ax.bar(unit, value, color=COLOURS[1] if leaves else COLOURS[0], hatch="////" if leaves else "", edgecolor=PAPER)
-    ax.set(xlabel="block, from the first to the last", ylabel="block influence (logarithmic)", yscale="log")
-    ax.set_title("orange and hatched: the lowest, which leave first")
-
-
-def depth(axes: Sequence[Axes], curves: Curves, dense: float) -> None:
-    """For each kind of part an axis; for each rule a curve of perplexity against how many parts left, and its range."""
-    for ax, (what, rules) in zip(axes, curves.items(), strict=True):
-        for rule, points in rules.items():
-            counts = sorted(points)
-            (line,) = ax.plot([0, *counts], [dense, *(middle(points[k]) for k in counts)], label=rule)
-            if max(len(points[k]) for k in counts) > 1:
-                low, high = ([f(points[k]) for k in counts] for f in (min, max))
-                ax.fill_between(counts, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-        ax.set(title=what, xlabel="how many of 30 are gone", yscale="log", ylim=(dense / 1.5, dense * HIGHEST))
-    axes[0].set_ylabel("perplexity (logarithmic)")
-    axes[0].legend()
-
-
-def said(ax: Axes, title: str, run: Run) -> None:
-    """What a Llama of a stored run says, as a page of text, under its name and its perplexity."""
-    ax.axis("off")
-    ax.set_title(f"{title}: perplexity {run['perplexity']:.3g}", loc="left", fontweight="bold")
-    shown = " ".join(run["text"].split()).replace("$", r"\$") or "(nothing)"
-    lines = "\n".join(textwrap.wrap(shown, 78, break_long_words=True)[:7])
-    ax.text(0, 0.95, f"“{lines}”", va="top", ha="left", fontsize=11, family="serif", transform=ax.transAxes)
-
-
-def heard(run: Run) -> dict[str, str]:
-    """`said` as text: the perplexity, and the beginning of what the Llama says."""
-    shown = " ".join(run["text"].split()) or "(nothing)"
-    return {"perplexity": measured(run["perplexity"]), "it says": textwrap.shorten(shown, 90, placeholder=" ...")}
+def damage(ax: Axes, found: Dots, names: Mapping[str, tuple[float, float]], dense: float) -> None:
+    """Each cut a mark: how far it turns the stream, and the perplexity without it; some carry their names."""
+    for (kind, (turned, after)), colour, marker in zip(found.items(), COLOURS, "o^*", strict=False):
+        size = 14 if marker == "*" else 7
+        ax.plot(turned, after, ls="none", marker=marker, color=colour, markersize=size, alpha=0.85, label=kind)
+    for name, where in names.items():
+        ax.annotate(name, where, xytext=(NAMED, 0), textcoords="offset points", va="center", fontsize=10)
+    ax.axhline(dense, color=INK, lw=1, ls="--", marker="", label="the whole Llama")
+    ax.set(xscale="log", yscale="log", xlabel="how far it turns the stream: (summed) block influence")
+    ax.set_ylabel("perplexity without it")
+    ax.legend(loc="upper left")
 
 
 # The checks of the exercises, whose texts stand in 13.toml
 
 
-def check_read(answer: Any) -> str | None:
-    """Of six blocks with their influence, the two to remove."""
-    given = plain(answer)
-    if not isinstance(given, (tuple, list)) or len(given) != 2 or not all(isinstance(i, int) for i in given):
-        return "give two numbers of blocks, such as `(0, 1)`."
-    known = {
-        (2, 4): None,
-        (0, 5): "those two turn the stream most: they are the ones to keep.",
-        (4, 5): "you took the last two. The last block turns the stream a lot: it prepares the answer.",
-        (2, 3): "you took two in a row. Block Influence judges each block alone, and they need not be neighbours.",
-        (3, 5): "you counted from one: the first block has the number 0.",
-    }
-    return known.get(tuple(sorted(given)), "not these two: find the two that change least what passes through them.")
+GOOD = 1.25  # times the best run's perplexity
 
 
-def check_modify(answer: Any) -> str | None:
-    """|W_ij| * norm(X_j)."""
-    source = torch.Generator().manual_seed(0)
-    weight = torch.randn(4, 3, generator=source)
-    inputs = torch.randn(10, 3, generator=source) * torch.tensor([0.1, 1.0, 5.0])
-    found = call(answer, weight.clone(), inputs.clone())
-    if not torch.is_tensor(found) or found.shape != weight.shape:
-        return "return a tensor of the weight's shape, (out, in): one score a weight."
-    norms = inputs.norm(dim=0)
-    if torch.allclose(found, weight.abs() * norms):
+def check_three(answer: Any) -> str | None:
+    """The start of three neighbours whose loss costs at most a quarter more than that of the best three."""
+    start, after = whole(answer), [r["perplexity"] for r in runs(3)]
+    if start is None:
+        return "give one whole number, the first of the three: they are neighbours, so the start says it all."
+    if not 0 <= start < len(after):
+        return f"three blocks from {start} on do not exist: the starts are 0 to 27."
+    cost = f"without blocks {start} to {start + 2} the perplexity is {after[start]:,.0f}, the best three cost"
+    cost += f" {min(after):.0f}: "
+    if after[start] <= GOOD * min(after):
         return None
-    wrong = (
-        (weight.abs(), "that is still magnitude: the inputs are not asked."),
-        (weight * norms, "you kept the signs: a large negative weight would go first. Take `abs()` of the weight."),
-        (weight.abs() * inputs.norm(), "one norm for all inputs ranks as magnitude does: each input needs its own."),
-        (weight.abs() * inputs.sum(0).abs(), "a sum lets positive and negative inputs cancel. Wanda takes the norm."),
-        (weight.abs() * inputs.mean(0).abs(), "a mean lets positive and negative inputs cancel. Wanda takes the norm."),
-        (weight.abs() + norms, "a sum lets a weight of zero on a loud input survive: multiply."),
-        (weight.abs() * norms.square(), "you squared the norm: it ranks otherwise. Wanda takes the norm itself."),
-    )
-    near = [message for value, message in wrong if torch.allclose(found, value)]
-    return near[0] if near else "a weight's score is |w| times the norm of *its own* input over all tokens."
+    if start == 0:
+        return cost + "the first blocks make meaning of bare tokens, and nothing else does."
+    if start == 27:
+        return cost + "the last block turns the stream into what the output can read; it is no polish."
+    if start in (25, 26):
+        return cost + "influence is low there, and it is not damage. Look at what each costs *alone*, and at its side."
+    return cost + "look for three neighbours of which none is dear alone, and keep away from the two that are."
 
 
-def _streams() -> list[Tensor]:
-    """What enters six blocks and leaves the last: 5 tokens, 4 numbers each. The middle ones hardly turn it."""
-    source = torch.Generator().manual_seed(3)
-    steps = (1.0, 0.6, 0.3, 0.05, 0.35, 0.9)
-    streams = [torch.randn(5, 4, generator=source)]
-    for size in steps:
-        streams.append(streams[-1] + size * torch.randn(5, 4, generator=source))
-    return streams
+def whole(answer: Any) -> int | None:
+    """A whole number, also as a float, a tensor or an array of one; None for anything else."""
+    value = plain(answer)
+    if isinstance(value, list) and len(value) == 1:
+        (value,) = value
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value // 1:
+        return None
+    return int(value)
 
 
-def _angles(streams: Sequence[Tensor], n: int) -> list[float]:
+SHAPES = ((6, 5, 4, 0), (8, 3, 6, 1), (5, 7, 3, 2), (9, 4, 5, 3))  # blocks, tokens, hidden numbers, seed
+
+
+def _streams(count: int, tokens: int, hidden: int, seed: int) -> list[Tensor]:
+    """What enters each block and leaves the last. Blocks also stretch it, so that distance is not angle."""
+    source = torch.Generator().manual_seed(seed)
+    dtype = torch.float64 if seed % 2 else torch.float32
+    found = [torch.randn(tokens, hidden, generator=source, dtype=dtype)]
+    for i in range(count):
+        turn = 0.1 if i == count - 1 and seed % 2 else float(torch.rand((), generator=source))
+        stretch = 3.0 if turn < 0.3 else 1.0
+        found.append(stretch * found[-1] + turn * torch.randn(tokens, hidden, generator=source, dtype=dtype))
+    return found
+
+
+def _angles(streams: Sequence[Tensor], n: int, dim: int = -1) -> list[float]:
     pairs = zip(streams, streams[n:], strict=False)
-    return [float((F.cosine_similarity(a, b, dim=-1).clamp(-1, 1).arccos() / math.pi).mean()) for a, b in pairs]
+    return [float(F.cosine_similarity(a, b, dim=dim).clamp(-1, 1).arccos().mean()) for a, b in pairs]
 
 
-def check_make(answer: Any) -> str | None:
+def _distances(streams: Sequence[Tensor], n: int) -> list[float]:
+    return [float((a - b).norm(dim=-1).mean()) for a, b in zip(streams, streams[n:], strict=False)]
+
+
+def _lowest(values: Sequence[float]) -> int:
+    return min(range(len(values)), key=values.__getitem__)
+
+
+RUNS: dict[str, Callable[[list[Tensor], int], int]] = {
+    "you found the run that turns the stream *most*: that one does the work. Take the smallest angle.": lambda s, n: (
+        _lowest([-x for x in _angles(s, n)])
+    ),
+    "you compared each block with the next one only. A run goes from `streams[i]` to `streams[i + n]`.": lambda s, n: (
+        _lowest(_angles(s, 1)[: len(s) - n])
+    ),
+    "one too many: `streams[i]` is what *enters* block i, so a run from `streams[i]` starts at block i.": lambda s, n: (
+        _lowest(_angles(s, n)) + 1
+    ),
+    "that is a *distance*. A block may stretch the stream and turn it by nothing: take the angle.": lambda s, n: (
+        _lowest(_distances(s, n))
+    ),
+    "you compared along the tokens: each *token's* stream is one vector, so the cosine needs `dim=-1`.": lambda s, n: (
+        _lowest(_angles(s, n, 0))
+    ),
+    "you never look at the last run: it ends with the last block, and begins at `len(streams) - n - 1`.": lambda s, n: (
+        _lowest(_angles(s, n)[:-1])
+    ),
+}
+
+
+def check_run(answer: Any) -> str | None:
     """The start of the run of n blocks that turns the stream least."""
-    streams = _streams()
-    best = {n: min(range(7 - n), key=_angles(streams, n).__getitem__) for n in (1, 2, 3)}
-    found = {n: plain(call(answer, [s.clone() for s in streams], n)) for n in (1, 2, 3)}
-    if not all(isinstance(x, int) and not isinstance(x, bool) for x in found.values()):
+    cases = [(_streams(*shape), n) for shape in SHAPES for n in (1, 2, 3)]
+    found = [whole(call(answer, [s.clone() for s in streams], n)) for streams, n in cases]
+    if None in found:
         return "return the number of the block where the run starts, a whole number."
-    if found == best:
+    if found == [_lowest(_angles(streams, n)) for streams, n in cases]:
         return None
-    most = {n: max(range(7 - n), key=_angles(streams, n).__getitem__) for n in (1, 2, 3)}
-    single = _angles(streams, 1)
-    alone = {n: min(range(7 - n), key=single.__getitem__) for n in (1, 2, 3)}
-    if found == most:
-        return "you found the run that turns the stream *most*: that one does the work. Take the smallest angle."
-    if found == alone:
-        return "you compared each block with the next one only. A run goes from `streams[i]` to `streams[i + n]`."
-    if found == {n: i + 1 for n, i in best.items()}:
-        return "one too many: `streams[i]` is what *enters* block i, so a run from `streams[i]` starts at block i."
+    for message, wrong in RUNS.items():
+        if found == [wrong(streams, n) for streams, n in cases]:
+            return message
     return (
         "for each start i compare `streams[i]` with `streams[i + n]`, token by token, and take the smallest mean angle."
     )

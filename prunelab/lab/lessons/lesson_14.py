@@ -1,0 +1,226 @@
+"""Lesson 14, "Which weights can a Llama lose?": its experiments, grid, drawings and exercises' checks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor, nn
+
+from ... import zoo
+from ...allocation import NM, allocate, expand
+from ...calibration import Calibration
+from ...criteria import magnitude
+from ...granularity import weights
+from ...masking import apply, bake
+from ...reconstruction import Method, SparseGPT, Wanda, blockwise
+from ...running import hooked
+from ..learn.claim import plain
+from ..learn.exercise import call
+from ..learn.stored_grid import Grid, Resumable, Run, grid
+from ..show.figure import COLOURS
+from .llamas import TESTED, Text, answer, heard, judged, said, text_for
+
+__all__ = ["Text", "answer", "heard", "said", "text_for"]  # what the notebook finds here as well
+
+# Methods, and controls of them
+
+
+@dataclass(frozen=True)
+class Control:
+    """Wanda with one thing changed: each layer's norms in another order, or no rows but whole layers."""
+
+    shuffled: bool = False
+
+    def gather(self, inputs: Tensor) -> Tensor:
+        """(n, in) -> (in,): the sum of squares of each input, as Wanda's."""
+        return Wanda().gather(inputs)
+
+    def __call__(
+        self, weight: Tensor, gathered: Tensor, sparsity: float | NM, name: str, within: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The pruned weight, and what it keeps; earlier masks are not looked at."""
+        if self.shuffled:
+            order = torch.randperm(len(gathered), generator=torch.Generator().manual_seed(0))
+            return Wanda()(weight, gathered[order], sparsity, name)
+        score = weight.abs() * gathered.sqrt()
+        keep = score > score.flatten().kthvalue(score.numel() // 2).values
+        return weight * keep, keep
+
+
+def by_magnitude(model: nn.Module, sparsity: float | NM) -> nn.Module:
+    """The smallest weights of each row at zero, in place."""
+    groups, nm = weights(model), isinstance(sparsity, NM)
+    keep = allocate(magnitude(model), groups, None if nm else sparsity, sparsity if nm else "row")  # type: ignore[arg-type]
+    return bake(apply(model, expand(model, groups, keep)))
+
+
+def pattern_of(sparsity: str) -> float | NM:
+    """NM(2, 4) of "2:4", and 0.5 of "50 %"."""
+    if ":" in sparsity:
+        n, m = map(int, sparsity.split(":"))
+        return NM(n, m)
+    return float(sparsity.removesuffix(" %")) / 100
+
+
+def pruned_llama(llama: zoo.Llama, method: Method | None, sparsity: float | NM, calib: Calibration) -> nn.Module:
+    """A pruned copy: by a method, block by block, or by magnitude without one."""
+    model = copy.deepcopy(llama.model)
+    if method is None:
+        return by_magnitude(model, sparsity)
+    blockwise(model, calib, method, sparsity)
+    return model
+
+
+def inputs_of(model: nn.Module, layer: nn.Module, rows: Tensor) -> Tensor:
+    """All that flows into a linear layer on windows of text: (tokens, in)."""
+    seen: list[Tensor] = []
+    with hooked([layer], lambda module, args, kwargs: seen.append(args[0].flatten(0, 1))), torch.no_grad():
+        for ids in rows.split(1):
+            model(input_ids=ids, use_cache=False)
+    return torch.cat(seen)
+
+
+# The stored grid: a real Llama with half of its weights
+
+
+METHODS: dict[str, Method | None] = {
+    "magnitude": None,
+    "Wanda": Wanda(),
+    "SparseGPT": SparseGPT(),
+    "Wanda, whole layer": Control(),
+    "Wanda, norms shuffled": Control(shuffled=True),
+}
+POINT = ("method", "pattern", "pages", "calib", "tested")
+PATTERNS = ("50 %", "4:8", "2:4")
+MAIN = tuple(METHODS)[:3]
+PAGES = 4  # windows of either text, to look at and to be tested on, where two texts or a control are compared
+
+
+def weights_grid() -> Resumable:
+    """Notebook 14: single weights of the Llama to zero, by method, pattern and text: perplexity, answers."""
+    llama = zoo.llama()
+    texts = {kind: text_for(llama, kind) for kind in ("prose", "code")}
+    last: dict[tuple[Any, ...], nn.Module] = {}  # the model pruned last: two points in a row test it on two texts
+
+    def run(point: Run) -> Run:
+        key = tuple(point[k] for k in POINT[:-1])
+        if point["method"] != "dense" and key not in last:
+            last.clear()
+            method, pattern = METHODS[point["method"]], pattern_of(point["pattern"])
+            last[key] = pruned_llama(llama, method, pattern, texts[point["calib"]].some(point["pages"]))
+        test = texts[point["tested"]].test[: point["pages"]]
+        return judged(last.get(key, llama.model), llama, test, writes=point["pages"] == TESTED)
+
+    return _weights_points(), run
+
+
+def _weights_points() -> list[Run]:
+    """The methods on every pattern; then, on fewer pages, what a control costs, and two texts to look at."""
+    points: list[tuple[Any, ...]] = [("dense", "0 %", TESTED, "prose", "prose")]
+    points += [(m, p, TESTED, "prose", "prose") for p in PATTERNS for m in MAIN]
+    points += [("dense", "0 %", PAGES, "prose", test) for test in ("prose", "code")]
+    points += [("Wanda", "50 %", PAGES, calib, test) for calib in ("prose", "code") for test in ("prose", "code")]
+    points += [(m, "50 %", PAGES, "prose", "prose") for m in tuple(METHODS)[3:]]
+    return [dict(zip(POINT, p, strict=True)) for p in points]
+
+
+GRIDS: dict[str, Grid] = {"llama-weights": weights_grid}
+
+
+# Drawings
+
+
+def shouts(axes: Sequence[Axes], norms: Tensor, loud: Mapping[str, Sequence[float]]) -> None:
+    """Above, the norm of each input of one layer; below, loudest over median input of every layer, along the depth."""
+    top, below = axes
+    top.vlines(range(len(norms)), 0, norms.tolist(), color=COLOURS[0], lw=1.2)
+    top.axhline(float(norms.median()), color=COLOURS[1], ls="--", marker="", label="the median input")
+    top.set(xlabel="input of the layer", ylabel="its norm over all tokens", title="MLP of block 10: what enters it")
+    top.legend(loc="upper right")
+    for (kind, values), marker in zip(loud.items(), "osD^", strict=False):
+        below.plot(values, marker=marker, markersize=4, label=kind)
+    below.set(xlabel="block, from the first to the last", ylabel="loudest / median", yscale="log")
+    below.legend(ncols=2)
+
+
+# The checks of the exercises, whose texts stand in 14.toml
+
+
+SHAPES = ((4, 3, 10), (2, 7, 5), (6, 4, 8))  # out, in, tokens
+AGREE = {"rtol": 1e-3, "atol": 1e-6}  # of scores
+
+SCORES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "that is still magnitude: no input is asked, or all share one norm.": lambda w, x: w.abs(),
+    "you kept the signs: a large negative weight would go first. Take `abs()` of the weight.": lambda w, x: (
+        w * x.norm(dim=0)
+    ),
+    "a sum or mean lets positive and negative inputs cancel. Wanda takes the norm.": lambda w, x: (
+        w.abs() * x.sum(0).abs()
+    ),
+    "adding lets a weight of zero on a loud input survive: multiply.": lambda w, x: w.abs() + x.norm(dim=0),
+    "you squared the norm: it ranks otherwise. Wanda takes the norm itself.": lambda w, x: w.abs() * x.square().sum(0),
+    "a mean of sizes is another norm: one loud token counts for more in Wanda's.": lambda w, x: (
+        w.abs() * x.abs().mean(0)
+    ),
+}
+
+
+def check_wanda(answer: Any) -> str | None:
+    """|W_ij| * norm(X_j), up to one positive factor, which changes no ranking."""
+    cases = [_case(*shape, seed) for seed, shape in enumerate(SHAPES)]
+    found = [torch.as_tensor(call(answer, w.clone(), x.clone())) for w, x in cases]
+    if any(f.shape != w.shape for f, (w, _) in zip(found, cases, strict=True)):
+        return "return a tensor of the weight's shape, (out, in): one score a weight."
+    if _proportional(found, [w.abs() * x.norm(dim=0) for w, x in cases]):
+        return None
+    for message, wrong in SCORES.items():
+        if _proportional(found, [wrong(w, x) for w, x in cases]):
+            return message
+    return "a weight's score is |w| times the norm of *its own* input over all tokens."
+
+
+def _case(out: int, inputs: int, tokens: int, seed: int) -> tuple[Tensor, Tensor]:
+    source = torch.Generator().manual_seed(seed)
+    dtype = torch.float64 if seed == 1 else torch.float32
+    loudness = torch.logspace(-1, 1, inputs, dtype=dtype)
+    weight = torch.randn(out, inputs, generator=source, dtype=dtype)
+    return weight, torch.randn(tokens, inputs, generator=source, dtype=dtype) * loudness
+
+
+def _proportional(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
+    """Whether each is the wanted one times a positive number."""
+    pairs = [
+        (f.double() / f.double().abs().max(), w.double() / w.double().abs().max())
+        for f, w in zip(found, wanted, strict=True)
+    ]
+    return all(torch.allclose(f, w, **AGREE) for f, w in pairs)
+
+
+OFFERS = ("Wanda", "SparseGPT", "magnitude")
+KERNEL, LIMIT = "2:4", 3.0  # what the machine can read, and how many times the whole Llama's perplexity is borne
+
+
+def check_offer(answer: Any) -> str | None:
+    """Of methods and patterns of the stored table: what a 2:4 kernel can use within three times the perplexity."""
+    given = plain(answer)
+    if not isinstance(given, (tuple, list)) or len(given) != 2 or not all(isinstance(x, str) for x in given):
+        return 'give a method and a pattern as the table writes them, such as `("Wanda", "50 %")`.'
+    method, pattern = (
+        next((o for o in known if o.lower() == str(x).strip().lower().replace("50%", "50 %")), None)
+        for x, known in zip(given, (OFFERS, PATTERNS), strict=True)
+    )
+    if method is None or pattern is None:
+        return f"the table has {', '.join(OFFERS)} and {', '.join(PATTERNS)}; your answer names something else."
+    if pattern != KERNEL:
+        return f"zeros as {pattern} are of no use to this machine: its kernel wants two of *every* four neighbours."
+    runs = [r for r in grid("llama-weights") if (r["calib"], r["tested"]) == ("prose", "prose")]
+    found = {(r["method"], r["pattern"]): r["perplexity"] for r in runs}
+    times = found[method, pattern] / found["dense", "0 %"]
+    if times <= LIMIT:
+        return None
+    return f"{method} at {pattern} costs {times:.1f} times the whole Llama's perplexity; {LIMIT:g} times is the limit."
