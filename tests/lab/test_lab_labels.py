@@ -273,7 +273,7 @@ DRAWINGS = {
             ax, digits(1)[0], [torch.rand(8, 17, 17)] * 4, torch.randn(4, 8) / 10, torch.rand(4, 8) > 0.5
         ),
     ),
-    "left": (
+    "heads left": (
         shape(figsize=(8.5, 5.8)),
         lambda ax: lesson_12.left(
             ax, digits(1)[0], [torch.rand(8, 17, 17)] * 4, {"kept": ["11110000"] * 4, "before": 0.5, "after": 0.9}
@@ -314,7 +314,7 @@ DRAWINGS = {
             ax, [{"way": way, "untuned": [0.5] * 5, "accuracy": [0.7] * 5} for way in lesson_10.WAYS]
         ),
     ),
-    "pair": (
+    "pair of ways": (
         shape(figsize=(6.5, 2.8)),
         lambda ax: lesson_10.pair(
             ax, {"one full cycle": [0.8, 0.9], "weights rewound": [0.7, 0.9]}, "one full cycle", "weights rewound"

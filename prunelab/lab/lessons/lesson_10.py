@@ -195,7 +195,7 @@ def entrants(ax: Axes, runs: Sequence[Run]) -> None:
     """A row a way: five networks as it came, above, and tuned, below; a line from mean to mean."""
     sets = (
         ("untuned", "as it came", -0.16, INK, "none"),
-        ("accuracy", "after the same search", 0.16, *[COLOURS[0]] * 2),
+        ("accuracy", "after the same search", 0.16, COLOURS[0], COLOURS[0]),
     )
     for row, run in enumerate(runs):
         means = [float(np.mean(run[key])) for key, *_ in sets]
