@@ -18,6 +18,7 @@ from prunelab.lab.lessons import (
     lesson_04,
     lesson_05,
     lesson_07,
+    lesson_08,
     lesson_09,
     lesson_10,
     lesson_12,
@@ -216,39 +217,25 @@ DRAWINGS = {
         shape(figsize=(6.4, 5)),
         lambda ax: lesson_05.agreement_map(ax, [f"criterion {i}" for i in range(10)], table(10, 10), 0.2),
     ),
-    "kept_of": (
-        shape(figsize=(9, 4.2), ncols=2, sharey=True),
-        lambda axes: lesson_07.kept_of(
+    "learned_scores": (
+        shape(figsize=(9.5, 4.6), ncols=2),
+        lambda axes: lesson_07.learned_scores(
             axes,
+            torch.nn.Sequential(torch.nn.Linear(10, 5)),
             {
-                n: {"before": torch.randn(50), "after": torch.randn(50), "kept": torch.arange(50) > 40}
-                for n in ("magnitude", "movement")
+                n: lesson_07.Transfer(
+                    torch.nn.Identity(), 0.5, {"0.weight": torch.arange(50) > 40}, {"0.weight": torch.randn(50)}
+                )
+                for n in ("timid: 0.00003", "bold: 0.01")
             },
+            "0.weight",
         ),
     ),
-    "advantage": (
-        shape(figsize=(7, 4.2)),
-        lambda ax: lesson_07.advantage(ax, RATES, LEFT, table(6, 4) - 0.5, table(6, 4) - 0.6, table(6, 4) - 0.4),
-    ),
-    "race": (
-        shape(figsize=(9.5, 4.2), ncols=2, sharey=True),
-        lambda axes: lesson_07.race(
-            axes,
-            LEFT,
-            {
-                n: {w: table(5, 4) for w in ("magnitude", "movement", "MAMA's score", "soft movement", "dense")}
-                for n in ("timid, 0.00003", "bold, 0.01")
-            },
-            {n: ([0.02, 0.03], [0.5, 0.6]) for n in ("timid, 0.00003", "bold, 0.01")},
+    "handed_on": (
+        shape(figsize=(9, 3.8), ncols=2, sharey=True),
+        lambda axes: lesson_08.handed_on(
+            axes, {"summed first, as meant": torch.randn(64), "zeroed first, as published": torch.zeros(64)}
         ),
-    ),
-    "stayed": (
-        shape(figsize=(7, 3.6)),
-        lambda ax: lesson_07.stayed(ax, RATES, {"magnitude": table(5, 6), "movement": table(5, 6)}),
-    ),
-    "field": (
-        shape(figsize=(6.5, 2.8)),
-        lambda ax: lesson_07.field(ax, {name: table(5, 4) for name in lesson_07.ROWS}, 1),
     ),
     "twice": (
         shape(figsize=(9.5, 3.9), ncols=2),
@@ -344,6 +331,7 @@ def test_every_drawing_of_the_course_is_among_them():
         lesson_04,
         lesson_05,
         lesson_07,
+        lesson_08,
         lesson_09,
         lesson_10,
         lesson_12,
