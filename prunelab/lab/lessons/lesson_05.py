@@ -199,7 +199,7 @@ def _verdict(read: float, shares: Mapping[str, float]) -> str | None:
 def check_make(answer: Any) -> str | None:
     """The cheapest way to spend a budget on a scan, by any algorithm that finds it."""
     dice = random.Random(5)
-    for layers, count in ((2, 3), (3, 2), (3, 4), (4, 3)) * 3:
+    for layers, count in ((4, 3), (3, 4), (3, 2), (2, 3)) * 3:
         levels = sorted(dice.sample([0.1, 0.2, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9], count))
         sizes = [dice.choice((300, 600, 9000, 18000, 37000)) for _ in range(layers)]
         rise = [sorted(round(dice.uniform(0.01, 2) ** 2, 3) for _ in levels) for _ in sizes]
@@ -240,9 +240,9 @@ def _spends(answer: Any, rise: list[list[float]], sizes: list[int], levels: list
     if cost(nearest) <= cost(best) + 1e-9:
         return None
     if len(set(nearest)) == 1:
-        return "you took the same level of every layer. The rises differ. Now compare *all* combinations."
+        return "you took the same level of every layer. The rises differ: take more where it costs less."
     return (
         f"the rises {rise}, sizes {sizes}, levels {levels}, budget {budget:,.0f}: your {nearest} adds up to "
-        f"{cost(nearest):.3g}, and {list(best)} to {cost(best):.3g}. Now compare *all* combinations: what is cheapest "
+        f"{cost(nearest):.3g}, and {list(best)} to {cost(best):.3g}. Compare *all* combinations: what is cheapest "
         "step by step may force a dear step later."
     )
