@@ -17,6 +17,7 @@ from prunelab.lab.lessons import (
     lesson_02,
     lesson_04,
     lesson_05,
+    lesson_06,
     lesson_07,
     lesson_08,
     lesson_09,
@@ -199,9 +200,21 @@ DRAWINGS = {
             for ax in axes
         ],
     ),
-    "layer_scan": (
-        shape(figsize=(7, 3.8)),
-        lambda ax: lesson_05.layer_scan(ax, LEVELS[1:], {f"conv{i}": FALLING["by lot"][1:] for i in range(6)}, 0.97),
+    "two_scans": (
+        shape(figsize=(9.5, 4.6), ncols=2, sharey=True),
+        lambda axes: lesson_05.two_scans(
+            axes, LEVELS[1:], {t: {f"conv{i}": FALLING["by lot"][1:] for i in range(6)} for t in ("old", "fresh")}, 0.97
+        ),
+    ),
+    "spent": (
+        shape(figsize=(7, 3.2)),
+        lambda ax: lesson_05.spent(ax, {"removed": [0.9] * 6, "accuracy": 0.9}, [f"conv{i}" for i in range(6)]),
+    ),
+    "framed": (
+        shape(figsize=(9.5, 3.5), ncols=2),
+        lambda axes: lesson_06.framed(
+            axes, torch.randn(32, 1, 3, 3), {t: [0.02 - 0.001 * i for i in range(32)] for t in ("old", "fresh")}
+        ),
     ),
     "bars_over_networks": (
         shape(figsize=(7, 3.6)),
@@ -209,13 +222,7 @@ DRAWINGS = {
     ),
     "judged": (
         shape(figsize=(6, 3.8)),
-        lambda ax: lesson_05.judged(
-            ax, {"scores": np.arange(64), "truth": np.arange(64), "criterion": "fisher", "layer": "conv4"}
-        ),
-    ),
-    "agreement_map": (
-        shape(figsize=(6.4, 5)),
-        lambda ax: lesson_05.agreement_map(ax, [f"criterion {i}" for i in range(10)], table(10, 10), 0.2),
+        lambda ax: lesson_06.judged(ax, list(range(64)), list(range(64)), "fisher"),
     ),
     "learned_scores": (
         shape(figsize=(9.5, 4.6), ncols=2),
@@ -330,6 +337,7 @@ def test_every_drawing_of_the_course_is_among_them():
         lesson_02,
         lesson_04,
         lesson_05,
+        lesson_06,
         lesson_07,
         lesson_08,
         lesson_09,

@@ -1,7 +1,10 @@
-"""Lesson 05, "Which layer would you touch last?": its experiments, grids, drawings and exercises' checks."""
+"""Lesson 05, "Which layer would you touch last?": its scans, grid, drawings and the checks of its exercises."""
 
 from __future__ import annotations
 
+import copy
+import itertools
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,202 +14,235 @@ from matplotlib.axes import Axes
 from torch import nn
 
 from ... import zoo
-from ...agreement import leave_one_out, overlap, rank_correlation
-from ...allocation import expand, unit_scores
-from ...calibration import Calibration
+from ...allocation import expand
 from ...core import Keep
-from ...criteria import by_name as criterion_named
-from ...granularity import filters, weights
-from ...layerwise import BySensitivity
-from ...masking import apply
-from ...measurement import evaluate
-from ...recovery import finetune
-from ...sensitivity import scan
+from ...granularity import weights
+from ...layerwise import BySensitivity, uniform
+from ...masking import apply, bake
+from ...measurement import Evaluation, evaluate
+from ...recovery import recalibrate_batchnorm
+from ...sensitivity import Curve, Scan, scan
 from ..learn.claim import plain
 from ..learn.exercise import call
 from ..learn.stored_grid import Grid, Run
+from ..show.figure import COLOURS
+from ..show.vector import PAPER
 from .pruned_networks import CNNS, kept, spread
 
 # The experiments
 
 
-def overlaps(choices: Mapping[str, Keep]) -> np.ndarray:
-    """(choices, choices): of what the row's choice keeps, the share that the column's keeps too."""
-    totals = [[overlap(a, b).total for b in choices.values()] for a in choices.values()]
-    return np.array([[found.both / max(found.a, 1) for found in row] for row in totals])
+SOME = 1024  # training pictures, one of each scan: enough to note averages by
+ENDS = ("conv1.weight", "fc2.weight")  # the first layer and the last
 
 
-def agreement_of(run: Run) -> float:
-    """The rank correlation of one stored layer's scores with the truth about it."""
-    scores, truth = ({"layer": torch.tensor(run[key])} for key in ("scores", "truth"))
-    return rank_correlation(scores, truth).overall
+def as_scan(
+    model: nn.Module, levels: Sequence[float], found: Mapping[str, Sequence[Evaluation]], dense: Evaluation
+) -> Scan:
+    """What a plain loop over layers and levels measured, in the form that `by_sensitivity` spends by."""
+    curves = []
+    for group in weights(model):
+        removed = tuple(round(level * group.units) for level in levels)
+        correct, loss = zip(*((one.correct, one.loss) for one in found[group.name]), strict=True)
+        curves.append(Curve(group.name, group.units, removed, correct, loss, "whole"))
+    return Scan(tuple(levels), tuple(curves), dense)
 
 
-# The stored grids
+def fresh_scan(model: nn.Module, data: Any, levels: Sequence[float]) -> Scan:
+    """What `pl.sensitivity.scan` finds, but with BatchNorm statistics estimated again after each cut."""
+    some = tuple(t[:SOME] for t in data.train.tensors)
+    nothing = dict.fromkeys((g.name for g in weights(model)), 0.0)
+    found: dict[str, list[Evaluation]] = {name: [] for name in nothing}
+    for name in nothing:
+        for level in levels:
+            twin = bake(_cut(model, spread(model, nothing | {name: level})))
+            recalibrate_batchnorm(twin, some)
+            found[name].append(evaluate(twin, data, "valid"))
+    return as_scan(model, levels, found, evaluate(model, data, "valid"))
 
 
-EPOCHS = 1
-LEVELS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # of the layer scans
+def spared(model: nn.Module, sparsity: float) -> dict[str, float]:
+    """Equal shares, but the first and the last layer lose nothing: the control that needs no scan."""
+    inner = [g for g in weights(model) if g.name not in ENDS]
+    total = sum(g.units for g in weights(model))
+    return dict.fromkeys(ENDS, 0.0) | uniform(model, inner, sparsity * total / sum(g.units for g in inner))
+
+
+def _cut(model: nn.Module, keep: Keep) -> nn.Module:
+    """A masked copy."""
+    twin = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    return apply(twin, expand(twin, weights(twin), keep))
+
+
+# The stored grid
+
+
+LEVELS = (0.7, 0.9, 0.95)  # of the layer scans
+TOTAL = 0.9
 
 
 def budgets() -> Iterator[Run]:
-    """Notebook 05: five networks, the same budget spent equally, by sensitivity, and by one contest."""
+    """Notebook 05: five networks, both scans, and a budget spent in five ways, with fresh statistics."""
     data = zoo.load("digits")
-    for seed, name in enumerate(CNNS):
-        dense = zoo.checkpoint(name)
+    for network in CNNS:
+        dense = zoo.checkpoint(network)
         groups = weights(dense)
-        scanned = scan(dense, data, LEVELS, progress=False)
-        for sparsity in (0.5, 0.6, 0.7, 0.8, 0.9):
-            choices = {
-                "equal shares": kept(dense, "local", sparsity),
-                "by sensitivity": spread(dense, BySensitivity(scanned)(dense, groups, sparsity)),
-                "one contest": kept(dense, "global", sparsity),
-            }
-            for rule, keep in choices.items():
-                model = zoo.checkpoint(name)
-                apply(model, expand(model, groups, keep))
-                before = evaluate(model, data, "test").accuracy
-                finetune(model, data, epochs=EPOCHS, seed=seed, progress=False)
-                after = evaluate(model, data, "test").accuracy
-                yield {"network": name, "rule": rule, "sparsity": sparsity, "before": before, "after": after}
+        scans = {"stale scan": scan(dense, data, LEVELS, progress=False), "fresh scan": fresh_scan(dense, data, LEVELS)}
+        for kind, found in scans.items():
+            for name, row in zip(found.names, found.accuracy.tolist(), strict=True):
+                yield {"network": network, "scan": kind, "layer": name.removesuffix(".weight"), "accuracy": row}
+        shares = {rule: BySensitivity(found)(dense, groups, TOTAL) for rule, found in scans.items()}
+        shares["equal, ends spared"] = spared(dense, TOTAL)
+        choices = {rule: spread(dense, share) for rule, share in shares.items()}
+        choices |= {"one contest": kept(dense, "global", TOTAL), "equal shares": kept(dense, "local", TOTAL)}
+        for rule, keep in choices.items():
+            removed = [round(1 - float(keep[g.name].double().mean()), 4) for g in groups]
+            model = _cut(dense, keep)
+            recalibrate_batchnorm(model, data)
+            accuracy = evaluate(model, data, "test").accuracy
+            yield {"network": network, "rule": rule, "removed": removed, "accuracy": accuracy}
 
 
-JUDGES = ("random", "fpgm", "magnitude", "bn_slimming", "synflow", "gradient", "taylor", "wanda", "fisher")
-
-
-def truths() -> Iterator[Run]:
-    """Notebook 05: five networks, the loss without each filter, and how each criterion had judged it."""
-    data = zoo.load("digits")
-    for name in CNNS:
-        model = zoo.checkpoint(name)
-        groups = filters(model, data.valid[:2][0])
-        truth = leave_one_out(model, [data.valid[:400]], groups, progress=False)
-        calib = Calibration.of(data, samples=512)
-        for judge in JUDGES:
-            # The plain sum: what a criterion says of a whole filter, in units that are the same in every layer.
-            scores = unit_scores(criterion_named(judge)(model, calib), groups, "sum")
-            agreement = rank_correlation(scores, truth)
-            yield {"network": name, "criterion": judge, "agreement": agreement.overall, "filters": "all"}
-            if name == CNNS[0]:
-                yield from (
-                    {"network": name, "criterion": judge, "layer": g.name, "scores": scores[g.name].tolist(),
-                     "truth": truth[g.name].tolist()}
-                    for g in groups
-                )  # fmt: skip
-
-
-GRIDS: dict[str, Grid] = {"budgets": budgets, "truths": truths}
+GRIDS: dict[str, Grid] = {"budgets": budgets}
 
 
 # Drawings
 
 
-def layer_scan(ax: Axes, x: Sequence[float], accuracy: Mapping[str, Sequence[float]], dense: float) -> None:
-    """A scan: one curve a layer, pruned alone, below the line of the whole network."""
-    for name, values in accuracy.items():
-        ax.plot([0.0, *x], [dense, *values], label=name)
-    ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
+def two_scans(
+    axes: Sequence[Axes], levels: Sequence[float], scans: Mapping[str, Mapping[str, Sequence[float]]], dense: float
+) -> None:
+    """The same cuts read with old statistics and with fresh ones: a curve a layer, pruned alone."""
+    for ax, (title, accuracy) in zip(axes, scans.items(), strict=True):
+        for name, values in accuracy.items():
+            ax.plot([0.0, *levels], [dense, *values], label=name)
+        ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
+        ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
+        ax.set(title=title, xlabel="removed of this layer alone", ylim=(0, 1.02))
+    axes[0].set_ylabel("validation accuracy")
+    axes[0].legend(title="layer", loc="lower left")
+
+
+def spent(ax: Axes, run: Run, layers: Sequence[str]) -> None:
+    """What a rule takes from each layer, and what the network then reads."""
+    ax.bar(layers, run["removed"], color=COLOURS[0], edgecolor=PAPER, linewidth=0)
     ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
-    ax.set(xlabel="removed of this layer alone", ylabel="validation accuracy", ylim=(0, 1))
-    ax.legend(title="layer", ncols=2, loc="lower left")
-
-
-def judged(ax: Axes, run: Mapping[str, Any]) -> None:
-    """What a criterion said of each filter of a layer, against the loss without it, both as ranks."""
-    x, y = (np.argsort(np.argsort(run[key])) + 1 for key in ("scores", "truth"))
-    ax.plot(x, y, linestyle="none", markersize=6)
-    ax.plot([1, len(x)], [1, len(x)], color="grey", linestyle=":", marker="")
-    ax.set(xlabel=f"rank by {run['criterion']}", ylabel="rank by the loss without it")
-    ax.set_title(f"{len(x)} filters of {run['layer']}")
-
-
-def agreement_map(ax: Axes, names: Sequence[str], shares: np.ndarray, chance: float) -> None:
-    """A square for each pair, darker the more they share, with the share written in it; white is chance or below."""
-    ax.imshow(shares, cmap="Blues", vmin=chance, vmax=1)
-    for (row, column), share in np.ndenumerate(shares):
-        colour = "white" if share > chance + 0.65 * (1 - chance) else "black"  # legible on its square
-        ax.text(column, row, f"{share:.0%}", ha="center", va="center", fontsize=9, color=colour)
-    ax.set_xticks(range(len(names)), names, rotation=30, ha="right")
-    ax.set_yticks(range(len(names)), names)
-    ax.grid(False)
+    ax.set(ylim=(0, 1), ylabel="removed of the layer")
+    ax.set_title(f"{run['accuracy']:.1%} read correctly with fresh statistics")
+    ax.grid(axis="x", visible=False)
 
 
 # The checks of the exercises, whose texts stand in 05.toml
 
 
 def check_read(answer: Any) -> str | None:
-    """Of a scan with 0.97 dense: which layer to prune first, and which last."""
+    """Of two scans, the fresh one: whom to prune hardest, whom to touch last."""
+    names = list(answer) if isinstance(answer, (tuple, list, np.ndarray)) else []
+    if len(names) != 2 or not all(isinstance(name, str) for name in names):
+        return 'give two names: `("hardest", "last")`.'
+    first, last = (str(name).strip().removesuffix(".weight") for name in names)
     known = {
-        ("fc1", "conv1"): None,
-        ("conv1", "fc1"): "the other way round: first comes the layer that forgives, last the one that hurts.",
-        ("conv2", "conv1"): "you read the column at 50 %, where `conv2` has lost least. At 90 % it has fallen far, and "
-        "`fc1` has not.",
-        (
-            "fc1",
-            "conv2",
-        ): "you looked at 90 % only, where the two are alike. At 50 % one of them has already lost a lot.",
+        ("conv2", "fc2"): None,
+        ("fc2", "conv2"): "the other way round: first comes the layer that forgives, last the one that hurts.",
+        ("fc1", "conv2"): "you read the stale scan. Most of what `conv2` loses there is not lost, only misread.",
+        ("fc1", "fc2"): "`fc1` forgives most in the *stale* scan. With fresh statistics another layer forgives more.",
+        ("conv2", "conv2"): "one layer can't be both. Read the fresh scan at 90 %, from the top and from the bottom.",
+        ("conv2", "fc1"): "`fc1` loses five points. Another layer loses far more, in both scans.",
     }
-    if not isinstance(answer, (tuple, list)) or len(answer) != 2:
-        return 'give two names: `("first", "last")`.'
-    return known.get(tuple(answer), "not these two. Compare how *early* and how *far* each row falls.")
+    return known.get((first, last), "not these two. Read the *fresh* scan at 90 %: who has lost least, and who most?")
 
 
-def check_modify(answer: Any) -> str | None:
-    """|w g|, the first-order Taylor score."""
-    source = torch.Generator().manual_seed(0)
-    weight, gradient = (torch.randn(3, 4, generator=source) for _ in range(2))
-    found = call(answer, weight.clone(), gradient.clone())
-    if not torch.is_tensor(found) or found.shape != weight.shape:
-        return "return a tensor of the weight's shape: one score a weight."
-    wrong = (
-        (gradient.abs(), "that is still the bare gradient: it says how steep the loss is, not how far removal walks."),
-        (weight.abs(), "that is magnitude: the data is not asked at all. Multiply by the gradient."),
-        (weight * gradient, "you kept the signs. The score is the size of the change: take `abs()`."),
-        (weight.square() * gradient, "one factor of the weight is enough: the loss changes by about −w · g."),
-        ((weight * gradient).square(), None),
-        (0.5 * gradient.square() * weight.square(), None),
-        (weight.abs() + gradient.abs(), "a sum lets a large weight with no slope win. First order is a *product*."),
-        (gradient.abs() / weight.abs(), "divided, the smallest weights score highest. First order is a *product*."),
-    )  # fmt: skip
-    if torch.allclose(found, (weight * gradient).abs()):
+BUDGET, ENOUGH = 0.85, 0.85  # of all weights, at least so many go, and so many digits are still read
+NETWORK = "digits-cnn-2"
+
+
+def check_spend(answer: Any) -> str | None:
+    """Shares by layer that remove 90 % of all weights, measured on another network with fresh statistics."""
+    model, data = zoo.checkpoint(NETWORK), zoo.load("digits")
+    groups = weights(model)
+    layers = [g.name.removesuffix(".weight") for g in groups]
+    if not isinstance(answer, Mapping):
+        return 'give a dict: a share for each layer, such as {"conv1": 0.5, ...}.'
+    given = {str(name).removesuffix(".weight"): plain(share) for name, share in answer.items()}
+    unknown = sorted(set(given) - set(layers))
+    if unknown:
+        return f"there is no layer {unknown[0]!r}; there are {', '.join(layers)}."
+    shares = {g.name: given.get(layer, 0.0) for g, layer in zip(groups, layers, strict=True)}
+    if not all(isinstance(s, (int, float)) and not isinstance(s, bool) and 0 <= s <= 1 for s in shares.values()):
+        return "a share is a fraction between 0 and 1: 0.9 is nine weights in ten."
+    gone = sum(round(shares[g.name] * g.units) for g in groups) / sum(g.units for g in groups)
+    if gone < BUDGET - 0.0005:
+        return f"that removes {gone:.1%} of all weights, and at least {BUDGET:.0%} must go. A layer counts by its size."
+    if any(s == 1 for s in shares.values()):
+        return "a layer that loses everything lets nothing through: leave each of them something."
+    twin = bake(_cut(model, spread(model, shares)))
+    recalibrate_batchnorm(twin, tuple(t[:SOME] for t in data.train.tensors))
+    return _verdict(evaluate(twin, data, "valid").accuracy, shares)
+
+
+def _verdict(read: float, shares: Mapping[str, float]) -> str | None:
+    """None for a network that reads enough, or what the shares say of how they were chosen."""
+    if read >= ENOUGH:
         return None
-    for value, message in wrong:
-        if message and torch.allclose(found, value):
-            return message
-    if torch.allclose(found, (weight * gradient).square()):
-        return "squared, it ranks the same, but the task asks for the estimated change itself: |w · g|."
-    return "the estimated change of the loss is the size of weight times gradient."
-
-
-ROWS = torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, -1.5], [0.5, 0.0, 0.0]])
-
-
-def _loss(weight: torch.Tensor) -> float:
-    return float((weight.detach().sum() - 3) ** 2)
-
-
-def _loss_without(row: int) -> float:
-    left = ROWS.clone()
-    left[row] = 0
-    return _loss(left)
+    said = f"measured: it reads {read:.1%}, and {ENOUGH:.0%} can be had. "
+    if len(set(shares.values())) == 1:
+        return said + "You took the same of every layer, and both scans say that they differ."
+    if shares["fc2.weight"] > 0.5:
+        return said + "You took much of `fc2`, which looks safe in the stale scan only beside what is misread there."
+    if shares["conv1.weight"] > 0.5:
+        return (
+            said + "You took much of `conv1`: its 288 weights save next to nothing, and both scans say what they cost."
+        )
+    return said + "Take more from the layers that the *fresh* scan calls safe, and less from the others."
 
 
 def check_make(answer: Any) -> str | None:
-    """Leave one out: the rise of the loss, the weight given back whole."""
-    weight = nn.Parameter(ROWS.clone())
-    found = plain(call(answer, weight, lambda: _loss(weight)))
-    if not torch.equal(weight.detach(), ROWS):
-        return "the layer was not put back: restore each row, or the next one is judged without it."
-    if not isinstance(found, (list, tuple)) or len(found) != len(ROWS):
-        return "return one number a row, four here."
-    base, left = _loss(ROWS), [_loss_without(row) for row in range(len(ROWS))]
-    given = torch.tensor([float(x) for x in found])
-    if torch.allclose(given, torch.tensor(left) - base):
+    """The cheapest way to spend a budget on a scan, by any algorithm that finds it."""
+    dice = random.Random(5)
+    for layers, count in ((4, 3), (3, 4), (3, 2), (2, 3)) * 3:
+        levels = sorted(dice.sample([0.1, 0.2, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9], count))
+        sizes = [dice.choice((300, 600, 9000, 18000, 37000)) for _ in range(layers)]
+        rise = [sorted(round(dice.uniform(0.01, 2) ** 2, 3) for _ in levels) for _ in sizes]
+        most = sum(max(levels) * size for size in sizes)
+        message = _spends(answer, rise, sizes, levels, most * dice.uniform(0.4, 0.9))
+        if message:
+            return message
+    return None
+
+
+def _spends(answer: Any, rise: list[list[float]], sizes: list[int], levels: list[float], budget: float) -> str | None:
+    """One random case: the answer's choice beside the best of all."""
+    found = call(answer, [list(row) for row in rise], list(sizes), list(levels), budget)
+    choice = plain(found) if not isinstance(found, (list, tuple)) else [plain(level) for level in found]
+    if not isinstance(choice, (list, tuple)) or len(choice) != len(sizes):
+        return f"return one level for each layer: {len(sizes)} here."
+    table = [dict(zip((0.0, *levels), (0.0, *row), strict=True)) for row in rise]
+    nearest = []
+    for level, own in zip(choice, table, strict=True):
+        near = min(own, key=lambda known: abs(known - level))
+        if abs(near - level) > 1e-6:
+            return f"choose from the levels that were scanned, {levels}, or 0 for a layer that is left alone."
+        nearest.append(near)
+
+    def gone(point: Sequence[float]) -> float:
+        return sum(level * size for level, size in zip(point, sizes, strict=True))
+
+    def cost(point: Sequence[float]) -> float:
+        return sum(own[level] for level, own in zip(point, table, strict=True))
+
+    if gone(nearest) < budget:
+        return (
+            f"that removes {gone(nearest):,.0f} weights of {sum(sizes):,}; the budget was {budget:,.0f}. A layer "
+            "counts by its size."
+        )
+    every = [point for point in itertools.product(*table) if gone(point) >= budget]
+    best = min(every, key=cost)
+    if cost(nearest) <= cost(best) + 1e-9:
         return None
-    wrong = (
-        (left, "that is the loss without each row. Its importance is the *rise*: subtract the loss of the whole."),
-        ([base - x for x in left], "the sign is reversed: a row is important if the loss *rises* without it."),
-        ([abs(x - base) for x in left], "you took the size. A row may also do harm: then the loss falls without it."),
+    if len(set(nearest)) == 1:
+        return "you took the same level of every layer. The rises differ: take more where it costs less."
+    return (
+        f"the rises {rise}, sizes {sizes}, levels {levels}, budget {budget:,.0f}: your {nearest} adds up to "
+        f"{cost(nearest):.3g}, and {list(best)} to {cost(best):.3g}. Compare *all* combinations: what is cheapest "
+        "step by step may force a dear step later."
     )
-    near = [message for value, message in wrong if torch.allclose(given, torch.tensor(value))]
-    return near[0] if near else "each number is the loss with that row at zero, minus the loss of the whole."

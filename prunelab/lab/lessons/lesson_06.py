@@ -231,6 +231,8 @@ def judged(ax: Axes, scores: Sequence[float], truth: Sequence[float], criterion:
 def check_read(answer: Any) -> str | None:
     """Of 300 weights of 0.02 each and 900 of 0.01: who goes by the sum, and who by the mean."""
     names = list(answer) if isinstance(answer, (tuple, list, np.ndarray)) else []
+    if len(names) == 2 and all(isinstance(name, (int, float)) for name in names):
+        return "those are numbers, and the question is which filter goes: its letter."
     if len(names) != 2 or not all(isinstance(name, str) for name in names):
         return 'give two letters: `("by the sum", "by the mean")`.'
     first, last = (str(name).strip().upper() for name in names)
