@@ -83,7 +83,7 @@ def test_pruned_copies(llama, method, pattern):
 def test_inputs_of_a_layer():
     model = decoder()
     layer = model.model.layers[1].mlp.down_proj
-    x = lesson_14.inputs_of(model, layer, CALIB)
+    x = lesson_14.inputs_of(model, layer, CALIB.batches[0][0])
     assert x.shape == (4 * 11, 48)
     wanted = pl.calibration.input_norms(model, CALIB)["model.layers.1.mlp.down_proj.weight"]
     assert torch.allclose(x.norm(dim=0), wanted, rtol=1e-4)
@@ -138,7 +138,8 @@ def test_the_grids_run(llama, tmp_path, monkeypatch):
     monkeypatch.setattr(lesson_13, "heal", lambda model, text: model)
     monkeypatch.setattr(llamas, "answer", lambda llama, model: "a tree")
     points, run = lesson_13.depth_grid()
-    runs = [p | run(p) for p in points if p["removed"] <= 9]
+    some = {(p["what"], p["rule"]): p for p in points}.values()  # the last of each kind
+    runs = [p | run(p) for p in some]
     assert all(math.isfinite(r["perplexity"]) for r in runs)
     assert [len(r["out"]) for r in runs] == [r["removed"] for r in runs]
     assert {r["what"] for r in runs if "text" in r} == {"layers", "mlps", "attentions"}

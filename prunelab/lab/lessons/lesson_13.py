@@ -49,7 +49,7 @@ def order(
     (group,) = granularity_named(what)(model)
     units = list(range(group.units))
     if rule in ("random", "middle"):
-        ends = [*units[:ENDS], *units[-ENDS:]] if rule == "middle" else []
+        ends = [u for u in units if not ENDS <= u < len(units) - ENDS] if rule == "middle" else []
         free = [unit for unit in units if unit not in ends]
         return random.Random(seed).sample(free, len(free)) + ends
     if rule == "last":

@@ -218,7 +218,7 @@ def check_offer(answer: Any) -> str | None:
         return f"the table has {', '.join(OFFERS)} and {', '.join(PATTERNS)}; your answer names something else."
     if pattern != KERNEL:
         return f"zeros as {pattern} are of no use to this machine: its kernel wants two of *every* four neighbours."
-    runs = [r for r in grid("llama-weights") if (r["calib"], r["tested"]) == ("prose", "prose")]
+    runs = [r for r in grid("llama-weights") if r["pages"] == TESTED]
     found = {(r["method"], r["pattern"]): r["perplexity"] for r in runs}
     times = found[method, pattern] / found["dense", "0 %"]
     if times <= LIMIT:
