@@ -198,7 +198,7 @@ def _proportional(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
         (f.double() / f.double().abs().max(), w.double() / w.double().abs().max())
         for f, w in zip(found, wanted, strict=True)
     ]
-    return all(torch.allclose(f, w, **AGREE) for f, w in pairs)
+    return all(torch.allclose(f, w, rtol=AGREE["rtol"], atol=AGREE["atol"]) for f, w in pairs)
 
 
 OFFERS = ("Wanda", "SparseGPT", "magnitude")
