@@ -15,6 +15,7 @@ from prunelab.lab.lessons import (
     lesson_00,
     lesson_01,
     lesson_02,
+    lesson_03,
     lesson_04,
     lesson_05,
     lesson_06,
@@ -109,6 +110,8 @@ FALLING = {
 }
 SEEDS = {name: np.array([values, [0.9 * v for v in values]]) for name, values in FALLING.items()}
 DENSE = [0.97] * 5
+PARTS = {"convolutions": 12e-3, "pooling": 4e-3, "norms, ReLU": 1e-3, "linear": 1e-4}
+BARS = {f"{n}{end}": PARTS for n in ("dense", "half zeroed", "half removed") for end in ("", ", channels last")}
 RATES, LEFT = [3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2], [0.5, 0.15, 0.05, 0.03]
 
 
@@ -160,7 +163,7 @@ DRAWINGS = {
     "marked_curve": (shape(figsize=(7, 3.4)), lambda ax: lesson_01.marked_curve(ax, LEVELS, FALLING, "by lot", 0.99)),
     "crossings": (
         shape(figsize=(7, 3.8)),
-        lambda ax: lesson_02.crossings(
+        lambda ax: lesson_03.crossings(
             ax,
             {
                 n: (LEVELS[1:], [0.1, 0.5, 1, 2, 5, 12, 50])
@@ -168,8 +171,8 @@ DRAWINGS = {
             },
         ),
     ),
-    "roof": (shape(figsize=(7, 4.2)), lambda ax: lesson_02.roof(ax, {"batch 64": roofline(), "batch 1": roofline()})),
-    "predicted": (shape(figsize=(7, 4.6)), lambda ax: lesson_02.predicted(ax, roofline())),
+    "roof": (shape(figsize=(7, 4.2)), lambda ax: lesson_03.roof(ax, {"batch 64": roofline(), "batch 1": roofline()})),
+    "stacked": (shape(figsize=(8.5, 4.4)), lambda ax: lesson_02.stacked(ax, BARS)),
     "speed_curve": (
         shape(figsize=(8, 3.4)),
         lambda ax: lesson_02.speed_curve(
