@@ -196,7 +196,7 @@ def classes(ax: Axes, tolls: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
         ax.errorbar(where, mean, 2 * error, ls="none", marker="os^Dv"[n], color=COLOUR[kind], lw=1.3, label=kind)
     ax.axhline(0, color=INK, lw=0.8, ls="-", marker="")
     ax.set(xticks=range(10), xlabel="class", ylabel="points lost")
-    ax.legend(ncols=len(tolls))
+    ax.legend(ncols=2, loc="upper center")
 
 
 def trust(ax: Axes, runs: Sequence[Run], kinds: Sequence[str]) -> None:
@@ -252,7 +252,8 @@ def check_ship(answer: Any) -> str | None:
         given.append(str(call(answer, {k: r.clone() for k, r in right.items()}, labels.clone(), cost.tolist())))
         bills = {name: float(cost[labels][~r].sum()) for name, r in right.items()}
         best.append(_least(bills))
-        theirs.append([_least({k: float(rule((~r).double(), labels, cost)) for k, r in right.items()}) for rule in rules.values()])
+        wrong = {name: (~r).double() for name, r in right.items()}
+        theirs.append([_least({k: float(rule(w, labels, cost)) for k, w in wrong.items()}) for rule in rules.values()])
         if given[-1] not in right:
             return f"return the name of one of the networks, {sorted(right)}; yours gave {given[-1]!r}."
     if given == best:
