@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
+from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -215,6 +216,11 @@ def framed(axes: Sequence[Axes], weight: Tensor, costs: Mapping[str, Sequence[fl
         ax.set(xlim=(-0.6, ACROSS_BOARD * (wide + 1.6)), ylim=(y + high + 1.6, -0.8), title=title)
         ax.set_aspect("equal")
         ax.axis("off")
+
+
+def ranked(scores: Sequence[float], truth: Sequence[float]) -> float:
+    """Spearman's rank correlation of a criterion's scores with the truth."""
+    return float(stats.spearmanr(scores, truth).statistic)
 
 
 def judged(ax: Axes, scores: Sequence[float], truth: Sequence[float], criterion: str) -> None:
