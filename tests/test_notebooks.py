@@ -186,7 +186,7 @@ BROKEN = [
     (rules.sections, replaced("lab.explorer", "print"), "Explore"),
     (rules.sections, added_code('lab.reveal(guess, "many")'), "no reveal first"),
     (rules.sections, _second_exercise_gone, "two or three"),
-    (rules.cell_limits, _cells(25), "code cells; at most 25"),
+    (rules.cell_limits, _cells(18), "code cells; at most 18"),
     (rules.cell_limits, added_code("x = 1\n" * 17), "17 lines"),
     (rules.cell_limits, lambda nb: [added_code("x = 1\n" * 13)(nb) for _ in range(2)], "13 lines"),
     (rules.ignored_share, _cells(3, tags=["nbval-ignore-output"]), "not compared"),

@@ -45,7 +45,7 @@ from ..workshop.notebook import (
 Rule = Callable[[Notebook], list[str]]
 
 ARC = ("Predict", "Run", "Explain", "Explore", "Exercise", "Scoreboard", "Recap")
-MOST_CELLS, MOST_LINES, LONGEST_CELL, MOST_IGNORED = 25, 12, 16, 0.15
+MOST_CELLS, MOST_LINES, LONGEST_CELL, MOST_IGNORED = 18, 12, 16, 0.15
 ALT_WORDS = 4  # so many words of a picture's alt open its *Figure: ...* line
 PICTURES = {"image/png", "image/jpeg", "image/svg+xml"}
 MARKERS = ("NBVAL_", "PYTEST_VALIDATE_IGNORE_OUTPUT")
@@ -142,7 +142,7 @@ def sections(nb: Notebook) -> list[str]:
 
 
 def cell_limits(nb: Notebook) -> list[str]:
-    """At most 25 code cells of at most 12 lines; one, the plain-torch cell, may have 16."""
+    """At most 18 code cells of at most 12 lines; one, the plain-torch cell, may have 16."""
     cells = code_cells(nb)
     problems = [f"{len(cells)} code cells; at most {MOST_CELLS}"] if len(cells) > MOST_CELLS else []
     lengths = [(n, len(cell.source.strip().splitlines())) for n, cell in enumerate(cells, 1)]
