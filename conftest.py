@@ -1,6 +1,7 @@
 """For tests and notebooks alike: a progress file of their own, so that nobody's real one is touched."""
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -24,15 +25,21 @@ def pytest_ignore_collect(collection_path):
     return True if helper and not collection_path.is_relative_to(ROOT / "prunelab") else None
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """What must run in one process: a file's tests, or a notebook's in the browser; and what needs the Llama.
+@pytest.hookimpl(optionalhook=True)  # a machine that only tries the GPU has no xdist
+def pytest_xdist_make_scheduler(config, log):
+    """Two processes share the tests by file, and the browser's by notebook: else one of them would drive all."""
+    from xdist.scheduler import LoadFileScheduling
 
-    It is fetched here, once; where it can't be had, the cells of its notebooks are skipped.
-    """
-    for item in items:
-        notebook = getattr(getattr(item, "callspec", None), "params", {}).get("notebook")
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.name} {getattr(notebook, 'name', '')}"))
+    class ByNotebook(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            notebook = re.search(r"test_browser\.py::.*\[(\d\d_\w+)", nodeid)
+            return f"{super()._split_scope(nodeid)} {notebook[1] if notebook else ''}"
+
+    return ByNotebook(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    """The Llama is fetched here, once; where it can't be had, the cells of its notebooks are skipped."""
     needy = [item for item in items if item.path.name.startswith(LLAMAS)]
     if needy and (reason := _no_llama()):
         for item in needy:

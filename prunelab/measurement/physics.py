@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import statistics
 import warnings
@@ -32,7 +33,9 @@ STEADY = Conditions(rounds=ROUNDS)
 
 BUFFERS = (1 << 18, 1 << 22, 1 << 26)  # bytes copied: in the nearest caches, in the last one, in none
 PRODUCT = 512  # rows and columns of the matrix product that measures the peak, with
-CONVOLVED = (8, 64, 16, 16)  # what a convolution from 64 to 64 channels is given: (images, channels, height, width)
+# What a convolution from 64 to 64 channels is given, (images, channels, height, width), in either memory layout.
+CONVOLVED = ((8, 64, 16, 16), (64, 64, 8, 8))
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
 # A layer of each kind that has a launch of its own, as small as can be, and the shape of its input.
 KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "Linear": (lambda: nn.Linear(1, 1), (1, 1)),
@@ -87,18 +90,18 @@ def machine(*, product: int = PRODUCT, buffers: tuple[int, ...] = BUFFERS, on: C
     """Measure this machine: the best of a few rounds each of float32 work, of copies, and of tiny layers.
 
     A copy of b bytes moves 2 b (what a cache fetches before it is written over is not counted). The peak is the
-    libraries' best, not the data sheet's: of a matrix product and a 3x3 convolution the faster, for these come from
-    different libraries, and on some processors one of them is twice as fast.
+    libraries' best, not the data sheet's: of a matrix product and four 3x3 convolutions the fastest, for these come
+    from different libraries, and on some processors one of them is twice as fast.
     """
     where = torch.device(on.device)
     square = torch.randn(product, product, generator=torch.Generator().manual_seed(0)).to(where)
-    images = torch.ones(CONVOLVED, device=where)
-    kernels = torch.ones(CONVOLVED[1], CONVOLVED[1], 3, 3, device=where)
-    macs = {"product": product**3, "convolution": images.numel() * kernels[0].numel()}
-    tasks: dict[str, Task] = {
-        "product": lambda: square @ square,
-        "convolution": lambda: F.conv2d(images, kernels, padding=1),
-    }
+    macs = {"product": product**3}
+    tasks: dict[str, Task] = {"product": lambda: square @ square}
+    for sizes, layout in itertools.product(CONVOLVED, LAYOUTS):
+        images = torch.ones(sizes, device=where).to(memory_format=layout)
+        kernels = torch.ones(sizes[1], sizes[1], 3, 3, device=where).to(memory_format=layout)
+        macs[f"convolution {sizes}, {layout}"] = images.numel() * kernels[0].numel()
+        tasks[f"convolution {sizes}, {layout}"] = partial(F.conv2d, images, kernels, padding=1)
     for buffer in buffers:
         source = torch.ones(buffer // 4, device=where)
         tasks[f"copy {buffer}"] = partial(torch.empty_like(source).copy_, source)

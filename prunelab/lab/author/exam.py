@@ -20,5 +20,5 @@ def by_teacher(paper: Exam) -> nn.Module:
 
 
 def by_search(paper: Exam) -> nn.Module:
-    """Fails: the search's own answer, whose steps the paper has not counted, and and hardly ahead of equal shares."""
+    """Fails: the search's own answer, whose steps the paper has not counted, and hardly ahead of equal shares."""
     return fit_budget(paper.model, paper.data, latency=0.5, recover_steps=paper.steps, progress=False).model

@@ -79,7 +79,7 @@ def matrices(axes: Sequence[Axes], pictures: Mapping[str, Tensor]) -> None:
 def three_orders(axes: Sequence[Axes], found: Mapping[str, Mapping[str, Any]]) -> None:
     """A panel for each set of layers: accuracy against the share removed, a curve an order, mean and range."""
     for ax, (which, runs) in zip(axes, found.items(), strict=True):
-        plots.curves(ax, range(len(SHARES)), runs, legend=ax is axes[0])  # equal steps: a hundredth is seen too
+        plots.curves(ax, range(len(SHARES)), runs, legend=ax is axes[1])  # equal steps: a hundredth is seen too
         ax.set(title=which, xlabel="share removed")
         ax.set_xticks(range(len(SHARES)), [f"{share:.0%}" for share in SHARES])
     axes[1].set_ylabel("")

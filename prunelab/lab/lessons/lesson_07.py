@@ -226,7 +226,7 @@ def learned_scores(axes: Sequence[Axes], before: nn.Module, runs: Mapping[str, T
         ax.axvline(0, color=INK, lw=0.8, ls="-", marker="")
         ax.set(xlabel="weight before fine-tuning", title=name)
     axes[0].set_ylabel("learned score")
-    axes[0].legend(loc="lower left", markerscale=2)
+    axes[0].legend(loc="lower right", markerscale=2)
 
 
 # The checks of the exercises, whose texts stand in 07.toml

@@ -182,8 +182,11 @@ def damage(ax: Axes, found: Dots, names: Mapping[str, tuple[float, float]], dens
     for (kind, (turned, after)), colour, marker in zip(found.items(), COLOURS, "o^*", strict=False):
         size = 14 if marker == "*" else 7
         ax.plot(turned, after, ls="none", marker=marker, color=colour, markersize=size, alpha=0.85, label=kind)
-    for name, where in names.items():
-        ax.annotate(name, where, xytext=(NAMED, 0), textcoords="offset points", va="center", fontsize=10)
+    marks = [mark for turned, after in found.values() for mark in zip(turned, after, strict=True)]
+    for name, (x, y) in names.items():
+        beside = any(1 < a / x < 2 and abs(math.log(b / y)) < 0.2 for a, b in marks)
+        place = (NAMED, -NAMED if beside else 0)
+        ax.annotate(name, (x, y), xytext=place, textcoords="offset points", va="center", fontsize=10)
     ax.axhline(dense, color=INK, lw=1, ls="--", marker="", label="the whole Llama")
     ax.set(xscale="log", yscale="log", xlabel="how far it turns the stream: (summed) block influence")
     ax.set_ylabel("perplexity without it")

@@ -141,7 +141,7 @@ def shouts(axes: Sequence[Axes], norms: Tensor, loud: Mapping[str, Sequence[floa
     top.vlines(range(len(norms)), 0, norms.tolist(), color=COLOURS[0], lw=1.2)
     top.axhline(float(norms.median()), color=COLOURS[1], ls="--", marker="", label="the median input")
     top.set(xlabel="input of the layer", ylabel="its norm over all tokens", title="MLP of block 10: what enters it")
-    top.legend(loc="upper right")
+    top.legend(loc="upper left")
     for (kind, values), marker in zip(loud.items(), "osD^", strict=False):
         below.plot(values, marker=marker, markersize=4, label=kind)
     below.set(xlabel="block, from the first to the last", ylabel="loudest / median", yscale="log")
