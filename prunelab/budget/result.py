@@ -26,7 +26,7 @@ WORTH = 1.1  # times faster: less is not worth a pruned model
 DEAR = 0.1  # of the labels: a drop beyond which a smaller network trained from the start may well be better
 NAMES = {"latency": "latency", "bytes": "bytes", "macs": "MACs"}
 COLUMNS = ["what was tried", "stage", "steps", "accuracy (validation)", "latency", "of dense", "bytes", "MACs", "meets"]
-STAGES = {  # stage -> (colour, marker, label): ink, and Okabe and Ito's colours; the marker repeats what the colour says
+STAGES = {  # stage -> (colour, marker, label): ink, and the colours of Okabe and Ito; the marker says the same
     "dense": ("#1a1a1a", "X", "dense"),
     "screened": ("#56B4E9", "o", "tried briefly"),
     "front": ("#009E73", "^", "at other costs"),
