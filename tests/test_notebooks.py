@@ -235,6 +235,21 @@ def one_number(monkeypatch):
     monkeypatch.setattr(claim, "numbers_of", lambda _: (number,))
 
 
+@pytest.mark.parametrize(
+    ("says", "kind", "limit", "kept"),
+    [
+        ("It reads 94 %.", "between", (92, 96), True),
+        ("It reads 94 %.", "between", (0.92, 0.96), True),
+        ("It reads 94 %.", "between", (80, 90), False),
+        ("It lost 2 points of 95.", "between", (-0.03, -0.01), True),
+        ("Twice as fast.", "at_least", 1.5, True),  # in words: nothing to compare
+        ("It has 7 parts.", "equals", 8, False),
+    ],
+)
+def test_what_a_clause_states_keeps_its_own_bound(says, kind, limit, kept):
+    assert rules.stated(claim.Number(says, "x", claim.Bound(kind, limit))) is kept
+
+
 @pytest.mark.usefixtures("one_number")
 def test_the_good_notebook_has_no_problem():
     assert rules.problems(good()) == []

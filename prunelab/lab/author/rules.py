@@ -224,11 +224,27 @@ def listed_numbers(nb: Notebook) -> list[str]:
         if every and len(cells) != 1
         else []
     )
-    return problems + [
-        f"the value of {shorten(number.says)!r} names nothing of the notebook: it can't fail"
-        for number in every
-        if not any(isinstance(node, ast.Name) for node in ast.walk(ast.parse(number.value, mode="eval")))
-    ]
+    return (
+        problems
+        + [
+            f"the value of {shorten(number.says)!r} names nothing of the notebook: it can't fail"
+            for number in every
+            if not any(isinstance(node, ast.Name) for node in ast.walk(ast.parse(number.value, mode="eval")))
+        ]
+        + [
+            f"{shorten(number.says)!r} states nothing that its own bound, {number.bound}, would let pass"
+            for number in every
+            if not stated(number)
+        ]
+    )
+
+
+def stated(number: claim.Number) -> bool:
+    """Whether a number that the clause states keeps the bound: as it stands, as a share, or as a loss."""
+    told = [float(found) for found in prose_numbers(number.says)]
+    if not told or isinstance(number.bound.limit, (bool, list)):
+        return True
+    return any(number.bound.holds(sign * scale * x) for x in told for scale in (1, 0.01, 100) for sign in (1, -1))
 
 
 def listed(nb: Notebook) -> tuple[claim.Number, ...]:
