@@ -136,7 +136,7 @@ def test_luck_is_what_a_lead_loses_on_other_digits():
     ],
 )
 def test_the_marks(ratio, hidden, kept):
-    marks = exam.judged(ratio, dict(zip(("dense", "yours", "equal shares"), hidden, strict=True)))
+    marks = exam.judged(ratio, dict(zip(("dense", "yours", "equal shares"), hidden, strict=True)), budget=0.5)
     assert tuple(m.kept for m in marks) == kept
     assert "50% allowed" in marks[0].found
     assert ("too little to tell" in marks[2].found) == (abs(hidden[1] - hidden[2]) < exam.TIE)
