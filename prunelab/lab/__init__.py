@@ -38,12 +38,12 @@ __homes__ = {  # name -> its module; a lesson's module is found by its own name,
     "figure": "show.figure",
     "table": "show.figure",
     "fronts": "show.fronts",
-    "ahead": "show.intervals",
+    "ahead": "learn.stored_grid",
     "NO_CUDA": "show.measuring",
     "measured": "show.measuring",
     "plots": "show.plots",
-    "race": "show.timing_table",
-    "trials": "show.timing_table",
+    "race": "show.figure",
+    "trials": "show.figure",
 }
 
 __all__ = [*__homes__]
