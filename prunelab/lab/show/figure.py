@@ -171,7 +171,7 @@ def race(caption: str, timed: Comparison, columns: Mapping[str, Mapping[str, Any
     """
     extra = dict(columns or {})
     rows = [
-        [name, *(_cell(values[name]) for values in extra.values()), taken.p50, timed.speedup[name].ratio]
+        [name, *(_share(values[name]) for values in extra.values()), taken.p50, timed.speedup[name].ratio]
         for name, taken in timed.latency.items()
     ]
     table(caption, {"network": None, **dict.fromkeys(extra), "time": "s", "times faster": "×"}, rows)
@@ -188,5 +188,5 @@ def trials(caption: str, experiments: Mapping[str, Comparison]) -> dict[str, flo
     return ratios
 
 
-def _cell(value: Any) -> Any:
+def _share(value: Any) -> Any:
     return measured(value, "%") if isinstance(value, float) else value
