@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import tempfile
 import time
@@ -20,7 +21,9 @@ from typing import Any
 from filelock import FileLock
 
 LARGEST = 1 << 26  # bytes of JSON or TOML; the largest of ours, the plan of a large model, has a tenth
+LARGEST_TOML = 1 << 20
 DEEPEST = 50  # levels; ours have ten
+DOTTED = re.compile(rf"(?<![\w'\"-])(?:[\w'\"-]+\s*\.\s*){{{DEEPEST}}}")
 PATIENCE = 30.0  # seconds; others hold a lock for milliseconds
 STALE = 3600.0  # seconds without a byte, after which a draft is one of a killed writer
 UMASK = os.umask(0o077)  # it can only be read by setting it, for all threads: once, and never to something laxer
@@ -91,7 +94,13 @@ def read_json(path: Path) -> Any:
 
 def read_toml(path: Path) -> Any:
     """The content of a TOML file; errors as `read_json`."""
-    return plain(read_whole(path, LARGEST), tomllib.loads)
+    return plain(read_whole(path, LARGEST_TOML), _toml)
+
+
+def _toml(text: str) -> Any:
+    if DOTTED.search(text):  # the parser would take for ever
+        raise ValueError("it is nested too deeply")
+    return tomllib.loads(text)
 
 
 def plain(data: bytes, parse: Callable[[str], Any] = json.loads) -> Any:

@@ -183,11 +183,12 @@ def _check_state(model: nn.Module, state: Mapping[str, Tensor], masked: Sequence
 
 def _check_dice(run: Run, epoch: Mapping[str, Tensor], random: Tensor) -> None:
     """An error unless these are random states, of the training and of the generators of its data."""
+    others = epoch.keys() - {"dice", "random"}
+    if len(epoch) != len(others) + 2 or str(sorted(others)) != run.settings["generators of the data"]:
+        raise ValueError("it lacks the state of a generator")
     now, size = random_state(run.model), len(torch.get_rng_state())
     if any(t.dtype != now.dtype or t.shape != now.shape for t in (random, epoch["random"])):
         raise ValueError("its random state is none")
-    if str(sorted(epoch.keys() - {"dice", "random"})) != run.settings["generators of the data"]:
-        raise ValueError("it lacks the state of a generator")
     for state in (random, *epoch.values()):
         if len(state) >= size:  # a GPU's generator has 16 bytes, which can't be wrong
             torch.Generator().set_state(state[:size])

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from ..calibration import Loss, scalar_loss
 from ..checks import check_count, check_number
-from ..core import PruneError, device_of, mode, places
+from ..core import PruneError, check_loaded, device_of, mode, places
 from ..data import Batch, batches, count, has_splits, to
 from ..measurement import Evaluation, evaluate
 from ..running import attempt
@@ -285,6 +285,7 @@ def _finite(model: nn.Module) -> bool:
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    check_loaded(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise PruneError(

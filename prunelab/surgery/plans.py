@@ -25,6 +25,7 @@ from .shrinking import shrink
 
 FORMATS = ("prunelab plan 2", "prunelab plan 1")  # the first is written; 1 said where a run of entries begins
 PLAN = "plan.json"
+FEW = 1 << 20  # units, of a model that may be the wrong one: it is said what does not fit
 WEIGHTS = re.compile(r"weights-[0-9a-f]{12}\.safetensors")
 
 
@@ -77,7 +78,7 @@ def load_plan(path: str | os.PathLike[str], fresh_model: nn.Module) -> nn.Module
     model, naming the first tensor that differs.
     """
     folder = Path(path)
-    most = sum(t.numel() for t in units.named(fresh_model).values()) + len(paths(fresh_model))
+    most = max(FEW, sum(t.numel() for t in units.named(fresh_model).values()) + len(paths(fresh_model)))
     plan, saved = _read_both(folder, most)
     groups, keep = plan["groups"], plan["keep"]
     try:
