@@ -12,7 +12,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import MISSING, fields, is_dataclass
 from itertools import repeat
 from pathlib import Path
@@ -61,19 +61,19 @@ def _mode(path: Path) -> int:
 
 def _sweep(path: Path) -> None:
     begins = f".{path.name}."
-    with suppress(OSError):  # others sweep, too; and what can't go does no harm
-        for left in os.scandir(path.parent):
+    with suppress(OSError), os.scandir(path.parent) as folder:  # others sweep, too; and what can't go does no harm
+        for left in folder:
             ours = left.name.startswith(begins) and left.name.endswith(".tmp")
             if ours and time.time() - left.stat(follow_symlinks=False).st_mtime > STALE:
                 os.unlink(left.path)
 
 
-def alone(path: Path) -> FileLock:
+def alone(path: Path, patience: float = PATIENCE) -> AbstractContextManager[object]:
     """While the block runs, no other thread or process is in such a block for this file, or those it belongs with.
 
     Raises OSError if the others don't come to an end.
     """
-    return FileLock(f"{path}.lock", timeout=PATIENCE)
+    return FileLock(f"{path}.lock", timeout=patience).acquire(poll_interval=0.005)
 
 
 def read_whole(path: Path, most: int | None = None) -> bytes:

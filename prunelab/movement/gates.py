@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .. import units
-from ..core import Group, Mask, Member, Place, PruneError, lookup_all, mask_of, network, shape
+from ..core import Group, Mask, Member, Place, PruneError, check_loaded, lookup_all, mask_of, network, shape
 from ..layers import input_dim
 from ..masking import apply
 
@@ -66,6 +66,7 @@ def attach(model: nn.Module, groups: Sequence[Group]) -> nn.Module:
     >>> by_group(layer)["weight"].grad  # of the output y by the score of w: x w
     tensor([ 3., -1.])
     """
+    check_loaded(model)
     _check_sliced(groups)
     check_whole(model, groups)
     learning = gated(model, groups)

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
-from filelock import FileLock
 
-from ...files import LARGEST, plain, read_whole, write_whole
+from ...files import LARGEST, alone, plain, read_whole, write_whole
 from ..show import display
 
 SCHEMA = 2
@@ -85,7 +84,7 @@ class Store:
         self.pending.append(put)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{self.path}.lock", timeout=LOCK_SECONDS):
+            with alone(self.path, LOCK_SECONDS):
                 content = self._load()
                 for waiting in self.pending:
                     waiting(content)
@@ -101,7 +100,7 @@ class Store:
             self.pending, self.seen = [], _empty()
             return None
         try:
-            with FileLock(f"{self.path}.lock", timeout=LOCK_SECONDS):
+            with alone(self.path, LOCK_SECONDS):
                 before = self.read()
                 kept = self._move("backup")
                 exams = {
