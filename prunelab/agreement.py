@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from . import units
 from .calibration import Loss, call_with, scalar_loss
-from .core import Group, Keep, PruneError, device_of, shape
+from .core import Group, Keep, PruneError, check_loaded, device_of, shape
 from .data import batches, to
 from .running import attempt, children, pair, undisturbed
 from .text import Lines, Tabular
@@ -158,6 +158,7 @@ def leave_one_out(
     not touched. One pass over the data a unit; what lies below a unit's first layer is computed once for its
     whole group where the model is an nn.Sequential.
     """
+    check_loaded(model)
     result = {g.name: torch.zeros(g.units, dtype=torch.float64) for g in groups}
     with undisturbed(model), torch.no_grad():
         held = _held(model, data, split, batch_size)

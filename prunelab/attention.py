@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .core import Member, PruneError, join
+from .core import Member, PruneError, join, network
 
 # The names of the four projections: ours, Llama and its kin, ViT; CLIP and Bart; DistilBERT; BERT and RoBERTa.
 PROJECTIONS = (
@@ -76,7 +76,7 @@ class AttentionLayer:
 
 def layers(model: nn.Module) -> list[AttentionLayer]:
     """Every attention layer known here, in the model's order; PruneError where the heads of one don't divide."""
-    modules = dict(model.named_modules())
+    modules = dict(network(model).named_modules())
     found = []
     for path, module in modules.items():
         layer = _torch(path, module) if isinstance(module, nn.MultiheadAttention) else _projected(modules, path)

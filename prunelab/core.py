@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 Scores: TypeAlias = dict[str, Tensor]  # parameter name -> importance, the parameter's shape; higher = keep
@@ -184,10 +185,27 @@ class Place:
         return getattr(self.module, self.attribute)
 
 
+def network(model: Any) -> nn.Module:
+    """The model as it is; PruneError if it is none."""
+    if not isinstance(model, nn.Module):
+        raise PruneError(f"the model is a {type(model).__name__}: give a torch.nn.Module")
+    return model
+
+
+def check_loaded(model: nn.Module) -> None:
+    """PruneError if a weight or buffer is on the meta device, or not made yet: it has no values to work with."""
+    away = [p.name for p in places(model) if p.tensor.is_meta]
+    if away:
+        raise PruneError(
+            f"{away[0]}, one of {len(away)} tensors of {type(model).__name__} on the meta device, has no values: load "
+            "the weights first"
+        )
+
+
 def paths(model: nn.Module) -> dict[nn.Module, str]:
     """Every module and its first path, in the order of `named_modules`, whose nested generators are slow."""
     found: dict[nn.Module, str] = {}
-    _walk(model, "", found)
+    _walk(network(model), "", found)
     return found
 
 
@@ -208,6 +226,8 @@ def places(model: nn.Module) -> list[Place]:
         if module in ours or isinstance(module, parametrize.ParametrizationList):
             continue  # these hold the tensors of the module above them, which names them
         own = [n for n, t in (*module._parameters.items(), *module._buffers.items()) if t is not None]
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+            raise PruneError(f"{path or type(model).__name__} has no weights yet, for it is lazy: run the model once")
         if "parametrizations" not in module._modules:
             found += [Place(join(path, n), module, n) for n in own]
             continue
@@ -238,14 +258,14 @@ def lookup_all(model: nn.Module, names: Iterable[str]) -> dict[str, list[Place]]
 
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's first tensor lives (CPU for a model without any)."""
-    first = next(itertools.chain(model.parameters(), model.buffers()), None)
+    first = next(itertools.chain(network(model).parameters(), model.buffers()), None)
     return torch.device("cpu") if first is None else first.device
 
 
 @contextmanager
 def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     """Put the whole model in train or eval mode, and give each module its own mode back afterwards."""
-    before = [(m, m.training) for m in model.modules()]
+    before = [(m, m.training) for m in network(model).modules()]
     try:
         model.train(training)
         yield
@@ -298,6 +318,8 @@ _PLAIN = {type(None), bool, int, float, str}
 
 def at_once(scalars: Sequence[Tensor]) -> list[float]:
     """The numbers in tensors of one element each, read together: an accelerator is waited for once, not for each."""
+    if any(s.is_meta for s in scalars):
+        raise PruneError("the model lies on the meta device, without values: load its weights first")
     return torch.stack([s.to(scalars[0].device, torch.float64) for s in scalars]).tolist() if scalars else []
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from .core import PruneError, join
+from .core import PruneError, join, network
 from .layers import CONV1D, layer_of
 
 QKV = re.compile(r"^((W?qkv|[qkv]|kv|query|key|value)(_.*)?|c_attn)$")
@@ -46,7 +46,7 @@ def blocks(model: nn.Module) -> list[Block]:
 
     Raises PruneError for a model that has none, shares one among its layers, or wears adapters (LoRA).
     """
-    for path, module in model.named_modules():
+    for path, module in network(model).named_modules():
         if {"lora_A", "lora_B"} <= {name for name, _ in module.named_children()}:
             raise PruneError(f"{path} wears a LoRA adapter: merge it before anything is cut: model.merge_and_unload()")
     found = [(path, list(model.get_submodule(path).named_children())) for path in stacks(model)]
@@ -64,7 +64,7 @@ def blocks(model: nn.Module) -> list[Block]:
 
 def stacks(model: nn.Module) -> list[Path]:
     """The paths of the lists that hold the blocks: the innermost lists with attentions, if there are any."""
-    lists = {path: m for path, m in model.named_modules() if "experts" not in path.split(".") and _is_stack(m)}
+    lists = {path: m for path, m in network(model).named_modules() if "experts" not in path.split(".") and _is_stack(m)}
     attentive = [path for path, m in lists.items() if any(map(is_attention, m.modules()))]
     some = attentive or list(lists)
     innermost = [path for path in some if not any(other.startswith(f"{path}.") for other in some)]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .core import PruneError, device_of, mode, shape
+from .core import PruneError, device_of, mode, network, shape
 from .data import Batch
 
 
@@ -91,7 +91,7 @@ def _vocabulary(model: nn.Module) -> int | None:
         own = None
     if isinstance(own, nn.Embedding):
         return own.num_embeddings
-    return max((m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)), default=None)
+    return max((m.num_embeddings for m in network(model).modules() if isinstance(m, nn.Embedding)), default=None)
 
 
 def write(model: nn.Module, tokenizer: Any, prompt: str, count: int = 40, *, cache: bool = True) -> str:

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .core import Place, PruneError, join, mask_of, masks_on, paths, places, shape
+from .core import Place, PruneError, join, mask_of, masks_on, network, paths, places, shape
 
 CONVOLUTION = nn.modules.conv._ConvNd  # all of them, transposed ones too
 TRANSPOSED = nn.modules.conv._ConvTransposeNd
@@ -322,7 +322,7 @@ def _foreign(kind: type[nn.Module]) -> str:
 def unreachable(model: nn.Module) -> dict[str, str]:
     """The weights, by name, that no zero can be written to, and why: others make them anew, or they are no floats."""
     found = {}
-    for path, module in model.named_modules():
+    for path, module in network(model).named_modules():
         for attribute, how in made_by(module).items():
             place, layer = Place(join(path, attribute), module, attribute), layer_of(module)
             if layer is EXPERTS or layer.weights(place):  # never by its value: a spectral norm changes as it is made

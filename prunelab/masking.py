@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .core import Mask, Masks, Place, PruneError, in_order, join, lookup_all, mask_of, masks_on, places, shape
+from .core import Mask, Masks, Place, PruneError, in_order, join, lookup_all, mask_of, masks_on, network, places, shape
 from .layers import follow
 
 
@@ -122,7 +122,7 @@ def _check(name: str, mask: Tensor, sharing: list[Place]) -> list[Place]:
 
 
 def _refuse_foreign(model: nn.Module, names: Collection[str]) -> None:
-    for path, module in model.named_modules():
+    for path, module in network(model).named_modules():
         foreign = getattr(module, "parametrizations", {}).keys() - masks_on(module).keys()
         name = next((n for n in (join(path, attribute) for attribute in foreign) if n in names), None)
         if name is not None:

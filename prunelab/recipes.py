@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 from .allocation import NM
 from .core import PruneError
-from .files import write_whole
+from .files import read_json, read_toml, write_whole
 from .pipeline import STRATEGIES, Recipe
 
 FORMAT = "prunelab recipe 1"
@@ -60,7 +59,7 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
     file = Path(path)
     read = _by_suffix(file)[1]
     try:
-        found = read(file.read_text(encoding="utf-8"))
+        found = read(file)
     except OSError as error:
         raise PruneError(f"{file} can't be read ({error.strerror})") from error
     except ValueError as error:  # both parsers' errors, and bytes that are no text
@@ -108,7 +107,7 @@ def revived(values: Any) -> Recipe:
     return Recipe(**given)
 
 
-def _by_suffix(file: Path) -> tuple[Callable[[dict[str, Any]], str], Callable[[str], Any]]:
+def _by_suffix(file: Path) -> tuple[Callable[[dict[str, Any]], str], Callable[[Path], Any]]:
     """The writer and the reader of a file's format."""
     if file.suffix not in FORMATS:
         raise PruneError(f"{file.name}: a recipe is a .json or a .toml file, and the name says which")
@@ -137,7 +136,7 @@ def _toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")
 
 
-FORMATS: dict[str, tuple[Callable[[dict[str, Any]], str], Callable[[str], Any]]] = {
-    ".json": (_as_json, json.loads),
-    ".toml": (_as_toml, tomllib.loads),
+FORMATS: dict[str, tuple[Callable[[dict[str, Any]], str], Callable[[Path], Any]]] = {
+    ".json": (_as_json, read_json),
+    ".toml": (_as_toml, read_toml),
 }

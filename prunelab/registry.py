@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar, cast
 
 from .core import PruneError
+from .files import made
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -175,8 +176,12 @@ class Registry(Mapping[str, T], Generic[T]):
             has, gives = (", ".join(names) or "none" for names in (options, given))
             raise PruneError(f"the {self.what} {name!r} has the options {has}; the file gives {gives}")
         try:
+            for option, value in given.items():
+                _check_plain(options[option], value)
             return cast(T, known(**given) if isinstance(known, type) else functools.partial(known, **given))
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
+            if isinstance(error, PruneError):
+                raise
             raise PruneError(f"the {self.what} {name!r} does not take {given}: {error}") from error
 
     def _revived(self, value: Any) -> Any:
@@ -191,6 +196,15 @@ def _options(known: Any) -> dict[str, inspect.Parameter]:
         return {}
     parameters = inspect.signature(known).parameters
     return {n: p for n, p in parameters.items() if isinstance(known, type) or p.kind is p.KEYWORD_ONLY}
+
+
+def _check_plain(option: inspect.Parameter, value: Any) -> None:
+    """ValueError for a value that is not of the plain type that the option is annotated with."""
+    kind = {"int": int, "float": float, "bool": bool, "str": str}.get(str(option.annotation))
+    if kind is not None:
+        made(kind, value)
+    if str(option.annotation) in ("tuple[str, ...]", "Collection[str]"):
+        made(tuple[str, ...], list(value) if isinstance(value, tuple) else value)
 
 
 def _required(known: Any) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from .checks import check_count
-from .core import PruneError, mask_of, mode, places, shape
+from .core import PruneError, check_loaded, mask_of, mode, network, places, shape
 from .data import batches, mapped, tensors
 from .text import listed
 
@@ -56,7 +56,7 @@ def undisturbed(*models: nn.Module) -> Iterator[None]:
 @contextmanager
 def uncached(model: nn.Module) -> Iterator[None]:
     """No cache of keys and values for the length of a block, whatever the model's configurations say."""
-    held: list[Any] = [getattr(m, "config", None) for m in model.modules()]
+    held: list[Any] = [getattr(m, "config", None) for m in network(model).modules()]
     found = {id(c): c for c in held if getattr(c, "use_cache", False)}
     try:
         for config in found.values():
@@ -141,6 +141,7 @@ def _torch_pruned(module: nn.Module) -> bool:
 
 def check_numbers(model: nn.Module) -> None:
     """Raise PruneError if a weight or buffer holds a NaN, which would make accuracy and counts meaningless."""
+    check_loaded(model)
     named = (*model.named_parameters(), *model.named_buffers())
     broken = [f"{name} {shape(t)}" for name, t in named if t.is_floating_point() and bool(t.isnan().any())]
     if broken:

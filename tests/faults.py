@@ -7,12 +7,17 @@ import os
 import resource
 import signal
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tqdm.auto import tqdm
+
 STEPS = {"open", "os.rename", "os.remove", "os.mkdir", "os.chmod", "os.truncate", "shutil.rmtree", "shutil.move"}
+PATIENCE = 60.0  # seconds
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
@@ -35,7 +40,7 @@ class Steps:
         self.seen += 1
         if self.seen - 1 == self.at:
             if self.die:
-                os._exit(9)
+                os.kill(os.getpid(), signal.SIGKILL)
             raise OSError(errno.ENOSPC, "injected: no space left on device")
 
     def _ours(self, event: str, args: tuple[object, ...]) -> bool:
@@ -70,12 +75,16 @@ def full_after(size: int) -> Iterator[None]:
 
 
 def killed(work: Callable[[], object], *, step: tuple[Path, int] | None = None, size: int | None = None) -> bool:
-    """Run in a copy of this process that is killed at a step, or by the kernel at a byte; whether it was."""
+    """Run in a copy of this process that is killed at a step, or by the kernel at a byte; whether it was.
+
+    tqdm has one lock for a process and its copies: whoever is killed with it would stop all others for ever.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Python 3.12 warns of fork beside threads; the child only writes files
         child = os.fork()
     if child == 0:
         try:
+            tqdm.set_lock(threading.RLock())
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             if size is not None:
                 signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
@@ -88,5 +97,11 @@ def killed(work: Callable[[], object], *, step: tuple[Path, int] | None = None, 
                 work()
         finally:
             os._exit(0)
-    _, status = os.waitpid(child, 0)
-    return os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == 9
+    end = time.monotonic() + PATIENCE
+    while (found := os.waitpid(child, os.WNOHANG)) == (0, 0):
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            raise TimeoutError(f"the copy did not come to an end within {PATIENCE} s")
+        time.sleep(0.001)
+    return os.WIFSIGNALED(found[1])

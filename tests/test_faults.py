@@ -121,7 +121,7 @@ def _download(folder: Path, v: int) -> None:
     files = []
     for name, content in CONTENT.items():
         md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        files.append(downloads.File(name, md5, ((folder.parent / name).as_uri(),)))
+        files.append(downloads.File(name, md5, len(content), ((folder.parent / name).as_uri(),)))
     downloads.read(files, folder, download=True)
 
 

@@ -242,7 +242,7 @@ def saved(tmp_path):
 def test_what_is_in_the_folder(saved):
     folder, _, keep = saved
     plan = json.loads((folder / "plan.json").read_text())
-    assert sorted(p.name for p in folder.iterdir()) == sorted(["plan.json", plan["weights"]])
+    assert sorted(p.name for p in folder.iterdir()) == ["plan.json", "plan.json.lock", plan["weights"]]
     assert plan["groups"][0]["kept"] == keep["0"].nonzero().flatten().tolist()
     assert plan["groups"][0]["members"][0] == {"tensor": "0.weight", "dim": 0}
     assert set(load_file(folder / plan["weights"])) == set(network().state_dict())
@@ -265,7 +265,7 @@ def test_saving_again_replaces_all(saved):
     folder, groups, keep = saved
     other = {name: k.flip(0) for name, k in keep.items()}
     assert save_plan(str(folder), groups, other, shrink(network(), groups, other)) == folder
-    assert len(list(folder.iterdir())) == 2
+    assert len(list(folder.iterdir())) == 3
     assert torch.equal(load_plan(folder, network())[8].bias, network()[8].bias)
 
 
@@ -277,7 +277,7 @@ def test_saving_again_leaves_files_that_are_not_a_plan_s(saved):
     other = {name: k.flip(0) for name, k in keep.items()}
     save_plan(folder, groups, other, shrink(network(), groups, other))
     assert {name: (folder / name).read_text() for name in names} == dict.fromkeys(names, "mine")
-    assert len(list(folder.iterdir())) == 2 + len(names)
+    assert len(list(folder.iterdir())) == 3 + len(names)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .. import attention
-from ..core import Group, Groups, PruneError, join
+from ..core import Group, Groups, PruneError, join, network
 from ..decoders import is_attention
 from .channels import Candidate, candidates
 from .headwise import HEADS
@@ -57,7 +57,7 @@ def heads(model: nn.Module, example: Any = None) -> Groups:
 
 
 def _check_adapters(model: nn.Module) -> None:
-    for path, _ in model.named_modules():
+    for path, _ in network(model).named_modules():
         if path.endswith(".lora_A"):
             raise PruneError(
                 f"{path} is of a LoRA adapter, whose weight is added to another's: merge it first "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
+import os
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -12,11 +14,21 @@ from typing import Any
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a console that knows no bars gets question marks
     given = vars(_parser().parse_args(arguments))
     given.pop("command")
     run = given.pop("run")
     try:
-        return run(**given) or 0
+        done = run(**given) or 0
+        sys.stdout.flush()
+        return done
+    except BrokenPipeError:  # whoever read has enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:  # a full disk, a folder that is a file
+        print(f"{given.get('folder') or given.get('out') or 'this'} could not be done: {error}", file=sys.stderr)
+        return 1
     except ValueError as error:
         if not isinstance(error, _prune_error()):
             raise

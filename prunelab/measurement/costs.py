@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..checks import known
-from ..core import Mask, PruneError, device_of, mask_of, places
+from ..core import Mask, PruneError, check_loaded, device_of, mask_of, network, places
 from ..data import tensors, to
 from ..layers import prunable
 from ..running import attempt, cut, hooked, storage_of, undisturbed
@@ -35,6 +35,7 @@ def count(model: nn.Module) -> tuple[int, int]:
     >>> count(nn.BatchNorm2d(8))  # 8 weights of 1, 8 biases of 0
     (16, 8)
     """
+    check_loaded(model)
     written = _masked(model)
     parameters = nonzero = 0
     for parameter in model.parameters():
@@ -282,7 +283,7 @@ def layer_calls(model: nn.Module, inputs: Any) -> dict[str, Call]:
 
     A second call of the layer "fc" is "fc (2)".
     """
-    attention = [m for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
+    attention = [m for m in network(model).modules() if isinstance(m, nn.MultiheadAttention)]
     inside = {child for m in attention for child in m.modules() if child is not m}
     leaves = {
         m: path or type(m).__name__

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checks import check_count
-from ..core import PruneError, device_of, shape
+from ..core import PruneError, check_loaded, device_of, shape
 from ..data import batches, to
 from ..language import check_tokens, next_tokens
 from ..running import attempt, pair, undisturbed
@@ -75,6 +75,7 @@ def evaluate(
     (2, 3)
     """
     check_count("batch_size", batch_size)
+    check_loaded(model)
     # Not inference_mode: what a model caches in its first forward must stay usable in training.
     with undisturbed(model), torch.no_grad():
         return judge(model, data, split, batch_size=batch_size, loss=loss)

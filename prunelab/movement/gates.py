@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .. import units
-from ..core import Group, Mask, Member, Place, PruneError, lookup_all, mask_of, shape
+from ..core import Group, Mask, Member, Place, PruneError, check_loaded, lookup_all, mask_of, network, shape
 from ..layers import input_dim
 from ..masking import apply
 
@@ -66,6 +66,7 @@ def attach(model: nn.Module, groups: Sequence[Group]) -> nn.Module:
     >>> by_group(layer)["weight"].grad  # of the output y by the score of w: x w
     tensor([ 3., -1.])
     """
+    check_loaded(model)
     _check_sliced(groups)
     check_whole(model, groups)
     learning = gated(model, groups)
@@ -130,7 +131,7 @@ def detach(model: nn.Module) -> nn.Module:
     >>> by_group(detach(attach(layer, weights(layer))))
     {}
     """
-    for module in model.modules():
+    for module in network(model).modules():
         if isinstance(module, Mask):
             module.gate = None
     return model
@@ -144,7 +145,7 @@ def by_group(model: nn.Module) -> dict[str, nn.Parameter]:
     >>> by_group(attach(layer, weights(layer)))["weight"].requires_grad
     True
     """
-    gates = [m.gate for m in model.modules() if isinstance(m, Mask) and isinstance(m.gate, Gate)]
+    gates = [m.gate for m in network(model).modules() if isinstance(m, Mask) and isinstance(m.gate, Gate)]
     return {name: s for gate in gates for name, s in zip(gate.names, gate.scores, strict=True)}
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,23 +14,36 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ..checks import check_count
-from ..core import PruneError
-from ..files import write_whole
+from ..core import PruneError, lookup_all
+from ..files import made, plain, write_whole
 from ..measurement import Evaluation
-from .run import History, Run, Snapshot, digest, random_state
+from .run import History, Run, Snapshot, digest, random_state, stepped
 
-FORMAT = "prunelab run 2"
+FORMAT = "prunelab run 3"
+MASK, MASKED = (re.compile(rf"parametrizations\.([^.]+)\.{end}$") for end in (r"0\.mask", "original"))
+OF_THE_SCHEDULE = {
+    "params",
+    "lr",
+    "initial_lr",
+    "max_lr",
+    "min_lr",
+    "betas",
+    "momentum",
+    "base_momentum",
+    "max_momentum",
+}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """Save a training run to `path` every so many steps, and go on from the file where there is one.
 
-    It is one safetensors file with facts as JSON in its header: weights, masks, optimizer, learning rate, random
-    state, place in the data, history. A kill loses at most `every` steps. Delete the file to begin anew.
+    It is one safetensors file with facts as JSON in its header, and a hash of it all: weights, masks, optimizer,
+    random state, place in the data, history. A kill loses at most `every` steps. Delete the file to begin anew.
     """
 
     path: str | os.PathLike[str]
@@ -50,27 +64,31 @@ class Checkpoint:
         """Replace the file by the run as it stands: at no moment is half of it there."""
         tensors, facts = _packed(run)
         content = {key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}  # tied ones apart
-        facts = {**facts, "format": FORMAT, "sha256": digest(content)}
-        write_whole(Path(self.path), to_bytes(content, {"prunelab": _json(facts)}))
+        told = _json({**facts, "format": FORMAT})
+        write_whole(Path(self.path), to_bytes(content, {"prunelab": told, "sha256": sealed(told, content)}))
 
     def resume(self, run: Run) -> bool:
         """Put a fresh run where the saved one stood; False if there is no file.
 
-        Raises PruneError, with the model as it was, for a damaged file and for that of another run.
+        Raises PruneError, with the model as it was, for a damaged file and for that of another run. All of it is
+        looked at before anything is changed: a hash finds damage, and not what someone wrote on purpose.
         """
         run.settings["weights and masks it began with"] = digest(run.safe.state)  # of two runs given one path
         if not Path(self.path).exists():
             return False
         tensors, facts = _read(Path(self.path))
         for what, mine in run.settings.items():
-            theirs = facts["settings"].get(what)
+            theirs = facts.settings.get(what)
             if theirs != mine:
                 there, here = (textwrap.shorten(str(x), 200) for x in (theirs, mine))
                 raise PruneError(
                     f"the checkpoint {self.path} is another run's. {what}: there {there}, here {here}."
                     " Delete the file to begin anew, or give another path"
                 )
-        _unpack(run, tensors, facts)
+        try:
+            _unpack(run, tensors, facts)
+        except Exception as error:
+            raise PruneError(f"the checkpoint {self.path} is damaged ({error}): delete it to begin anew") from error
         return True
 
 
@@ -92,7 +110,6 @@ def _packed(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "masked": {"model": now.masked, "safe": run.safe.masked},
         "groups": optimizer["param_groups"],
         "numbers": {key: v for key, v in slots.items() if not isinstance(v, Tensor)},
-        "rates": run.rates.state_dict(),
         "valid": [asdict(result) for result in history.valid],
         "start": history.start and asdict(history.start),
         "seconds": history.seconds,
@@ -100,24 +117,98 @@ def _packed(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, facts
 
 
-def _unpack(run: Run, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+@dataclass(frozen=True)
+class Worn:
+    """The names of the tensors that wear masks."""
+
+    model: tuple[str, ...]
+    safe: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a file says besides its tensors."""
+
+    format: str
+    settings: dict[str, str]
+    position: int
+    masked: Worn
+    groups: tuple[dict[str, Any], ...]
+    numbers: dict[str, Any]
+    valid: tuple[Evaluation, ...]
+    start: Evaluation | None
+    seconds: float
+
+
+def _unpack(run: Run, tensors: Mapping[str, Tensor], facts: Facts) -> None:
+    """Put the run where the file says; an error of any kind, with the model as it is, if the file can't be of it."""
+    losses, epoch = tensors["losses"], _out_of("epoch", tensors)
+    if losses.dtype != torch.float64 or not losses.isfinite().all() or not 0 < len(losses) <= run.total:
+        raise ValueError("its losses are none")
+    if not 0 <= facts.position <= len(losses):
+        raise ValueError(f"it stands at batch {facts.position}")
+    named = _out_of("model", tensors), _out_of("safe", tensors)
+    for state, masked in zip(named, (facts.masked.model, facts.masked.safe), strict=True):
+        _check_state(run.model, state, masked)
+    _check_dice(run, epoch, tensors["random"])
+    stepped(run.rates, len(losses))
+    _load(run.optimizer, _out_of("optimizer", tensors), facts)
+    Snapshot(named[0], facts.masked.model).put_back(run.model)
+    run.safe = Snapshot(named[1], facts.masked.safe)
+    run.position, run.epoch, run.resumed = facts.position, epoch, tensors["random"]
+    run.history = History(losses.tolist(), list(facts.valid), facts.seconds, facts.start)
+
+
+def _check_state(model: nn.Module, state: Mapping[str, Tensor], masked: Sequence[str]) -> None:
+    """ValueError or PruneError unless it is a state of this model in these masks, finite where it shows."""
+    masks = {MASK.sub(r"\1", name): t for name, t in state.items() if MASK.search(name)}
+    own, theirs = ({MASKED.sub(r"\1", name): t for name, t in s.items() if not MASK.search(name)}
+                   for s in (model.state_dict(), state))  # fmt: skip
+    if [(n, t.dtype, t.shape) for n, t in sorted(own.items())] != [
+        (n, t.dtype, t.shape) for n, t in sorted(theirs.items())
+    ]:
+        raise ValueError("its weights are another model's")
+    everywhere = {p.name: p.tensor for shared in lookup_all(model, masked).values() for p in shared}
+    fit = all(m.dtype == torch.bool and m.shape == everywhere[n].shape for n, m in masks.items() if n in everywhere)
+    if (
+        everywhere.keys() != masks.keys()
+        or not fit
+        or not all(isinstance(t, nn.Parameter) for t in everywhere.values())
+    ):
+        raise ValueError("its masks are another model's")
+    for name in own.keys() & {name for name, _ in model.named_parameters()} | masks.keys():
+        if not (theirs[name].isfinite() | ~masks.get(name, torch.tensor(True))).all():
+            raise ValueError(f"{name} holds a NaN or an infinity")
+
+
+def _check_dice(run: Run, epoch: Mapping[str, Tensor], random: Tensor) -> None:
+    """An error unless these are random states, of the training and of the generators of its data."""
+    others = epoch.keys() - {"dice", "random"}
+    if len(epoch) != len(others) + 2 or str(sorted(others)) != run.settings["generators of the data"]:
+        raise ValueError("it lacks the state of a generator")
+    now, size = random_state(run.model), len(torch.get_rng_state())
+    if any(t.dtype != now.dtype or t.shape != now.shape for t in (random, epoch["random"])):
+        raise ValueError("its random state is none")
+    for state in (random, *epoch.values()):
+        if len(state) >= size:  # a GPU's generator has 16 bytes, which can't be wrong
+            torch.Generator().set_state(state[:size])
+
+
+def _load(optimizer: Optimizer, tensors: Mapping[str, Tensor], facts: Facts) -> None:
+    """The optimizer's state; what its schedule decides it has by now, whatever the file says."""
     slots: dict[int, dict[str, Any]] = {}
-    for key, value in {**_out_of("optimizer", tensors), **facts["numbers"]}.items():
+    for key, value in {**tensors, **facts.numbers}.items():
         index, _, name = key.partition(".")
         slots.setdefault(int(index), {})[name] = value
-    groups = [{k: v if k == "params" or not isinstance(v, list) else tuple(v) for k, v in g.items()}
-              for g in facts["groups"]]  # fmt: skip
-    Snapshot(_out_of("model", tensors), tuple(facts["masked"]["model"])).put_back(run.model)
-    run.optimizer.load_state_dict({"state": slots, "param_groups": groups})
-    run.rates.load_state_dict(facts["rates"])
-    run.safe = Snapshot(_out_of("safe", tensors), tuple(facts["masked"]["safe"]))
-    run.position, run.epoch, run.resumed = facts["position"], _out_of("epoch", tensors), tensors["random"]
-    run.history = History(
-        tensors["losses"].tolist(),
-        [Evaluation(**result) for result in facts["valid"]],
-        facts["seconds"],
-        facts["start"] and Evaluation(**facts["start"]),
-    )
+    own = optimizer.state_dict()["param_groups"]
+    groups = [
+        {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
+        | {k: mine[k] for k in OF_THE_SCHEDULE & mine.keys()}
+        for mine, told in zip(own, facts.groups, strict=True)
+    ]
+    if not slots.keys() <= {index for mine in own for index in mine["params"]}:
+        raise ValueError("it knows more parameters than the model has")
+    optimizer.load_state_dict({"state": slots, "param_groups": groups})
 
 
 def _under(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -128,20 +219,30 @@ def _out_of(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.partition("/")[2]: t for key, t in tensors.items() if key.startswith(f"{kind}/")}
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read(path: Path) -> tuple[dict[str, Tensor], Facts]:
     try:
+        if not path.is_file():
+            raise OSError("it is no file")
         with safe_open(path, "pt") as file:
-            facts = json.loads((file.metadata() or {}).get("prunelab", "{}"))
+            said = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
+        told = said.get("prunelab", "{}")
+        facts = plain(told.encode())
     except (SafetensorError, OSError, ValueError) as error:
         raise PruneError(f"the checkpoint {path} can't be read ({error}): delete it to begin anew") from error
-    if facts.get("format") != FORMAT:
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise PruneError(f"{path} is no training run of this version of prunelab: give another path as checkpoint")
-    if facts["sha256"] != digest(tensors):
-        raise PruneError(
-            f"the checkpoint {path} is damaged, its tensors are not those written: delete it to begin anew"
-        )
-    return tensors, facts
+    try:
+        if said.get("sha256") != sealed(told, tensors):
+            raise ValueError("it is not as it was written")
+        return tensors, made(Facts, facts)
+    except ValueError as error:
+        raise PruneError(f"the checkpoint {path} is damaged ({error}): delete it to begin anew") from error
+
+
+def sealed(told: str, tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of all that a file says."""
+    return digest({**tensors, "": torch.frombuffer(bytearray(told.encode()), dtype=torch.uint8)})
 
 
 def _json(facts: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..calibration import Loss
 from ..checks import check_number
-from ..core import PruneError, device_of, mode, places, shape
+from ..core import PruneError, device_of, mode, network, places, shape
 from ..data import batches, count, to
 from ..layers import BATCH_NORM
 from ..running import attempt, call, undisturbed
@@ -168,7 +168,7 @@ def recalibrate_batchnorm(model: nn.Module, data: Any, *, batch_size: int = 64, 
     >>> norm.running_mean, norm.running_var  # of 1 and 3: (1 + 3) / 2, and (1 + 1) / (2 - 1)
     (tensor([2.]), tensor([2.]))
     """
-    norms = [m for m in model.modules() if isinstance(m, BATCH_NORM) and m.running_mean is not None]
+    norms = [m for m in network(model).modules() if isinstance(m, BATCH_NORM) and m.running_mean is not None]
     if not norms:
         raise PruneError(
             f"{type(model).__name__} has no BatchNorm with running statistics: there is nothing to estimate anew. "

@@ -185,11 +185,7 @@ def scheduler(optimizer: Optimizer, schedule: str | Rate | Tail, total: int) -> 
                 f"{total} steps cannot replay the end of a run of {schedule.of}: give at most {schedule.of}"
             )
         made = scheduler(optimizer, schedule.schedule, schedule.of)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch misses the optimizer's steps: the earlier run made them
-            for _ in range(schedule.of - total):
-                made.step()
-        return made
+        return stepped(made, schedule.of - total)
     if schedule == ONE_CYCLE:
         peaks = [group["lr"] for group in optimizer.param_groups]
         # Whether there is a momentum to cycle against the rate: torch would give plain SGD one.
@@ -197,6 +193,15 @@ def scheduler(optimizer: Optimizer, schedule: str | Rate | Tail, total: int) -> 
         return OneCycleLR(optimizer, max_lr=peaks, total_steps=total, cycle_momentum=momentum)
     factor = RATES[schedule] if isinstance(schedule, str) else schedule
     return LambdaLR(optimizer, lambda step: factor(step / total))
+
+
+def stepped(rates: LRScheduler, steps: int) -> LRScheduler:
+    """The scheduler as it is so many steps later."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch misses the optimizer's steps: an earlier run made them
+        for _ in range(steps):
+            rates.step()
+    return rates
 
 
 @dataclass
@@ -214,6 +219,7 @@ class Run:
     position: int = 0  # batches of this epoch that are done
     epoch: dict[str, Tensor] = field(default_factory=dict)  # the random states with which this epoch began
     resumed: Tensor | None = None  # the random state in which a saved run stood
+    first: Snapshot | None = None  # the model as it was given, until a step is made
 
     @property
     def done(self) -> int:
@@ -235,7 +241,8 @@ def begin(
         "optimizer": f"{type(optimizer).__name__} {groups}",
     }
     rates = scheduler(optimizer, schedule, total)
-    return Run(model, optimizer, rates, total, torch.Generator().manual_seed(seed), Snapshot.of(model), settings)
+    given = Snapshot.of(model)
+    return Run(model, optimizer, rates, total, torch.Generator().manual_seed(seed), given, settings, first=given)
 
 
 def generators(data: Any) -> dict[str, torch.Generator]:

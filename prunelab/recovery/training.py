@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from ..calibration import Loss, scalar_loss
 from ..checks import check_count, check_number
-from ..core import PruneError, device_of, mode, places
+from ..core import PruneError, check_loaded, device_of, mode, places
 from ..data import Batch, batches, count, has_splits, to
 from ..measurement import Evaluation, evaluate
 from ..running import attempt
@@ -191,6 +191,7 @@ def _go(run: Run, lesson: Lesson, on_step: OnStep | None, saved: Checkpoint | No
     while run.done < run.total:
         for batch in islice(_rest_of_epoch(run, lesson), run.total - run.done):
             run.history.losses.append(_step(run, batch, lesson.objective))
+            run.first = None
             if not math.isfinite(run.history.losses[-1]):
                 break
             run.rates.step()
@@ -235,7 +236,14 @@ def _step(run: Run, batch: Batch, objective: Objective) -> float:
     run.optimizer.zero_grad(set_to_none=True)
     value = scalar_loss(objective.on(inputs), attempt(run.model, inputs), targets)
     value.backward()
-    run.optimizer.step()
+    try:
+        run.optimizer.step()
+    except Exception as error:
+        if run.done and run.first:
+            raise PruneError(
+                f"the checkpoint is not of such an optimizer ({error!r}): delete it to begin anew"
+            ) from error
+        raise
     run.optimizer.zero_grad(set_to_none=True)
     return float(value.detach())
 
@@ -277,6 +285,7 @@ def _finite(model: nn.Module) -> bool:
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    check_loaded(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise PruneError(
@@ -293,12 +302,14 @@ def _left_sound(run: Run) -> Iterator[None]:
     try:
         yield
     except BaseException as error:  # an interrupt leaves the weights of the moment, if they are usable
-        if (run.done == 0 and isinstance(error, Exception)) or not _finite(run.model):
+        if run.first and isinstance(error, Exception):
+            run.first.put_back(run.model)
+        elif not _finite(run.model):
             run.safe.put_back(run.model)
         raise
     finally:
         run.optimizer.zero_grad(set_to_none=True)
-        if run.done == 0:
+        if run.first:
             for parameter, grad in before:
                 parameter.grad = grad
 

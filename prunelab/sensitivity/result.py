@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..core import PruneError
-from ..files import write_whole
+from ..files import made, read_json, write_whole
 from ..measurement.evaluation import Evaluation, wilson
 from ..text import Lines, Tabular, percent, plural, table
 
@@ -153,18 +153,19 @@ class Scan(Tabular):
     def load(cls, path: str | Path) -> Scan:
         """Read what `save` wrote; PruneError for anything else."""
         try:
-            found = json.loads(Path(path).read_text(encoding="utf-8"))
+            found = read_json(Path(path))
             if found.pop("prunelab") != "sensitivity":
                 raise KeyError("prunelab")
-            curves = tuple(Curve(**{k: _plain(v) for k, v in c.items()}) for c in found.pop("curves"))
-            dense = Evaluation(**found.pop("dense"))
-            scan = cls(curves=curves, dense=dense, **{k: _plain(v) for k, v in found.items()})
+            scan = made(cls, found)
         except OSError as error:
             raise PruneError(f"{path} can't be read ({error.strerror})") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PruneError(f"{path} is not a saved scan ({error!r}): delete it, or give another path") from error
-        if any({len(c.removed), len(c.correct), len(c.loss)} != {len(scan.sparsities)} for c in curves):
+        if any({len(c.removed), len(c.correct), len(c.loss)} != {len(scan.sparsities)} for c in scan.curves):
             raise PruneError(f"{path} is a damaged scan: its curves are not as long as its sparsities. Delete it")
+        counts = [scan.dense.correct, *(k for c in scan.curves for k in c.correct)]
+        if scan.dense.n < 1 or not all(0 <= k <= scan.dense.n for k in counts):
+            raise PruneError(f"{path} is a damaged scan: of {scan.dense.n} labels {max(counts)} are right. Delete it")
         return scan
 
 
@@ -186,7 +187,3 @@ class ScanStopped(PruneError):
             f"{', '.join(partial.missing)}. The result so far is this error's .partial; give it as resume= to go on",
             partial,
         )
-
-
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

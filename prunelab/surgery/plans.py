@@ -18,13 +18,14 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from .. import units
-from ..core import Group, Keep, Member, Part, PruneError, mask_of, places, shape
-from ..files import write_whole
+from ..core import Group, Keep, Member, Part, PruneError, mask_of, paths, places, shape
+from ..files import alone, made, read_json, read_whole, write_whole
 from .removal import gone, renamed
 from .shrinking import shrink
 
 FORMATS = ("prunelab plan 2", "prunelab plan 1")  # the first is written; 1 said where a run of entries begins
 PLAN = "plan.json"
+FEW = 1 << 20  # units, of a model that may be the wrong one: it is said what does not fit
 WEIGHTS = re.compile(r"weights-[0-9a-f]{12}\.safetensors")
 
 
@@ -33,30 +34,37 @@ def save_plan(path: str | os.PathLike[str], groups: Sequence[Group], keep: Keep,
 
     `groups` and `keep` as given to `shrink`, `model` what it returned (trained further, perhaps). Files are
     written whole or not at all: a folder saved before stays valid until the new plan is complete. Then the weights
-    that the old plan named go, and no other file. Returns the folder. Raises PruneError if the model is not what
-    these groups and keep leave, or still wears masks.
+    that the old plan named go, and no other file. Others who save into the folder wait their turn. Returns the
+    folder. Raises PruneError if the model is not what these groups and keep leave, or still wears masks.
     """
     folder = Path(path)
     _check_shrunk(groups, keep, model)
     data = save_tensors(_state(model))
     digest = hashlib.sha256(data).hexdigest()
     weights = f"weights-{digest[:12]}.safetensors"  # named by content: the old plan keeps its own until replaced
-    plan = {"format": FORMATS[0], "model": type(model).__name__, "weights": weights, "sha256": digest}
+    plan = {
+        "format": FORMATS[0],
+        "model": type(model).__name__,
+        "weights": weights,
+        "bytes": len(data),
+        "sha256": digest,
+    }
     lines = ",\n  ".join(json.dumps(_described(g, keep)) for g in groups)
     text = json.dumps(plan, indent=1)[:-2] + f',\n "groups": [\n  {lines}\n ]\n}}\n'
     folder.mkdir(parents=True, exist_ok=True)
-    before = named_weights(folder)
-    write_whole(folder / weights, data)
-    write_whole(folder / PLAN, text.encode())
-    if before not in (None, weights):
-        (folder / before).unlink(missing_ok=True)
+    with alone(folder / PLAN):
+        before = named_weights(folder)
+        write_whole(folder / weights, data)
+        write_whole(folder / PLAN, text.encode())
+        if before not in (None, weights):
+            (folder / before).unlink(missing_ok=True)
     return folder
 
 
 def named_weights(folder: Path) -> str | None:
     """The file that a folder's plan says its weights lie in; None without a plan that `save_plan` wrote."""
     try:
-        raw = json.loads((folder / PLAN).read_bytes())
+        raw = read_json(folder / PLAN)
         name = raw["weights"] if raw["format"] in FORMATS else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -70,12 +78,12 @@ def load_plan(path: str | os.PathLike[str], fresh_model: nn.Module) -> nn.Module
     model, naming the first tensor that differs.
     """
     folder = Path(path)
-    plan = _read_plan(folder / PLAN)
-    saved = _read_weights(folder / plan["weights"], plan["sha256"])
+    most = max(FEW, sum(t.numel() for t in units.named(fresh_model).values()) + len(paths(fresh_model)))
+    plan, saved = _read_both(folder, most)
     groups, keep = plan["groups"], plan["keep"]
     try:
         small = shrink(fresh_model, groups, keep)
-    except PruneError as error:
+    except (PruneError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise PruneError(f"{folder} is not a plan of this {type(fresh_model).__name__}: {error}") from error
     own = _state(small)
     _check_same(saved, own, f"{folder} (a {plan['model']})", type(fresh_model).__name__)
@@ -179,18 +187,31 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
     return {name: t.detach().cpu().contiguous() for name, t in _tensors(model).items()}
 
 
-def _read_plan(path: Path) -> dict[str, Any]:
+def _read_both(folder: Path, most: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A plan and its weights; both anew if another plan has come meanwhile, for then the old weights have gone."""
+    plan = _read_plan(folder / PLAN, most)
+    while True:
+        try:
+            return plan, _read_weights(folder / plan["weights"], plan)
+        except PruneError:
+            before, plan = plan, _read_plan(folder / PLAN, most)
+            if plan["sha256"] == before["sha256"]:
+                raise
+
+
+def _read_plan(path: Path, most: int) -> dict[str, Any]:
+    """The plan for a model of so many entries and modules: no number in it can mean more than there is."""
     try:
-        raw = json.loads(path.read_bytes())
+        raw = read_json(path)
         if not isinstance(raw, dict) or raw.get("format") not in FORMATS:
             given = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
             raise PruneError(f"{path} is no plan this version can read: its format is {given!r}, not {FORMATS[0]!r}")
-        groups = tuple(_group_of(g, raw["format"]) for g in raw["groups"])
+        groups = tuple(_group_of(g, raw["format"], most) for g in raw["groups"])
         keep = {g["name"]: _keep_of(g) for g in raw["groups"]}
-        weights = str(raw["weights"])
-        if Path(weights).name != weights:
-            raise ValueError(f"the weights are said to lie at {weights}")
-        return {"model": raw["model"], "weights": weights, "sha256": raw["sha256"], "groups": groups, "keep": keep}
+        told = {name: made(str, raw[name]) for name in ("model", "weights", "sha256")}
+        if Path(told["weights"]).name != told["weights"]:
+            raise ValueError(f"the weights are said to lie at {told['weights']}")
+        return {**told, "bytes": made(int | None, raw.get("bytes")), "groups": groups, "keep": keep}
     except PruneError:
         raise
     except FileNotFoundError as error:
@@ -200,26 +221,30 @@ def _read_plan(path: Path) -> dict[str, Any]:
         raise PruneError(f"{path} is damaged or incomplete ({why}): save the plan again, or copy it anew") from error
 
 
-def _group_of(raw: dict[str, Any], version: str) -> Group:
-    members, norms = (_members_of(raw.get(key, ()), raw["units"], version) for key in ("members", "norms"))
-    parts = [Part(**p) for p in raw.get("parts", ())]
-    numbers = [raw["units"], *(n for m in (*members, *norms) for n in (m.dim, m.block))]
-    numbers += [n for p in parts for n in (p.unit, p.outputs, p.passes, p.of)]
-    if not all(type(n) is int for n in numbers):
-        raise ValueError(f"a number of group {raw['name']} is none")
-    return Group(str(raw["name"]), raw["units"], members, bool(raw["exact"]), tuple(parts), norms)
+def _group_of(raw: dict[str, Any], version: str, most: int) -> Group:
+    count = made(int, raw["units"])
+    members, norms = (_members_of(raw.get(key, []), count, version, most) for key in ("members", "norms"))
+    parts = made(tuple[Part, ...], raw.get("parts", []))
+    numbers = [count, *(n for m in (*members, *norms) for n in (m.block, *m.tile)), *(p.outputs for p in parts)]
+    if not 1 <= min(numbers) <= max(numbers) <= most or not all(0 <= p.passes <= p.outputs <= most for p in parts):
+        raise ValueError(f"a number of group {raw['name']} is none of this model's")
+    return Group(made(str, raw["name"]), count, members, made(bool, raw["exact"]), parts, norms)
 
 
-def _members_of(raw: Sequence[dict[str, Any]], count: int, version: str) -> tuple[Member, ...]:
+def _members_of(raw: Sequence[dict[str, Any]], count: int, version: str, most: int) -> tuple[Member, ...]:
     found = []
     for told in raw:
-        values = {**told, "tile": tuple(told.get("tile", (1, 1)))}
+        values = dict(told)
         if version == FORMATS[1]:  # a run of blocks from an offset on, perhaps of a part of the dimension
             first, block = values.pop("offset", 0), values.get("block", 1)
+            if not 1 <= count * block <= most:
+                raise ValueError(f"{count} units of {block} entries are more than the model has")
             values["index"] = [list(range(first + u * block, first + (u + 1) * block)) for u in range(count)]
-        if "index" in values:
-            values["index"] = torch.tensor(values["index"], dtype=torch.int64).view(count, -1)
-        found.append(Member(**values))
+        table = values.pop("index", None)
+        member = made(Member, values)
+        if table is not None:
+            member = replace(member, index=torch.tensor(table, dtype=torch.int64).view(count, -1))
+        found.append(member)
     return tuple(found)
 
 
@@ -232,12 +257,12 @@ def _keep_of(raw: dict[str, Any]) -> Tensor:
     return kept
 
 
-def _read_weights(path: Path, digest: str) -> dict[str, Tensor]:
+def _read_weights(path: Path, plan: dict[str, Any]) -> dict[str, Tensor]:
     try:
-        data = path.read_bytes()
+        data = read_whole(path, plan["bytes"])
     except OSError as error:
         raise PruneError(f"the weights of the plan, {path}, cannot be read: {error}. Copy the whole folder") from error
-    if hashlib.sha256(data).hexdigest() != digest:
+    if hashlib.sha256(data).hexdigest() != plan["sha256"]:
         raise PruneError(f"{path} ({len(data):,} bytes) is damaged or cut short: its checksum is not the plan's")
     try:
         return load_tensors(data)

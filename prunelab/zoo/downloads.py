@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 from tqdm.auto import tqdm
 
+from ..files import read_whole
 from .data import Data, ZooError, digits
 
 TIMEOUT = 30  # seconds without a single byte before a mirror counts as dead
@@ -31,10 +32,11 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class File:
-    """A file of a data set: its name, the MD5 its publisher gives, and addresses that offer it."""
+    """A file of a data set: its name, the MD5 its publisher gives, its size in bytes, and addresses that offer it."""
 
     name: str
     md5: str
+    size: int
     urls: tuple[str, ...]
 
 
@@ -67,7 +69,6 @@ def _download(files: list[File], folder: Path) -> None:
         with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as aside:
             for file in files:
                 _fetch(file, Path(aside) / file.name)
-                _checked(Path(aside) / file.name, file)
             for file in files:
                 os.replace(Path(aside) / file.name, folder / file.name)
     except (OSError, HTTPException) as error:  # an URLError is an OSError too
@@ -78,27 +79,32 @@ def _download(files: list[File], folder: Path) -> None:
 
 
 def _fetch(file: File, target: Path) -> None:
-    for url in file.urls[:-1]:
+    """The file from the first mirror that offers it whole: a cut one, or a portal's page of login, is none."""
+    for url in file.urls:
         try:
-            return _retrieve(url, target)
-        except (OSError, HTTPException):
-            continue  # the last mirror's failure is the one to report
-    return _retrieve(file.urls[-1], target)
+            _retrieve(url, target, file.size)
+            _checked(target, file)
+            return
+        except (OSError, HTTPException, ZooError):
+            if url == file.urls[-1]:  # whose failure is the one to report
+                raise
 
 
-def _retrieve(url: str, target: Path) -> None:
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as response, open(target, "wb") as out:
-        size = int(response.headers.get("Content-Length") or 0)
-        with tqdm(total=size or None, desc=target.name, unit="B", unit_scale=True, leave=False) as bar:
-            while chunk := response.read(CHUNK):
-                out.write(chunk)
-                bar.update(len(chunk))
+def _retrieve(url: str, target: Path, size: int) -> None:
+    with (
+        urllib.request.urlopen(url, timeout=TIMEOUT) as response,
+        open(target, "wb") as out,
+        tqdm(total=size, desc=target.name, unit="B", unit_scale=True, leave=False) as bar,
+    ):
+        while out.tell() <= size and (chunk := response.read(CHUNK)):
+            out.write(chunk)
+            bar.update(len(chunk))
 
 
 def _checked(path: Path, file: File) -> bytes:
     """The content that was hashed is the content that is returned, so nothing can change in between."""
     try:
-        content = path.read_bytes()
+        content = read_whole(path, file.size + CHUNK)
     except OSError as error:
         raise ZooError(f"{path} can't be read ({error.strerror}): make it readable, or delete it") from error
     # MD5 is what publishers of data sets give. It finds damage; no file here could do harm when parsed.
@@ -181,6 +187,7 @@ CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog",
 CIFAR_FILE = File(
     "cifar-10-binary.tar.gz",
     "c32a1d4ab5d03f1284b67883e8d87530",
+    170_052_171,
     ("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",),
 )
 
@@ -189,12 +196,21 @@ FASHION_SCALE = ((0.2860,), (0.3530,))
 CIFAR_SCALE = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 
 
+# The publisher's bucket and repository, over TLS, which torchvision's own mirror does without.
+FASHION_MIRRORS = (
+    "https://fashion-mnist.s3.eu-central-1.amazonaws.com/",
+    "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+)
+FASHION_SIZES = (26_421_880, 29_515, 4_422_102, 5_148)
+
+
 def fashion_files() -> tuple[File, ...]:
-    """Train images, train labels, test images, test labels: torchvision's own names, hashes and mirrors."""
+    """Train images, train labels, test images, test labels: torchvision's own names and hashes."""
     from torchvision.datasets import FashionMNIST  # here, because it takes a second that digits don't need
 
     return tuple(
-        File(name, md5, tuple(mirror + name for mirror in FashionMNIST.mirrors)) for name, md5 in FashionMNIST.resources
+        File(name, md5, size, tuple(mirror + name for mirror in FASHION_MIRRORS))
+        for (name, md5), size in zip(FashionMNIST.resources, FASHION_SIZES, strict=True)
     )
 
 

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..files import read_json
 from .data import ZooError
 from .downloads import cache_dir
 
@@ -186,7 +187,7 @@ def _check(folder: Path) -> None:
     """ZooError for a file that is missing, cut short, or not the one on the card."""
     again = f"delete {folder} and call again"
     try:
-        files = json.loads((folder / CARD).read_text(encoding="utf-8"))["files"]
+        files = read_json(folder / CARD)["files"]
         for name, said in files.items():
             path = folder / name
             size = path.stat().st_size

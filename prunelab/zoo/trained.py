@@ -15,12 +15,15 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from ..files import write_whole
+from ..files import alone, read_json, read_whole, write_whole
 from .data import ZooError
 from .networks import cnn, mlp, resnet, vit
 
 REMAKE = "python -m prunelab.lab checkpoints"
 CARDS = "checkpoints.json"
+SMALL = 1000  # sizes up to here need no weight to show for it
+SPARE = 1 << 20  # bytes more than a card says are read, and found to be wrong
+EVERY = {"architecture": str, "parameters": int, "bytes": int, "sha256": str}  # what each card says
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"cnn": cnn, "mlp": mlp, "vit": vit, "resnet": resnet}
 NEW = ".safetensors.new"  # the weights of a card just written, until they have their name
 
@@ -40,14 +43,15 @@ def cards(folder: Path | None = None) -> dict[str, dict[str, Any]]:
     """
     path = (folder or data_dir()) / CARDS
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except OSError as error:
         raise ZooError(f"{path} can't be read ({error.strerror}). To make it again: {REMAKE}") from error
     except ValueError as error:
         raise ZooError(f"{path} is not valid JSON ({error}). Delete it and run: {REMAKE}") from error
-    every = {"architecture", "parameters", "bytes", "sha256"}
-    if not isinstance(found, dict) or not all(isinstance(c, dict) and every <= c.keys() for c in found.values()):
-        raise ZooError(f"{path} lacks {', '.join(sorted(every))} for some name. Delete it and run: {REMAKE}")
+    if not isinstance(found, dict) or not all(isinstance(c, dict) and EVERY.keys() <= c.keys() for c in found.values()):
+        raise ZooError(f"{path} lacks {', '.join(sorted(EVERY))} for some name. Delete it and run: {REMAKE}")
+    if any(type(card[key]) is not kind for card in found.values() for key, kind in EVERY.items()):
+        raise ZooError(f"{path} has a card whose {' or '.join(sorted(EVERY))} is none. Delete it and run: {REMAKE}")
     return found
 
 
@@ -90,12 +94,19 @@ def save_checkpoint(
         "torch": torch.__version__,
     }
     _build(name, full, content)
+    _json(full)  # an error before anything is written
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder / CARDS):
+        _write(name, full, content, folder)
+    return full
+
+
+def _write(name: str, card: dict[str, Any], content: bytes, folder: Path) -> None:
     # A damaged card file is not overwritten: it may be a learner's only copy of the other cards.
-    everything = {**(cards(folder) if (folder / CARDS).exists() else {}), name: full}
+    everything = {**(cards(folder) if (folder / CARDS).exists() else {}), name: card}
     readme = folder / "README.md"
     table = with_table(readme.read_text(encoding="utf-8"), everything).encode() if readme.exists() else None
     text = _json(everything).encode()
-    folder.mkdir(parents=True, exist_ok=True)
     path, new = folder / f"{name}.safetensors", folder / f"{name}{NEW}"
     # Interrupted before the card is there, the old one describes the old weights; after it, `_content` finds the new.
     write_whole(new, content)
@@ -103,7 +114,6 @@ def save_checkpoint(
     os.replace(new, path)
     if table is not None:
         write_whole(readme, table)
-    return full
 
 
 def _json(everything: Mapping[str, Any]) -> str:
@@ -139,9 +149,9 @@ def _content(path: Path, card: Mapping[str, Any]) -> bytes:
     """The bytes of a checkpoint, hashed before anybody looks at what they say."""
     new = path.with_name(f"{path.stem}{NEW}")
     try:
-        content = path.read_bytes() if path.exists() or not new.exists() else b""
+        content = read_whole(path, card["bytes"] + SPARE) if path.exists() or not new.exists() else b""
         if new.exists() and hashlib.sha256(content).hexdigest() != card.get("sha256"):
-            content = new.read_bytes()
+            content = read_whole(new, card["bytes"] + SPARE)
     except OSError as error:
         raise ZooError(f"{path} can't be read ({error.strerror}). To make it again: {REMAKE}") from error
     found = hashlib.sha256(content).hexdigest()
@@ -160,11 +170,20 @@ def _build(name: str, card: Mapping[str, Any], content: bytes) -> nn.Module:
             f"the card of {name!r} has the architecture {architecture!r}: known are {', '.join(ARCHITECTURES)}"
         )
     try:
+        state = safetensors.torch.load(content)
+        _check_sizes(arguments, max(SMALL, len(state), *(n for t in state.values() for n in t.shape)))
         model = ARCHITECTURES[architecture](**arguments)
-        model.load_state_dict(safetensors.torch.load(content))
-    except (TypeError, RuntimeError, safetensors.SafetensorError) as error:
+        model.load_state_dict(state)
+    except (TypeError, ValueError, AttributeError, RuntimeError, safetensors.SafetensorError) as error:
         raise ZooError(
             f"the weights of {name!r} do not fit the network its card describes, {architecture} with "
             f"{arguments}: {error}"
         ) from error
     return model
+
+
+def _check_sizes(arguments: Mapping[str, Any], most: int) -> None:
+    """ValueError for a size beyond that of any weight: a card may say what it will, and memory is taken for it."""
+    lists = [value if isinstance(value, (list, tuple)) else [value] for value in arguments.values()]
+    if any(len(one) > most or any(isinstance(n, (int, float)) and n > most for n in one) for one in lists):
+        raise ValueError(f"no weight has a size above {most}")

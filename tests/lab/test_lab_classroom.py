@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -15,7 +16,8 @@ def hand_in(folder, **guesses):
     place = folder / f"ada-{number}" / "progress.json"
     place.parent.mkdir()
     predictions = {id: {"guess": guess, "at": "2026-01-01"} for id, guess in guesses.items()}
-    place.write_text(json.dumps({"schema": 1, "predictions": predictions, "exercises": {}, "scoreboard": {}}))
+    content = {"schema": 1, "predictions": predictions, "exercises": {}, "scoreboard": {}, "learner": f"of {number}"}
+    place.write_text(json.dumps(content))
 
 
 def test_guesses_are_counted_for_each_option_and_each_fifth_of_a_slider(tmp_path):
@@ -47,7 +49,7 @@ def test_the_bars_say_the_question_the_result_and_no_name(tmp_path):
 def test_a_few_files_could_be_traced_and_are_refused(tmp_path):
     for _ in range(2):
         hand_in(tmp_path, **{"00-half": 0.9})
-    with pytest.raises(PruneError, match="holds 2 progress files"):
+    with pytest.raises(PruneError, match="holds the progress files of 2 learners"):
         classroom.gather(tmp_path)
     hand_in(tmp_path, **{"01-random": 0.9})
     assert classroom.gather(tmp_path) == [], "three learners, but no question that three have answered"
@@ -68,5 +70,34 @@ def test_other_files_are_passed_over(tmp_path, text):
 def test_a_guess_that_the_question_does_not_allow_is_left_out(tmp_path):
     for guess in (0.5, 0.5, 0.5, 7, "half"):
         hand_in(tmp_path, **{"00-half": guess, CHOICE.id: "an old option"})
+    (tally,) = classroom.gather(tmp_path)
+    assert tally.learners == 3
+
+
+def test_a_learner_counts_once_whatever_files_there_are(tmp_path):
+    """A second machine's copy, a backup under another name, a first edition's file twice: still two learners."""
+    for _ in range(2):
+        hand_in(tmp_path, **{"00-half": 0.9})
+    first = (tmp_path / "ada-0" / "progress.json").read_text()
+    (tmp_path / "ada at home.json").write_text(first)
+    (tmp_path / "ada-0" / "progress.20260101.backup.json").write_text(first)
+    assert "00-half" in first
+    with pytest.raises(PruneError, match="of 2 learners"):
+        classroom.gather(tmp_path)
+    old = json.dumps({"schema": 1, "predictions": {"00-half": {"guess": 0.1}}})
+    for name in ("grace", "grace again"):
+        (tmp_path / f"{name}.json").write_text(old)
+    (tally,) = classroom.gather(tmp_path)
+    assert tally.learners == 3
+
+
+def test_one_learners_bad_file_stops_nobody(tmp_path):
+    for _ in range(3):
+        hand_in(tmp_path, **{"00-half": 0.5})
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / "huge.json").write_text('{"schema": 2, "predictions": {"00-half": {"guess": ' + "9" * 9000 + "}}}")
+    if os.name == "posix":
+        os.mkfifo(tmp_path / "pipe.json")
+        (tmp_path / "device.json").symlink_to("/dev/zero")
     (tally,) = classroom.gather(tmp_path)
     assert tally.learners == 3

@@ -171,6 +171,23 @@ def test_reset_asks_first_and_keeps_a_backup(home, capsys):
     lab.reset(confirm=True)  # nothing there: nothing happens
 
 
+def test_a_reset_makes_no_other_learner(home):
+    progress.current().record("exercises", "01-1", {"solved": True})
+    (before,) = (json.loads(p.read_text())["learner"] for p in home.glob("*.json"))
+    lab.reset(confirm=True)
+    progress.current().record("exercises", "01-1", {"solved": True})
+    assert {json.loads(p.read_text())["learner"] for p in home.glob("*.json")} == {before}
+
+
+def test_home_may_begin_with_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv("PRUNELAB_HOME", "~/mine")
+    assert progress.current().path == tmp_path / "mine" / "progress.json"
+    monkeypatch.setenv("PRUNELAB_HOME", "~nobody-of-this-name/mine")
+    assert progress.current().path.parts[-2] == "mine"
+
+
 def test_an_exams_attempts_outlast_a_reset(home):
     for solved in (False, True):
         exercise.record("16-exam", solved)

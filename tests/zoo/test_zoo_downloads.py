@@ -85,7 +85,7 @@ def fashion(monkeypatch):
     ]
     contents = [idx_file(a) for a in arrays]
     files = tuple(
-        downloads.File(f.name, md5(c), ("a/" + f.name, "b/" + f.name))
+        downloads.File(f.name, md5(c), len(c), ("a/" + f.name, "b/" + f.name))
         for f, c in zip(pictures.fashion_files(), contents, strict=True)
     )
     monkeypatch.setattr(pictures, "fashion_files", lambda: files)
@@ -101,7 +101,7 @@ def cifar(monkeypatch):
         for name in names  # in the archive's own, unsorted order
     }
     content = cifar_file(batches)
-    file = downloads.File(pictures.CIFAR_FILE.name, md5(content), ("c/cifar",))
+    file = downloads.File(pictures.CIFAR_FILE.name, md5(content), len(content), ("c/cifar",))
     monkeypatch.setattr(pictures, "CIFAR_FILE", file)
     return batches, content
 
@@ -157,6 +157,8 @@ def test_published_hashes_are_the_ones_asked_for():
     assert files["t10k-labels-idx1-ubyte.gz"].md5 == "bb300cfdad3c16e7a12a480ee83cd310"
     assert len(files) == 5
     assert all(len(f.md5) == 32 and f.urls for f in files.values())
+    assert all(url.startswith("https://") for f in files.values() for url in f.urls)
+    assert sum(f.size for f in files.values()) == 170_052_171 + 30_878_645
 
 
 def test_the_cache_is_where_it_was_asked_to_be(monkeypatch, tmp_path):
@@ -179,6 +181,36 @@ def test_a_download_fills_the_cache_once_and_tries_the_next_mirror(fashion, monk
     assert everything_in(tmp_path) == raw | {"FashionMNIST", "FashionMNIST/raw"}
     assert len(zoo.load("fashion-mnist").test) == 10
     assert len(asked) == 8
+
+
+class Endless(io.RawIOBase):
+    """A server that never stops."""
+
+    sent = 0
+
+    def read(self, size=-1):
+        self.sent += size
+        return bytes(size)
+
+
+@pytest.mark.parametrize(
+    "portal",
+    [
+        lambda content: b"<html>log in first</html>",
+        lambda content: content[:-1],
+        lambda content: b"",
+        lambda _: Endless(),
+    ],
+    ids=["portal", "short", "empty", "endless"],
+)
+def test_what_is_not_the_file_leads_to_the_next_mirror(fashion, monkeypatch, tmp_path, portal):
+    _, contents = fashion
+    answers = {f"a/{name}": portal(content) for name, content in contents.items()}
+    asked = serve(monkeypatch, answers | {f"b/{name}": content for name, content in contents.items()})
+    assert len(zoo.load("fashion-mnist", root=tmp_path).test) == 10
+    assert len(asked) == 8
+    for answer in answers.values():
+        assert getattr(answer, "sent", 0) <= 2 * downloads.CHUNK, "no more is taken than was published"
 
 
 def test_only_what_is_missing_is_downloaded(fashion, monkeypatch, tmp_path):

@@ -6,17 +6,17 @@ import copy
 import json
 import os
 import re
-import shutil
+import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import platformdirs
-from filelock import FileLock, Timeout
 
-from ...files import write_whole
+from ...files import LARGEST, alone, plain, read_whole, write_whole
 from ..show import display
 
 SCHEMA = 2
@@ -84,33 +84,41 @@ class Store:
         self.pending.append(put)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{self.path}.lock", timeout=LOCK_SECONDS):
+            with alone(self.path, LOCK_SECONDS):
                 content = self._load()
                 for waiting in self.pending:
                     waiting(content)
                 self._write(content)
-        except (OSError, Timeout) as error:
+        except OSError as error:  # filelock's Timeout is one
             self._cannot(error)
         else:
             self.pending, self.seen = [], content
 
     def reset(self) -> Path | None:
         """Move the file to a backup beside it; its new place, or None if there was nothing. Exams' attempts go on."""
-        exams = {id: one for id, one in self.read()["exercises"].items() if id.endswith(EXAM) and isinstance(one, dict)}
-        self.pending, self.seen = [], _empty()
+        if not self.path.exists():
+            self.pending, self.seen = [], _empty()
+            return None
         try:
-            kept = self._move("backup") if self.path.exists() else None
+            with alone(self.path, LOCK_SECONDS):
+                before = self.read()
+                kept = self._move("backup")
+                exams = {
+                    id: {"solved": False, "tries": one.get("tries", 0)}
+                    for id, one in before["exercises"].items()
+                    if id.endswith(EXAM) and isinstance(one, dict)
+                }
+                self.pending, self.seen = [], _empty() | {"learner": before.get("learner"), "exercises": exams}
+                self._write(self.seen)
         except OSError as error:
             display.notice(f"The progress file could not be moved ({error}); it is as it was.")
             return None
-        for id, one in exams.items():
-            self.record("exercises", id, {"solved": False, "tries": one.get("tries", 0)})
         return kept
 
     def _load(self) -> dict[str, Any]:
         """What the file says; one that is damaged is set aside. OSError if it can't be read or is a newer one."""
         try:
-            content = parse(self.path.read_bytes())
+            content = parse(read_whole(self.path, LARGEST))
         except FileNotFoundError:
             content = _empty()
         except ValueError as error:
@@ -120,11 +128,14 @@ class Store:
 
     def _write(self, content: dict[str, Any]) -> None:
         kept = self.path.with_name("progress.first-edition.json")
-        if self.path.exists() and not kept.exists() and _schema(json.loads(self.path.read_bytes())) == 1:
-            shutil.copyfile(self.path, kept)  # a first edition can't read what is written now
+        if self.path.exists() and not kept.exists():
+            before = read_whole(self.path, LARGEST)
+            if _schema(plain(before)) == 1:
+                write_whole(kept, before, private=True)  # a first edition can't read what is written now
         named = {s: {_renamed(k, LESSONS): v for k, v in content[s].items()} for s in SECTIONS}
+        content["learner"] = content.get("learner") or uuid.uuid4().hex  # so that a class counts nobody twice
         text = json.dumps(content | named | {"schema": SCHEMA}, indent=1, ensure_ascii=False) + "\n"
-        write_whole(self.path, text.encode())
+        write_whole(self.path, text.encode(), private=True)
 
     def _cannot(self, why: object) -> dict[str, Any]:
         if not self.said:
@@ -156,10 +167,7 @@ def parse(text: bytes) -> dict[str, Any]:
 
     ValueError if it is none, OSError if a newer prunelab wrote it.
     """
-    try:
-        content = json.loads(text)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+    content = plain(text)
     version = _schema(content)
     if version is not None and version > SCHEMA:
         raise OSError(f"a newer prunelab wrote it (schema {version}); update this one to use it")
@@ -187,6 +195,8 @@ _stores: dict[Path, Store] = {}
 def current() -> Store:
     """The store in PRUNELAB_HOME, or in the system's place for a program's data."""
     folder = Path(os.environ.get("PRUNELAB_HOME") or platformdirs.user_data_dir("prunelab", appauthor=False))
+    with suppress(RuntimeError):  # a "~" of nobody's is a folder's name
+        folder = folder.expanduser()
     return _stores.setdefault(folder, Store(folder))
 
 

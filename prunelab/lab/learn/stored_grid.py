@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from ... import zoo
 from ...core import PruneError
+from ...files import read_json
 from ...measurement import mean_interval
 
 Run = dict[str, Any]
@@ -23,7 +23,7 @@ def grid(name: str) -> list[Run]:
     """The runs of a stored grid. PruneError if the file is missing or damaged names the command that remakes it."""
     file = path(name)
     try:
-        return json.loads(file.read_text(encoding="utf-8"))["runs"]
+        return read_json(file)["runs"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PruneError(
             f"the grid {file.name} can't be read ({type(error).__name__}: {error}). Restore it from the repository, or "

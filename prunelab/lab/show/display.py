@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import functools
 import re
+import sys
 import warnings
 from html import escape
 from pathlib import Path
@@ -37,7 +38,8 @@ def emit(data: dict[str, Any], metadata: dict[str, Any]) -> None:
     if shell is not None and hasattr(shell, "kernel"):
         display(data, metadata=metadata, raw=True)  # type: ignore[no-untyped-call, unused-ignore]
     elif "text/plain" in data:
-        print(data["text/plain"])
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # a console that knows no stars gets "?"
+        print(data["text/plain"].encode(encoding, "replace").decode(encoding))
 
 
 def show(

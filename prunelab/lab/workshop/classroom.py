@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...core import PruneError
+from ...files import LARGEST, read_whole
 from ..learn import progress
 from ..learn.predict import exact
 from . import contents, course
@@ -33,13 +35,18 @@ class Tally:
 def gather(folder: Path) -> list[Tally]:
     """The tallies of all progress files in a folder and the folders in it, in the course's order.
 
-    Files that are no progress files are passed over. PruneError with fewer than three, or where there is none.
+    A learner of several files counts once. Files that are no progress files are passed over. PruneError with fewer
+    than three learners.
     """
     files = sorted(Path(folder).rglob("*.json"))
-    learners = [x for x in map(_predictions, files) if x is not None]
+    by_id: dict[str, dict[str, Any]] = {}
+    for id, guesses in filter(None, map(_predictions, files)):
+        by_id.setdefault(id, {}).update(guesses)
+    learners = list(by_id.values())
     if len(learners) < FEWEST:
         raise PruneError(
-            f"{folder} holds {len(learners)} progress files (of {len(files)} JSON files); at least {FEWEST} are needed "
+            f"{folder} holds the progress files of {len(learners)} learners (and {len(files)} JSON files in all); at "
+            f"least {FEWEST} are needed "
             "(fewer could be traced to a person). A learner's is called progress.json; lab.progress() shows where."
         )
     asked = [q for path in course.notebooks() for q in contents.questions(course.read(path))]
@@ -63,15 +70,17 @@ def _text(tally: Tally) -> str:
     return "\n".join([f"{asked.id}  {asked.text}", f"  (the result: {asked.result}; {tally.learners} learners)", *bars])
 
 
-def _predictions(path: Path) -> dict[str, Any] | None:
-    """The guesses of one file by question; None if it is not a progress file."""
+def _predictions(path: Path) -> tuple[str, dict[str, Any]] | None:
+    """Whose file it is, and the guesses in it by question; None if it is not a progress file."""
     if path.name.endswith(progress.BACKUPS):
         return None  # of a learner who is counted already
     try:
-        records = progress.parse(path.read_bytes())["predictions"]
-        return {id: record["guess"] for id, record in records.items() if "guess" in record}
+        data = read_whole(path, LARGEST)
+        content = progress.parse(data)
+        guesses = {id: record["guess"] for id, record in content["predictions"].items() if "guess" in record}
     except (OSError, ValueError, TypeError):
         return None
+    return str(content.get("learner") or hashlib.sha256(data).hexdigest()), guesses  # first editions know no learner
 
 
 def _count(question: contents.Question, guesses: list[Any]) -> dict[str, int]:

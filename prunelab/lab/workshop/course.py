@@ -11,7 +11,7 @@ import nbformat
 
 from ... import zoo
 from ...core import PruneError
-from ...files import write_whole
+from ...files import read_json, read_whole, write_whole
 
 PATTERN = "[0-9][0-9]_*.ipynb"
 MANIFEST = ".prunelab.json"  # in a learner's folder: what each notebook was when it was copied
@@ -70,11 +70,11 @@ def _copy(source: Path, target: Path, before: dict[str, str]) -> str:
 
 def _manifest(target: Path) -> dict[str, str]:
     try:
-        known = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
+        known = read_json(target / MANIFEST)
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(read_whole(path)).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ... import zoo
+from ...files import read_json
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,6 @@ def summary(runs: list[list[float]]) -> Timing:
 def stored() -> dict[str, Any]:
     """All that is stored, as it lies in the file; empty where nothing is."""
     try:
-        return json.loads(path().read_text(encoding="utf-8"))
+        return read_json(path())
     except (OSError, ValueError):
         return {}
