@@ -7,7 +7,7 @@ import pytest
 from prunelab.lab.workshop import contents, course, editions, pages
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-NUMBERS = ("00", "02", "13")
+NUMBERS = ("00", "02", "09", "13")
 LEAST = 0.55  # of a page's size; a screen of a room is read at that
 
 # Each slide by the same key that a speaker presses: how large it is shown, whether it fits, and whether it is empty.
