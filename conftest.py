@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent
-LLAMAS = ("13_", "14_")  # the notebooks that need a language model
+LLAMAS = ("13_", "14_", "15_")  # the notebooks that need a language model
 
 
 def pytest_configure(config):
@@ -35,15 +35,17 @@ def pytest_xdist_make_scheduler(config, log):
             notebook = re.search(r"test_browser\.py::.*\[(\d\d_\w+)", nodeid)
             return f"{super()._split_scope(nodeid)} {notebook[1] if notebook else ''}"
 
+    config.option.loadscopereorder = False  # by number of tests, a notebook of ninety seconds would come last
     return ByNotebook(config, log)
 
 
 def pytest_collection_modifyitems(items):
-    """The Llama is fetched here, once; where it can't be had, the cells of its notebooks are skipped."""
+    """Notebooks come first, for they take longest; the Llama is fetched once, and where it can't be had they skip."""
+    items.sort(key=lambda item: (item.path.suffix != ".ipynb", "browser" not in item.path.parts))
     needy = [item for item in items if item.path.name.startswith(LLAMAS)]
     if needy and (reason := _no_llama()):
         for item in needy:
-            item.add_marker(pytest.mark.skip(f"the Llama of notebooks 13 and 14 can't be had: {reason}"))
+            item.add_marker(pytest.mark.skip(f"the Llama of notebooks 13 to 15 can't be had: {reason}"))
 
 
 def _no_llama():

@@ -3,6 +3,7 @@
 import pytest
 
 import prunelab as pl
+from prunelab import lab
 
 
 @pytest.mark.parametrize(
@@ -10,8 +11,8 @@ import prunelab as pl
     [
         (pl.recovery, "reestimate", pl.recovery.recalibrate_batchnorm),
         (pl.budget, "How", pl.budget.SearchOptions),
-        (pl.measurement, "pitfalls", pl.measurement.physics),
-        (pl.measurement, "verdict", pl.measurement.physics.verdict),
+        (pl.measurement, "pitfalls", lab.physics),
+        (pl.measurement, "roofline", lab.physics.roofline),
     ],
 )
 def test_an_old_name_warns_and_works(package, old, new):

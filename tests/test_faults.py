@@ -171,7 +171,7 @@ ONE_WHOLE = {
     "recovery.checkpoints",
 }  # fmt: skip
 # Logs of a line a run, whose last line a kill may cut; and folders filled aside, then renamed: each has its own tests.
-ELSEWHERE = {"lab.author.resuming", "reconstruction.blockwise", "zoo.llama"}
+ELSEWHERE = {"lab.author.grids", "reconstruction.blockwise", "zoo.llama"}
 
 
 def writes(source: str) -> set[str]:

@@ -14,9 +14,10 @@ from torch import nn
 import prunelab as pl
 from prunelab import movement, recovery, zoo
 from prunelab.criteria import CRITERIA
+from prunelab.lab.lessons.physics import products
 from prunelab.language import next_token_loss, next_tokens
 from prunelab.masking import current_masks
-from prunelab.measurement import Conditions, compare, evaluate, macs, perplexity, products, rates
+from prunelab.measurement import Conditions, compare, evaluate, macs, perplexity, rates
 from prunelab.reconstruction import SparseGPT, Wanda, blockwise
 from prunelab.sensitivity import scan
 from prunelab.surgery import difference

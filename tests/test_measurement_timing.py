@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from prunelab.core import PruneError
+from prunelab.lab.lessons import physics
 from prunelab.masking import apply, bake
-from prunelab.measurement import compare, latency, physics, roofline
+from prunelab.measurement import compare, latency
 from prunelab.measurement.timing import Conditions, _affordable, _rotated, median_interval
 
 X = torch.randn(16, 32)
@@ -127,7 +128,7 @@ class Remembering(nn.Module):
     [
         latency,
         lambda m, x: compare({"a": m}, x),
-        lambda m, x: roofline(m, x, rounds=7),
+        lambda m, x: physics.roofline(m, x, rounds=7),
         lambda m, x: physics.threads(m, x, (1,), rounds=7),
         lambda m, x: physics.batch_size(m, x, (1,), rounds=7),
         lambda m, x: physics.unbaked(m, {}, x, rounds=7),

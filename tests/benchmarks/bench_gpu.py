@@ -36,7 +36,8 @@ from torch.nn import functional as F
 
 import prunelab as pl
 from prunelab.files import write_whole
-from prunelab.measurement import Comparison, compare, macs, peak_memory, products, rates
+from prunelab.lab.lessons.physics import products
+from prunelab.measurement import Comparison, compare, macs, peak_memory, rates
 from prunelab.measurement.timing import Conditions, in_turns
 
 PACKAGES = ("torch", "torchvision", "transformers", "numpy", "scipy", "triton")

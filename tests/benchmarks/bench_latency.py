@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import prunelab as pl
-from prunelab import surgery, zoo
-from prunelab.measurement import physics
+from prunelab import lab, surgery, zoo
 
 
 @cache
@@ -75,30 +74,30 @@ def zero_matrix() -> float:
 
 def csr(sparsity: float) -> float:
     """How many times faster than dense a CSR product with 64 columns is."""
-    return pl.measurement.products(512, 64, [sparsity], kernels=["csr"]).rows[-1].speedup.ratio
+    return lab.physics.products(512, 64, [sparsity], kernels=["csr"]).rows[-1].speedup.ratio
 
 
 def crossing(columns: int) -> float:
     """From which share of zeros on CSR wins; 1 for never."""
-    found = pl.measurement.crossover(512, columns).sparsity
+    found = lab.physics.crossover(512, columns).sparsity
     return 1.0 if found is None else found
 
 
 def convolutions() -> float:
     """The lowest share of the peak that one of the big convolutions reaches."""
-    roof = pl.measurement.roofline(networks()["dense"], batch(), rounds=7)
+    roof = lab.physics.roofline(networks()["dense"], batch(), rounds=7)
     big = [x for x in roof.layers if x.name in ("conv2", "conv3", "conv4")]
     return min(x.macs / x.measured.p50 for x in big) / roof.machine.peak
 
 
 def pools() -> float:
     """Which share of the time the poolings take."""
-    return pl.measurement.roofline(networks()["dense"], batch(), rounds=7).share("MaxPool2d")
+    return lab.physics.roofline(networks()["dense"], batch(), rounds=7).share("MaxPool2d")
 
 
 def odd() -> float:
     """How many times as long 33 channels take as 32."""
-    return 1 / physics.odd_channels((32, 33)).speedup["33 channels"].ratio
+    return 1 / lab.physics.odd_channels((32, 33)).speedup["33 channels"].ratio
 
 
 def masks_on() -> float:
@@ -106,7 +105,7 @@ def masks_on() -> float:
     dense = networks()["dense"]
     groups = pl.granularity.filters(dense, batch())
     keep = pl.allocate(pl.criteria.magnitude(dense), groups, 0.5, "layer")
-    return 1 / physics.unbaked(dense, pl.expand(dense, groups, keep), batch(1)).speedup["masks on"].ratio
+    return 1 / lab.physics.unbaked(dense, pl.expand(dense, groups, keep), batch(1)).speedup["masks on"].ratio
 
 
 CLAIMS: dict[str, tuple[Callable[[], float], float, float]] = {  # name -> (measure, at least, at most)
@@ -124,7 +123,6 @@ CLAIMS: dict[str, tuple[Callable[[], float], float, float]] = {  # name -> (meas
     "CSR's crossover, 1 column (no claim)": (lambda: crossing(1), 0.0, 1.0),
     "convolutions' share of the peak": (convolutions, 0.4, math.inf),
     "poolings' share of the time": (pools, 0.05, 1.0),
-    "256 times the work of a tiny layer": (lambda: pl.measurement.floor((1, 16)).longer, 0.0, 1.5),
     "33 channels against 32": (odd, 1.1, math.inf),
     "masks on, one digit": (masks_on, 1.1, math.inf),
 }

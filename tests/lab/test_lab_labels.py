@@ -29,9 +29,9 @@ from prunelab.lab.lessons import (
     lesson_16,
     llamas,
 )
+from prunelab.lab.lessons.physics import Layer, Roofline
 from prunelab.lab.show import figure, plots
 from prunelab.lab.show.readings import Reading
-from prunelab.measurement.physics import Layer, Roofline
 
 SLACK = 1.0  # pixels that two boxes may share, for a box is a little larger than its letters
 

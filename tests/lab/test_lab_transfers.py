@@ -8,9 +8,9 @@ import torch
 from scipy import stats
 
 import prunelab as pl
-from prunelab.lab.author.resuming import resumable
+from prunelab.lab.author.grids import resumable
+from prunelab.lab.learn import stored_grid
 from prunelab.lab.lessons import lesson_07
-from prunelab.lab.show import intervals
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +70,12 @@ def test_every_point_of_the_grid_is_there_once():
 def test_the_interval_is_students():
     dice = np.random.default_rng(0)
     one, other = dice.normal(size=(5, 3)), dice.normal(size=(5, 3))
-    found = intervals.ahead(one, other)
+    found = stored_grid.ahead(one, other)
     for i in range(3):
         theirs = stats.ttest_rel(one[:, i], other[:, i]).confidence_interval(0.95)
         assert (found.low[i], found.high[i]) == pytest.approx((theirs.low, theirs.high))
     with pytest.raises(ValueError, match="at least two"):
-        intervals.ahead(one[:1], other[:1])
+        stored_grid.ahead(one[:1], other[:1])
 
 
 def test_an_interrupted_grid_goes_on(tmp_path):

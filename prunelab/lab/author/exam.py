@@ -20,5 +20,5 @@ def by_teacher(paper: Exam) -> nn.Module:
 
 
 def by_search(paper: Exam) -> nn.Module:
-    """Fails: the search's own answer, whose steps the paper has not counted, and which is no way ahead of its own control."""
+    """Fails: the search's own answer, whose steps the paper has not counted, and no way ahead of its own control."""
     return fit_budget(paper.model, paper.data, latency=paper.budget, recover_steps=paper.steps, progress=False).model

@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
 from ...files import write_whole
 from ..learn import exercise, stored_grid
-from ..learn.stored_grid import Grid
-from .resuming import resumable
+from ..learn.stored_grid import Grid, Run
 
 
 def known() -> dict[str, Grid]:
@@ -39,3 +40,28 @@ def remake(names: list[str] | None = None) -> None:
         text = json.dumps({**made, **versions, "runs": runs}, indent=1) + "\n"
         write_whole(stored_grid.path(name), text.encode())
         print(f"{name}: {len(runs)} runs in {time.perf_counter() - start:.0f} s")
+
+
+def resumable(path: Path, points: Iterable[Run], run: Callable[[Run], Run]) -> Iterator[Run]:
+    """Each point with what `run` finds of it, a line of `path` each; after the last point the file is removed.
+
+    Interrupted, the next call takes from the file what is there, in the same order, and goes on.
+    """
+    done = _read(path)
+    for point in points:
+        key = json.dumps(point)
+        if key not in done:
+            done[key] = run(point)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([point, done[key]]) + "\n")
+        yield {**point, **done[key]}
+    path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Run]:
+    """What is done, by point; a line that a kill cut off is passed over, and the file mended."""
+    if not path.exists():
+        return {}
+    whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    path.write_text("".join(whole), encoding="utf-8")
+    return {json.dumps(point): found for point, found in map(json.loads, whole)}

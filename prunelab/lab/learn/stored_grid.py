@@ -1,9 +1,10 @@
-"""The runs of a stored grid, an experiment too long for a lesson, and tables of them."""
+"""The runs of a stored grid, an experiment too long for a lesson, tables of them, and how sure a difference is."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from ... import zoo
 from ...core import PruneError
+from ...measurement import mean_interval
 
 Run = dict[str, Any]
 Resumable = tuple[Iterable[Run], Callable[[Run], Run]]  # the points of a long grid, and what is found at one of them
@@ -41,6 +43,21 @@ def collect(runs: list[Run], value: str, by: str, along: str) -> dict[Any, np.nd
 def by_name(runs: list[Run], key: str, value: str) -> dict[str, list[float]]:
     """A list of values for each name, one a network."""
     return {k: [r[value] for r in runs if r[key] == k] for k in dict.fromkeys(r[key] for r in runs)}
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """By how much one method is ahead of another, on average over networks, with the 95 % interval of that mean."""
+
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def ahead(one: np.ndarray, other: np.ndarray) -> Ahead:
+    """Of two tables (networks, ...) of the same networks: the mean of one - other, and Student's interval of it."""
+    apart = np.asarray(one, dtype=float) - np.asarray(other, dtype=float)
+    return Ahead(*mean_interval(apart))
 
 
 def path(name: str) -> Path:

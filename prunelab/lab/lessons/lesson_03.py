@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox
 from torch import Tensor
 
-from ...measurement import Roofline
 from ..learn.exercise import call
 from ..show.figure import COLOURS
 from ..show.vector import INK, PAPER
+from .physics import Roofline
 
 
 def crossings(ax: Axes, runs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:

@@ -17,9 +17,8 @@ from ...measurement import evaluate
 from ...recovery import recalibrate_batchnorm, train
 from ..learn.claim import plain
 from ..learn.exercise import call
-from ..learn.stored_grid import Grid, Resumable, Run, collect
+from ..learn.stored_grid import Ahead, Grid, Resumable, Run, ahead, collect
 from ..show.figure import COLOURS, table
-from ..show.intervals import Ahead, ahead
 from ..show.measuring import measured
 from ..show.plots import curves
 from ..show.vector import INK

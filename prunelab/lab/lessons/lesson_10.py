@@ -20,9 +20,8 @@ from ...recovery import Early, rewind_rates, rewind_weights, train
 from ...recovery.methods import State
 from ..learn.claim import plain
 from ..learn.exercise import call
-from ..learn.stored_grid import Grid, Resumable, Run
+from ..learn.stored_grid import Ahead, Grid, Resumable, Run, ahead
 from ..show.figure import COLOURS, table
-from ..show.intervals import Ahead, ahead
 from ..show.measuring import measured
 from ..show.vector import INK
 from .pruned_networks import CNNS, pruned

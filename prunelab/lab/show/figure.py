@@ -1,4 +1,4 @@
-"""Pictures that everyone can read: an alternative text, colours told apart by anyone, an opaque ground."""
+"""Pictures and tables that everyone can read: an alternative text, colours told apart by anyone, an opaque ground."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ...measurement import Comparison
 from ...text import html as html_table
 from . import display, vector
 from .measuring import NO_CUDA, measured
@@ -160,3 +161,32 @@ def _cell(value: Any, unit: str | None) -> str:
     if value is None:
         return NO_CUDA
     return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
+def race(caption: str, timed: Comparison, columns: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, float]:
+    """Show a comparison as a table, and return how many times faster than the first each one is.
+
+    `columns` stand before the times: column -> network -> value. Whole numbers and texts are shown as they are,
+    fractions as measured shares.
+    """
+    extra = dict(columns or {})
+    rows = [
+        [name, *(_share(values[name]) for values in extra.values()), taken.p50, timed.speedup[name].ratio]
+        for name, taken in timed.latency.items()
+    ]
+    table(caption, {"network": None, **dict.fromkeys(extra), "time": "s", "times faster": "×"}, rows)
+    return {name: found.ratio for name, found in timed.speedup.items()}
+
+
+def trials(caption: str, experiments: Mapping[str, Comparison]) -> dict[str, float]:
+    """Show experiments of two ways each, a row an experiment; return how many times as long the second way takes."""
+    ratios = {name: 1 / list(x.speedup.values())[1].ratio for name, x in experiments.items()}
+    rows = [
+        [name, *(taken.p50 for taken in list(x.latency.values())[:2]), ratios[name]] for name, x in experiments.items()
+    ]
+    table(caption, {"this, and that": None, "this": "s", "that": "s", "times as long": "×"}, rows)
+    return ratios
+
+
+def _share(value: Any) -> Any:
+    return measured(value, "%") if isinstance(value, float) else value

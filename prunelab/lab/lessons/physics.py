@@ -1,4 +1,4 @@
-"""The physics of notebook 02: machine, roofline, sparse kernels, pitfalls, verdicts. Only its lesson uses them."""
+"""The physics of notebooks 02 and 03: machine, roofline, sparse kernels, and the pitfalls of measuring."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks import check_count, known
-from ..core import Masks, PruneError, device_of
-from ..data import to
-from ..masking import apply, bake
-from ..running import call, check_plain, cut, rows, undisturbed
-from ..text import Lines, Tabular, percent, plural, seconds, size
-from .costs import layer_calls
-from .timing import Blocks, Comparison, Conditions, Latency, Speedup, Task, forward, forwards, in_turns
+from ...checks import check_count, known
+from ...core import Masks, PruneError, device_of
+from ...data import to
+from ...masking import apply, bake
+from ...measurement.costs import layer_calls
+from ...measurement.timing import Blocks, Comparison, Conditions, Latency, Speedup, Task, forward, forwards, in_turns
+from ...running import call, check_plain, cut, rows, undisturbed
+from ...text import Lines, Tabular, percent, plural, seconds, size
 
 ROUNDS = 9  # of so many, the interval of the median leaves out the extremes
 STEADY = Conditions(rounds=ROUNDS)
@@ -44,7 +44,6 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "MaxPool2d": (lambda: nn.MaxPool2d(2), (1, 1, 2, 2)),
     "other": (nn.ReLU, (1,)),
 }
-SIZES = (1, 4, 16, 64, 128, 256, 512, 1024)  # inputs and outputs of the linear layers of `floor`
 
 
 @dataclass(frozen=True, repr=False)
@@ -116,44 +115,6 @@ def machine(*, product: int = PRODUCT, buffers: tuple[int, ...] = BUFFERS, on: C
         threads=on.threads,
         device=on.device,
     )
-
-
-@dataclass(frozen=True, repr=False)
-class Floor(Tabular):
-    """Time against work, for linear layers n -> n: below some size the time stops falling."""
-
-    rows: tuple[tuple[int, Latency], ...]  # (n, time), n ascending; a layer does n * n MACs a sample
-
-    @property
-    def seconds(self) -> float:
-        """What the smallest layer takes: the launch, and next to nothing else."""
-        return self.rows[0][1].p50
-
-    @property
-    def longer(self) -> float:
-        """How many times as long the largest layer takes as the smallest."""
-        return self.rows[-1][1].p50 / self.seconds
-
-    @property
-    def knee(self) -> int | None:
-        """The MACs of the first layer that takes more than twice as long as the smallest; None if none does."""
-        return next((n * n * t.batch for n, t in self.rows if t.p50 > 2 * self.seconds), None)
-
-    def _lines(self) -> Lines:
-        lines = [[f"{n} -> {n}", f"{n * n * t.batch:,}", str(t)] for n, t in self.rows]
-        return f"Linear layers, {self.rows[0][1].conditions}: p50 [p10, p90]", ["layer", "MACs", "time"], lines
-
-
-def floor(sizes: Sequence[int] = SIZES, *, batch: int = 1, on: Conditions = STEADY) -> Floor:
-    """Time linear layers n -> n, from one weight up, in turns: what a layer costs that does hardly anything."""
-    check_count("batch", batch)
-    for n in sizes:
-        check_count("sizes", n)
-    with torch.random.fork_rng(devices=()), torch.no_grad():
-        layers = {n: nn.Linear(n, n).to(on.device).eval() for n in sorted(set(sizes))}
-        tasks = {str(n): forward(m, torch.zeros(batch, n)) for n, m in layers.items()}
-        found = Comparison.of(in_turns(tasks, on), batch, on)
-    return Floor(tuple((n, found.latency[str(n)]) for n in layers))
 
 
 # The roofline
@@ -595,66 +556,6 @@ def unbaked(model: nn.Module, masks: Masks, example: Any, *, rounds: int = ROUND
     masked = apply(copy.deepcopy(model), masks)
     candidates: dict[str, nn.Module] = {"dense": model, "masks on": masked, "baked": bake(copy.deepcopy(masked))}
     return forwards(candidates, example, Conditions(1, rounds, clock, device_of(model).type), "Masks")
-
-
-# Verdicts
-
-MARGIN = 0.1  # a tenth: less than that is not worth a word
-WORDS = {
-    "faster": "is faster than {}",
-    "alike": "is no faster than {}",
-    "slower": "is slower than {}",
-    "unclear": "can't be told from {}",
-}
-
-
-@dataclass(frozen=True, repr=False)
-class Verdict(Tabular):
-    """What may be said of each model at each batch size, from measured intervals alone.
-
-    speedups: model -> batch -> how many times faster than the baseline
-    """
-
-    baseline: str
-    speedups: dict[str, dict[int, Speedup]]
-    conditions: str
-
-    def words(self, model: str) -> str:
-        """The verdict on one model, as a sentence."""
-        found: dict[str, list[str]] = {}
-        for batch, speedup in self.speedups[model].items():
-            found.setdefault(outcome(speedup), []).append(str(batch))
-        parts = [
-            f"{words.format(self.baseline)} at batch {' and '.join(found[kind])}"
-            for kind, words in WORDS.items()
-            if kind in found
-        ]
-        return f"{model} {', and '.join(parts)}, here ({self.conditions})."
-
-    def _lines(self) -> Lines:
-        batches = list(next(iter(self.speedups.values())))
-        lines = [[name, *(str(own[b]) for b in batches), self.words(name)] for name, own in self.speedups.items()]
-        head = ["model", *(f"batch {b}" for b in batches), "verdict"]
-        return f"Times faster than {self.baseline} [95 %], {self.conditions}", head, lines
-
-
-def outcome(speedup: Speedup, margin: float = MARGIN) -> str:
-    """What an interval allows to say: "faster" or "slower" beyond the margin, "alike" all within it, or "unclear"."""
-    if speedup.low > 1 + margin:
-        return "faster"
-    if speedup.high < 1 / (1 + margin):
-        return "slower"
-    return "alike" if 1 / (1 + margin) <= speedup.low and speedup.high <= 1 + margin else "unclear"
-
-
-def verdict(comparisons: Mapping[int, Comparison]) -> Verdict:
-    """What may be said of comparisons with the same baseline: batch -> comparison."""
-    first = next(iter(comparisons.values()))
-    names = [name for name in first.latency if name != first.baseline]
-    if not names:
-        raise PruneError("a verdict is on models beside a baseline: compare at least two models")
-    where = first.latency[first.baseline].conditions.split(", ", 1)[1]
-    return Verdict(first.baseline, {n: {b: c.speedup[n] for b, c in comparisons.items()} for n in names}, where)
 
 
 def _place(threads: int, device: str) -> str:

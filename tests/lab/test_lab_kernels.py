@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from prunelab.core import PruneError
-from prunelab.measurement import crossover, products, two_of_four
-from prunelab.measurement import physics as kernels
-from prunelab.measurement.physics import _beta_silenced, bracketed, weights_of
+from prunelab.lab.lessons import physics as kernels
+from prunelab.lab.lessons.physics import _beta_silenced, bracketed, crossover, products, two_of_four, weights_of
 from prunelab.measurement.timing import Conditions, Speedup
 
 CPU = ("dense", "csr", "bsr")

@@ -1,4 +1,4 @@
-"""Machines, rooflines, floors, verdicts and pitfalls: arithmetic and form; no test says how fast anything is."""
+"""Machines, rooflines and pitfalls: arithmetic and form; no test says how fast anything is."""
 
 import math
 
@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from prunelab.core import PruneError
+from prunelab.lab.lessons import physics
+from prunelab.lab.lessons.physics import Machine, machine, roofline
 from prunelab.masking import apply
-from prunelab.measurement import Machine, compare, floor, latency, machine, macs, physics, roofline
-from prunelab.measurement.physics import outcome, verdict
-from prunelab.measurement.timing import Conditions, Speedup
+from prunelab.measurement import Conditions, latency, macs
 
 MACHINE = Machine(
     peak=1e9,
@@ -123,53 +123,6 @@ def test_a_machine_is_measured_without_touching_the_random_state():
     assert "GMAC/s" in str(found)
     assert "<table>" in found._repr_html_()
     assert torch.equal(state, torch.get_rng_state())
-
-
-def test_the_floor_is_the_smallest_layer_s_time():
-    found = floor((64, 1, 1), on=Conditions(rounds=7))
-    assert [n for n, _ in found.rows] == [1, 64]
-    assert found.seconds == found.rows[0][1].p50
-    assert found.longer == found.rows[1][1].p50 / found.seconds
-    assert found.knee is None or found.knee == 64 * 64
-    assert "64 -> 64" in str(found)
-
-
-# Verdicts
-
-
-@pytest.mark.parametrize(
-    ("interval", "says"),
-    [
-        ((1.2, 1.5), "faster"),
-        ((1.05, 1.5), "unclear"),
-        ((0.95, 1.05), "alike"),
-        ((0.5, 0.8), "slower"),
-        ((0.8, 1.0), "unclear"),
-        ((1.02, 1.08), "alike"),
-    ],
-)
-def test_an_outcome_is_only_what_the_whole_interval_allows(interval, says):
-    low, high = interval
-    assert outcome(Speedup((low + high) / 2, low, high)) == says
-
-
-def test_a_verdict_says_where_a_model_is_faster_and_where_not():
-    large, small = nn.Linear(128, 12800), nn.Linear(128, 8)
-    models, x = {"large": large, "small": small, "again": large}, torch.randn(64, 128)
-    found = verdict({b: compare(models, x, batch_size=b, rounds=7, clock="steady") for b in (1, 64)})
-    assert outcome(found.speedups["small"][64]) == "faster"
-    assert found.words("small").startswith("small is faster than large at batch 1 and 64, here (1 thread, cpu")
-    assert list(found.speedups) == ["small", "again"]
-    assert "small" in str(found)
-    assert "<table>" in found._repr_html_()
-
-
-def test_one_model_has_no_verdict():
-    with pytest.raises(PruneError, match="at least two models"):
-        verdict({1: compare({"a": nn.Linear(2, 2)}, torch.ones(1, 2), rounds=7)})
-
-
-# Pitfalls: each is an experiment with a baseline
 
 
 def ok(found, names):
