@@ -67,6 +67,16 @@ def test_every_name_and_link_of_a_page_exists(name):
         assert (ROOT / "docs" / to).is_file(), to
 
 
+def test_every_strategy_that_the_choice_names_exists():
+    table = PAGES["choosing"].partition("## By model")[2].partition("\n\nWhy")[0]
+    for line in table.splitlines()[4:]:
+        _, _, granularities, criteria, *_ = line.split("|")
+        for name in re.findall(r"`(\w+)`", granularities):
+            assert name in pl.granularity.__all__
+        for name in re.findall(r"`(\w+)`", criteria):
+            assert name in pl.criteria.__all__
+
+
 def test_the_calls_of_the_tables_run(build, data_for):
     """Each line of the column "here" that is a whole call, on a network of four filters."""
     rows = re.findall(r"^\| .+ \| `([^`]*pl\.[^`]*\([^`]*)`[^|]*\|$", PAGES["coming_from"], re.M)
