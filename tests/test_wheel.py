@@ -79,6 +79,7 @@ def _run(python: Path, *arguments: str, cwd: Path) -> str:
 def test_it_holds_the_notebooks_the_data_and_all_that_is_no_code(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"prunelab/notebooks/{p.name}" for p in course.notebooks()} <= names
+    assert {f"prunelab/docs/{p.name}" for p in course.texts()} <= names
     assert {f"prunelab/data/{p.name}" for p in (ROOT / "data").iterdir()} <= names
     every = {p.relative_to(ROOT).as_posix() for p in (ROOT / "prunelab").rglob("*") if p.is_file()}
     assert {name for name in every if "__pycache__" not in name and not name.startswith(AUTHORS)} <= names

@@ -87,12 +87,22 @@ def test_the_hosted_one_installs_from_the_projects_own_address():
 
 
 @each
-def test_slides_begin_at_headings_and_leave_the_stubs_out(name):
+def test_a_slide_holds_a_thought_and_no_stub(name):
     nb = editions.slides(NOTEBOOKS[name])
+    nbformat.validate(nb)
     kinds = {c.id: c.metadata.slideshow.slide_type for c in nb.cells}
+    assert len(kinds) == len(nb.cells)
     assert set(kinds.values()) == {"slide", "-", "skip"}
     assert {i for i, kind in kinds.items() if kind == "skip"} == {c.id for c, _ in contents.checked(nb)}
-    assert all(kinds[c.id] == "slide" for c in nb.cells if c.cell_type == "markdown")
+    text = [c.source for c in nb.cells if c.cell_type == "markdown"]
+    whole = [c.source for c in NOTEBOOKS[name].cells if c.cell_type == "markdown"]
+    assert "".join("".join(text).split()) == "".join("".join(whole).split()), "nothing is lost"
+    for cell in nb.cells:
+        if cell.cell_type == "markdown":
+            assert kinds[cell.id] == "slide" or not cell.source.startswith("#")
+            assert kinds[cell.id] == "-" or not cell.source.startswith("*Figure")
+        else:
+            assert not any("Run this cell" in str(out.get("data", {}).get("text/plain")) for out in cell.outputs)
 
 
 @pytest.mark.slow

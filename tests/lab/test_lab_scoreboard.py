@@ -61,3 +61,26 @@ def test_bytes_that_depend_on_the_run_can_be_measured_and_latency_left_out(capsy
         "gzip | ≈ 90.0 % (1 seed) | ≈ 71.2 kB | 5.00 MMACs | not timed | ≈ 100 ms [100 ms, 100 ms]"
         in capsys.readouterr().out
     )
+
+
+def test_the_timed_networks_have_a_picture_that_nbval_does_not_compare(shown):
+    lab.scoreboard.add("01", "dense", **ROW)
+    lab.scoreboard.show("01")
+    assert "pl-scores" not in shown[-1][0]["text/html"], "one network is no comparison"
+    lab.scoreboard.add("01", "sparse <b>", **ROW | {"bytes": 41_000}, spread=0.004, seeds=3)
+    lab.scoreboard.add("01", "not timed", **ROW | {"latency": None})
+    lab.scoreboard.show("01")
+    html = shown[-1][0]["text/html"]
+    assert html.index("</table>") < html.index("<!--yours-->") < html.index("pl-scores")
+    assert "Accuracy against time" in html
+    assert "<svg" not in re.sub(r"<!--yours-->[\s\S]*?<!--/yours-->", "", html)
+
+
+def test_the_area_is_the_size_of_the_file():
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    rows = {"whole": ROW | {"spread": None}, "half": ROW | {"spread": 0.01, "bytes": 164_000}}
+    scoreboard._paint(axes, rows)
+    whole, half = (c.get_sizes()[0] for c in axes.collections if c.get_label() in ("whole, 328 kB", "half, 164 kB"))
+    assert half == whole / 2

@@ -6,8 +6,7 @@ from typing import Any
 
 from ... import measurement
 from ...measurement import Measurement
-from ..show import display
-from ..show.figure import render_table
+from ..show import display, figure
 from ..show.measuring import measured, quantity
 from . import progress
 
@@ -76,7 +75,7 @@ def add_measured(
 
 
 def show(notebook: str) -> None:
-    """Show a notebook's rows, the most accurate first, and below them those of the other notebooks as of now."""
+    """Show a notebook's rows, the most accurate first, and a picture of those timed; below, the other notebooks'."""
     text, html = _table(f"Scoreboard of notebook {notebook}", _here.get(notebook, {}))
     others: dict[str, dict[str, Any]] = {}
     for key, row in progress.current().read()["scoreboard"].items():
@@ -85,14 +84,47 @@ def show(notebook: str) -> None:
             others.setdefault(number, {})[name] = row
     tables = [_table(f"Notebook {number}", rows)[1] for number, rows in sorted(others.items())]
     more = display.folded("The other notebooks you have run", "".join(tables)) if tables else ""
-    display.show(text, html=html + display.yours(more))
+    display.show(text, html=html + display.yours(_picture(_here.get(notebook, {})) + more))
+
+
+# Beside the table where there is room; the marks of `yours` stand between them, so the style looks back.
+BESIDE = (
+    "<style>table:has(+ .pl-scores) {float: left; margin-right: 2em} .pl-scores ~ * {clear: both} "
+    ".pl-scores {display: flow-root; min-width: min(26em, 100%)}</style>"
+)
+LARGEST = 900  # points², the disc of the largest file
+
+
+def _picture(rows: dict[str, dict[str, Any]]) -> str:
+    """Accuracy against time, the file's size as area, for the networks that have all three; "" for fewer than two."""
+    shown = {name: row for name, row in rows.items() if row["latency"] and isinstance(row["bytes"], int)}
+    if len(shown) < 2:
+        return ""
+    alt = "Accuracy against time; the area is the file's size."
+    drawn, _ = figure.drawing(lambda ax: _paint(ax, shown), alt, figsize=(5.0, 3.6))
+    return f'<div class="pl-scores">{BESIDE}{drawn}</div>'
+
+
+def _paint(ax: Any, rows: dict[str, dict[str, Any]]) -> None:
+    largest = max(row["bytes"] for row in rows.values())
+    for n, (name, row) in enumerate(sorted(rows.items(), key=lambda item: -item[1]["bytes"])):
+        middle, low, high = (1000 * t for t in row["latency"])
+        at, colour = (middle, 100 * row["accuracy"]), figure.COLOURS[n % len(figure.COLOURS)]
+        spread = 100 * (row["spread"] or 0)
+        ax.errorbar(*at, spread or None, [[middle - low], [high - middle]], color=colour, marker="", lw=1)
+        label = f"{name}, {quantity(row['bytes'], 'B')}"
+        ax.scatter(*at, LARGEST * row["bytes"] / largest, color=colour, marker="o", alpha=0.6, lw=0, label=label)
+    ax.set(xlabel="time on cpu, ms (p50, and p10 to p90)", ylabel="accuracy, %")
+    ax.set_xlim(left=0)
+    ax.margins(y=0.25)
+    ax.legend(loc="upper left", bbox_to_anchor=(0, -0.22), markerscale=0.4)
 
 
 def _table(title: str, rows: dict[str, dict[str, Any]]) -> tuple[str, str]:
     ordered = sorted(rows.items(), key=lambda item: -item[1]["accuracy"])
     cuda = any(row["latency_cuda"] for row in rows.values())
     columns = COLUMNS + [CUDA] * cuda
-    return render_table(title, columns, [_cells(name, row)[: len(columns)] for name, row in ordered])
+    return figure.render_table(title, columns, [_cells(name, row)[: len(columns)] for name, row in ordered])
 
 
 def rows(notebook: str) -> dict[str, dict[str, Any]]:

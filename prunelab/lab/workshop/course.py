@@ -30,6 +30,11 @@ def notebooks() -> list[Path]:
     return sorted(folder().glob(PATTERN))
 
 
+def texts() -> list[Path]:
+    """The pages beside the notebooks, in Markdown."""
+    return sorted((zoo.data_dir().parent / "docs").glob("*.md"))
+
+
 def read(path: Path) -> Any:
     """A notebook, in memory."""
     return nbformat.read(path, as_version=4)

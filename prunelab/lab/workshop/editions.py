@@ -7,7 +7,9 @@ that does not come from there.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import math
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ from .notebook import Notebook, calls_in, code_cells, joined, text_of, tree
 
 SOURCE = "https://github.com/prunelab/prunelab"  # where a hosted notebook gets the course from
 EXAM = Path(__file__).parents[1] / "author" / "exam.py"  # not in a wheel: no learner installs the solution
+CAPTION = "*Figure"  # how a figure's caption begins
+TITLE, SHORT, LONG = 20, 45, 75  # words that a slide may hold above a picture, above a table, and in all
+ASIDES = re.compile(r"Run this cell|Notebook \d\d is ready|[✓✗] |.*\d%\|")  # outputs that a room need not see
 NOTE = "instructor"  # the tag of what only the instructor's edition holds
 
 
@@ -67,17 +72,52 @@ def hosted(nb: Notebook) -> Notebook:
 
 
 def slides(nb: Notebook) -> Notebook:
-    """The notebook marked up for slides: one for each heading and one for each cell with a picture or a table."""
+    """The notebook marked up for slides: a thought, a picture or a table each; a short text may stand above one."""
     nb = copy.deepcopy(nb)
-    exercise_cells = {cell.id for cell, _ in contents.checked(nb)}
-    fresh = True
+    stubs = {cell.id for cell, _ in contents.checked(nb)}
+    nb.cells = [part for cell in nb.cells for part in (_thoughts(cell) if cell.cell_type == "markdown" else [cell])]
+    words = LONG  # on the slide so far; what shows a picture or a table fills it
     for cell in nb.cells:
-        kind = "slide" if cell.cell_type == "markdown" or (_shows(cell) and not fresh) else "-"
-        if cell.id in exercise_cells:
-            kind = "skip"
-        fresh = cell.cell_type == "markdown"
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in cell.outputs if not ASIDES.match(_said(out))]
+        begins = words > _room(cell) or cell.source.startswith("#")
+        kind = "skip" if cell.id in stubs else "slide" if begins else "-"
+        if kind != "skip" and _fills(cell):
+            words = (0 if begins else words) + _fills(cell)
         cell.metadata["slideshow"] = {"slide_type": kind}
     return nb
+
+
+def _fills(cell: Any) -> int:
+    """How much of a slide a cell takes, in words."""
+    return len(cell.source.split()) if cell.cell_type == "markdown" else LONG if cell.outputs else 0
+
+
+def _room(cell: Any) -> float:
+    """How many words a slide may hold already to which a cell is added."""
+    if cell.cell_type == "markdown":
+        return math.inf if cell.source.startswith(CAPTION) else max(TITLE, LONG - len(cell.source.split()))
+    picture = any("<img" in joined(out.get("data", {}).get("text/html")) for out in cell.outputs)
+    return TITLE if picture else SHORT if cell.outputs else math.inf
+
+
+def _thoughts(cell: Any) -> Iterator[Any]:
+    """A Markdown cell in cells: a new one at each heading, after a caption, and where a text would be long."""
+    parts: list[str] = []
+    for block in [cell.source] if "```" in cell.source else re.split(r"\n\s*\n", cell.source.strip()):
+        last = parts[-1] if parts else ""
+        heading = block.startswith("#") and not re.fullmatch("#+ .*", last)
+        long = len((last + block).split()) > LONG and not re.fullmatch("#+ .*", last)
+        if not parts or heading or long or last.startswith(CAPTION):
+            parts.append(block)
+        else:
+            parts[-1] += f"\n\n{block}"
+    for n, text in enumerate(parts):
+        yield new_markdown_cell(text, id=f"{cell.id}-{n}" if n else cell.id)
+
+
+def _said(out: Any) -> str:
+    return joined(out.get("data", {}).get("text/plain"))
 
 
 EDITIONS: dict[str, Callable[[Notebook], Notebook]] = {
@@ -140,12 +180,3 @@ def _on_exam() -> str:
 def _note(id: str, text: str) -> list[Any]:
     """A cell for the instructor alone, if there is anything to say."""
     return [new_markdown_cell(text.strip(), id=f"{id}-note", metadata={"tags": [NOTE]})] if text.strip() else []
-
-
-def _shows(cell: Any) -> bool:
-    """Whether a cell's output holds a picture or a table."""
-    return any(
-        part in joined(out.get("data", {}).get("text/html"))
-        for out in cell.get("outputs", [])
-        for part in ("<img", "<table")
-    )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from ...files import write_whole
 from . import contents, course, pages, reference
+from .notebook import Notebook, section_markdown
 
-HOME, REFERENCE = "index.html", "reference.html"
+HOME, REFERENCE, GLOSSARY, SEARCH = "index.html", "reference.html", "glossary.html", "search.js"
 
 
 def build(out: Path) -> list[Path]:
@@ -17,30 +20,56 @@ def build(out: Path) -> list[Path]:
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     notebooks = {path.stem: course.read(path) for path in course.notebooks()}
-    links = {"prunelab": HOME, **{name[:2]: f"{name}.html" for name in notebooks}, "reference": REFERENCE}
-    found = {HOME: pages.markdown(_home(notebooks), "prunelab", pages.navigation(links, HOME))}
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in course.texts()}
+    modules = {m.__name__: m for m in reference.modules()}
+    links = {"prunelab": HOME, **{f"{name[:2]} {contents.title(nb)}": f"{name}.html" for name, nb in notebooks.items()}}
+    links |= {_title(text): f"{name}.html" for name, text in texts.items()}
+    links |= {"Glossary": GLOSSARY, "API reference": REFERENCE}
+    found = {}
     for name, nb in notebooks.items():
         here = f"{name}.html"
         found[here] = pages.notebook(_linked(nb), contents.title(nb), pages.navigation(links, here))
-    modules = {m.__name__: m for m in reference.modules()}
-    found[REFERENCE] = pages.markdown(_contents(modules), "API reference", pages.navigation(links, REFERENCE))
-    for name, module in modules.items():
-        found[f"{name}.html"] = pages.markdown(reference.page(module), name, pages.navigation(links, REFERENCE))
-    for name, text in found.items():
+    written = {"index": _home(links, notebooks), "glossary": glossary(notebooks), **texts}
+    written |= {"reference": _contents(modules)} | {name: reference.page(module) for name, module in modules.items()}
+    for name, text in written.items():
+        here = REFERENCE if name in modules else f"{name}.html"
+        text = re.sub(r"\]\((?:\.\./notebooks/)?(\w+)\.(?:ipynb|md)\b", r"](\1.html", text)
+        found[f"{name}.html"] = pages.markdown(text, _title(text), pages.navigation(links, here))
+    index = [part for name, page in found.items() for part in _searched(name, page)]
+    whole = found | {SEARCH: f"window.prunelabPages = {json.dumps(index, ensure_ascii=False)};\n"}
+    for name, text in whole.items():
         write_whole(out / name, text.encode())
     return [out / name for name in found]
 
 
-def _home(notebooks: dict[str, object]) -> str:
-    rows = "".join(
-        f"| [{name[:2]}]({name}.html) | {contents.title(nb)} | {contents.strip(nb)} |\n"
-        for name, nb in notebooks.items()
-    )
+def glossary(notebooks: Mapping[str, Notebook]) -> str:
+    """The words that the notebooks' recaps explain, in the order of the alphabet, each with where it is met first."""
+    told: dict[str, str] = {}
+    for name, nb in notebooks.items():
+        part = re.search(r"\*\*Glossary\.\*\*(.*?)(?:\n\n|$)", section_markdown(nb).get("Recap", ""), re.S)
+        line = " ".join(part[1].split()) if part else ""
+        for word, words in re.findall(r"\*([^*]+)\*: (.*?)(?= \*[^*]+\*: |$)", line):
+            told.setdefault(word, f"- **{word}**: {words} ([{name[:2]}]({name}.ipynb))")
+    return "# Glossary\n\n" + "\n".join(told[word] for word in sorted(told, key=str.casefold)) + "\n"
+
+
+def _searched(name: str, page: str) -> list[tuple[str, str, str, str]]:
+    """What the search knows of a page: its title, and of each part the heading, the address and the text."""
+    parts = pages.sections(page)
+    return [(parts[0][0], heading, f"{name}#{id}" if id else name, text) for heading, id, text in parts]
+
+
+def _title(text: str) -> str:
+    """The first heading of a text in Markdown."""
+    return text.partition("\n")[0].strip("# ")
+
+
+def _home(links: Mapping[str, str], notebooks: Mapping[str, Notebook]) -> str:
+    takes = {f"{name}.html": f": {contents.strip(nb)}" for name, nb in notebooks.items()}
+    rows = "".join(f"- [{text}]({to}){takes.get(to, '')}\n" for text, to in links.items() if to != HOME)
     return (
         "# prunelab\n\nLearn neural-network pruning by doing it. These pages are the course as its authors ran it; "
-        "in Jupyter you guess first, then measure, and every panel answers.\n\n"
-        f"| | question | what it takes |\n|---|---|---|\n{rows}\n"
-        f"The library under the course has an [API reference]({REFERENCE}).\n"
+        f"in Jupyter you guess first, then measure, and every panel answers.\n\n{rows}"
     )
 
 
