@@ -162,7 +162,7 @@ def main() -> None:
         "--criteria", nargs="+", default=list(plain_methods.NEURONS), choices=plain_methods.NEURONS, help="of the chain"
     )
     parser.add_argument("--calib", type=int, default=llamas.CALIBRATED, help="windows of 256 tokens")
-    parser.add_argument("--test", type=int, default=lesson_13.TESTED, help="windows of 256 tokens")
+    parser.add_argument("--test", type=int, default=llamas.TESTED, help="windows of 256 tokens")
     parser.add_argument("--no-plain", action="store_true", help="leave the plain implementations out")
     given = parser.parse_args()
     torch.set_num_threads(1)
