@@ -46,9 +46,7 @@ def blocks(model: nn.Module) -> list[Block]:
 
     Raises PruneError for a model that has none, shares one among its layers, or wears adapters (LoRA).
     """
-    for path, module in network(model).named_modules():
-        if {"lora_A", "lora_B"} <= {name for name, _ in module.named_children()}:
-            raise PruneError(f"{path} wears a LoRA adapter: merge it before anything is cut: model.merge_and_unload()")
+    check_adapters(model)
     found = [(path, list(model.get_submodule(path).named_children())) for path in stacks(model)]
     if not found:
         raise PruneError(
@@ -60,6 +58,13 @@ def blocks(model: nn.Module) -> list[Block]:
         path, entries = found[0]
         raise PruneError(f"{path}.{entries[0][0]} is shared by {calls} layers: they leave together, or not at all")
     return [_block(path, f"{path}.{name}", m) for path, entries in found for name, m in entries]
+
+
+def check_adapters(model: nn.Module) -> None:
+    """PruneError for a model that wears adapters (LoRA), whose weights are added to those of others."""
+    for path, module in network(model).named_modules():
+        if "lora_A" in module._modules:
+            raise PruneError(f"{path} wears a LoRA adapter: merge it before anything is cut: model.merge_and_unload()")
 
 
 def stacks(model: nn.Module) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -23,13 +23,15 @@ def call(model: Callable[..., Any], inputs: Any) -> Any:
     >>> call(torch.add, (torch.tensor(1), torch.tensor(2)))
     tensor(3)
     """
-    if isinstance(inputs, Mapping):
-        out = model(**inputs)
-    elif isinstance(inputs, (tuple, list)):
-        out = model(*inputs)
-    else:
-        out = model(inputs)
+    out = run(model, inputs)
     return getattr(out, "logits", out)
+
+
+def run(model: Callable[..., Any], inputs: Any) -> Any:
+    """As `call`, with all that the model returns: GoogLeNet's other heads, a Hugging Face output as it is."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
 
 
 def attempt(model: nn.Module, inputs: Any, how: Callable[[nn.Module, Any], Any] = call) -> Any:
@@ -41,13 +43,30 @@ def attempt(model: nn.Module, inputs: Any, how: Callable[[nn.Module, Any], Any] 
         raise PruneError(f"{type(model).__name__} cannot run on inputs of {given}: {error}") from error
 
 
+def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
+    """The floating-point tensors a model gives in eval mode, in order; PruneError if it cannot run on the inputs."""
+    with mode(model, training=False), torch.no_grad():
+        return floating(attempt(model, inputs, run))
+
+
+def floating(nest: Any) -> list[Tensor]:
+    """The floating-point tensors in any nest of tuples, lists and dicts."""
+    return [t for t in tensors(nest) if t.is_floating_point()]
+
+
+def dice_kept() -> AbstractContextManager[None]:
+    """Torch's random state is after a block what it was before.
+
+    Asking for a GPU's would start CUDA; where it has not been started there is none to keep.
+    """
+    return torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ())
+
+
 @contextmanager
 def undisturbed(*models: nn.Module) -> Iterator[None]:
     """Eval mode for the length of a block; then every module's own mode and torch's random state are back."""
-    # Asking for a GPU's random state would start CUDA; where it has not been started there is none to keep.
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=gpus))
+        stack.enter_context(dice_kept())
         for model in models:
             stack.enter_context(mode(model, training=False))
         yield
@@ -67,13 +86,27 @@ def uncached(model: nn.Module) -> Iterator[None]:
             config.use_cache = True
 
 
-@contextmanager
-def hooked(modules: Iterable[nn.Module], note: Callable[[nn.Module, tuple, dict], Any]) -> Iterator[None]:
+def hooked(modules: Iterable[nn.Module], note: Callable[[nn.Module, tuple, dict], Any]) -> ExitStack:
     """note(module, args, kwargs) before every forward of these modules, for the length of a block."""
-    with ExitStack() as stack:
-        for module in modules:
-            stack.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
-        yield
+    return while_in(m.register_forward_pre_hook(note, with_kwargs=True) for m in modules)
+
+
+def while_in(hooks: Iterable[Any]) -> ExitStack:
+    """What registering hooks gave, as a block at whose end they are gone."""
+    stack = ExitStack()
+    for hook in hooks:
+        stack.callback(hook.remove)
+    return stack
+
+
+def entering(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Of what a hook sees a module of a Transformer called with, the stream."""
+    return args[0] if args else kwargs["hidden_states"] if "hidden_states" in kwargs else next(iter(kwargs.values()))
+
+
+def leaving(out: Any) -> Tensor:
+    """Of what such a module gives, the stream: all of it, or the first."""
+    return out[0] if isinstance(out, tuple) else out
 
 
 def duplicate(model: nn.Module) -> nn.Module:

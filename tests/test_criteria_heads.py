@@ -10,7 +10,6 @@ from torch.nn import functional as F
 import prunelab as pl
 from prunelab import PruneError, criteria, granularity, zoo
 from prunelab.allocation import unit_scores
-from prunelab.attention import layers
 from prunelab.calibration import Calibration
 
 
@@ -27,7 +26,7 @@ def data(data_for):
 def gated(model, images, labels, loss=F.cross_entropy):
     """E|dL/dxi| by the book: a gate of 1 on each head's output, one sample after another."""
     attentions = [block.attention for block in model.blocks]
-    total = {f"blocks.{i}.attention": torch.zeros(a.heads) for i, a in enumerate(layers(model))}
+    total = {g.name: torch.zeros(g.units) for g in granularity.heads(model)}
     for image, label in zip(images.split(1), labels.split(1), strict=True):
         gates = [torch.ones(len(t), requires_grad=True) for t in total.values()]
         hooks = [
@@ -59,9 +58,9 @@ def test_the_absolute_value_comes_before_the_mean(model, data):
     """Two samples that pull a head in opposite directions: it matters to both, and the mean gradient is near zero."""
     found = importance(model, Calibration.of(data, samples=24))
     signed = criteria.taylor_sum(model, Calibration.of(data, samples=24))
-    for layer in layers(model):
-        mean_first = signed[layer.out].sum(0).unflatten(0, (layer.heads, -1)).sum(1).abs()
-        by_sample = found[layer.path] * gated(model, *data)[layer.path].norm()
+    for group in granularity.heads(model):
+        mean_first = signed[group.members[-1].tensor].sum(0).unflatten(0, (group.units, -1)).sum(1).abs()
+        by_sample = found[group.name] * gated(model, *data)[group.name].norm()
         assert (by_sample >= mean_first - 1e-6).all()
         assert (by_sample > 1.05 * mean_first).any()
 

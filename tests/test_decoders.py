@@ -17,7 +17,7 @@ import prunelab as pl
 from prunelab import decoders, granularity, surgery, units
 from prunelab.core import Group, Part
 from prunelab.language import continued
-from prunelab.surgery.difference import apart, outputs
+from prunelab.running import apart, outputs
 from prunelab.surgery.removal import renamed
 
 WHATS = ("mlps", "attentions", "layers", "neurons")

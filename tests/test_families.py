@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from tiny_families import FAMILIES, Family, build, example
 from torch import Tensor, nn
 
@@ -93,6 +94,9 @@ RELOADS = {
     "mlps": "",
     "attentions": "",
 }
+
+
+transformers.utils.logging.disable_progress_bar()
 
 
 @functools.cache
@@ -194,7 +198,7 @@ def generates(name: str) -> bool:
 
 def written(name: str, model: Any, cache: bool) -> Tensor:
     inputs = {k: v for k, v in example(name).items() if not k.startswith("decoder_")}
-    settings = {"do_sample": False, "min_new_tokens": 5, "max_new_tokens": 5, "output_logits": True}
+    settings = {"do_sample": False, "min_new_tokens": 3, "max_new_tokens": 3, "output_logits": True}
     seen = torch.ones_like(inputs["input_ids"])
     made = model.eval().generate(
         **inputs, attention_mask=seen, use_cache=cache, return_dict_in_generate=True, **settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -12,7 +13,6 @@ from torch import nn
 
 import prunelab as pl
 from prunelab import PruneError, granularity, zoo
-from prunelab.attention import layers
 from prunelab.core import Group, Member
 from prunelab.surgery import difference, save_plan, shrink
 
@@ -95,12 +95,11 @@ def test_masked_is_shrunk(name, snapshot):
     keep = uneven(groups)
     assert difference(model, groups, keep, example) < 1e-5
     small = shrink(model, groups, keep)
-    assert [a.kv_heads for a in layers(small)] == [int(k.sum()) for k in keep.values()]
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
     gap = (first_output(small, example) - first_output(model, example)).abs().max()
     assert gap > 1e-2, "the heads that went did something"
-    again = granularity.heads(small)  # what is left can be pruned further
-    assert [g.units for g in again] == [int(k.sum()) for k in keep.values() if k.sum() > 1]
+    again = {g.name: g.units for g in granularity.heads(small)}  # what is left can be pruned further
+    assert all(again[name] == int(k.sum()) for name, k in keep.items() if k.sum() > 1)
 
 
 @pytest.mark.parametrize("name", BUILD)
@@ -126,8 +125,8 @@ def test_the_small_model_trains(name):
         else small(example)
     )
     (out if isinstance(out, torch.Tensor) else out[0]).square().mean().backward()
-    for layer in layers(small):
-        for tensor in (layer.out, *(n for rows in (layer.query, layer.value) for n, *_ in rows.places)):
+    for tensor in {m.tensor for g in groups for m in g.members}:
+        if not re.search(r"\.k\w*\.bias$", tensor):  # it adds the same to all logits of a query
             assert small.get_parameter(tensor).grad.abs().sum() > 0
 
 

@@ -14,7 +14,7 @@ from prunelab.measurement import perplexity
 from prunelab.reconstruction import SparseGPT, Wanda, blockwise
 
 pytestmark = pytest.mark.slow
-FRONT = 3  # blocks that the plain implementations prune: they are slow
+FRONT = 2  # blocks that the plain implementations prune: they are slow
 SOME = 8  # windows of text: more tokens than a layer has inputs, or the Hessian has no inverse without its damping
 
 
@@ -36,6 +36,23 @@ def dense(llama, text):
     return perplexity(llama.model, text.test[:2]).value
 
 
+@pytest.fixture(scope="module")
+def fronts(llama):
+    """The first blocks alone, which no test may change."""
+    return pl.shrink(llama.model, pl.granularity.layers(llama.model), {"layers": torch.arange(30) < FRONT})
+
+
+@pytest.fixture(scope="module")
+def shorter(llama, text):
+    """Without the 4 blocks of lowest influence, by the library and in plain torch; the text they were judged on."""
+    model, calib = llama.model, text.some(1)
+    rows = torch.cat([calib.batches[0][0], calib.batches[0][1][:, -1:]], 1)
+    groups = pl.granularity.layers(model)
+    short = pl.shrink(model, groups, pl.allocate(pl.criteria.block_influence(model, calib), groups, 4 / 30))
+    lowest = plain_methods.block_influence(model, rows[:, :-1]).argsort()[:4].tolist()
+    return short, plain_methods.without_blocks(model, lowest), calib, rows
+
+
 def test_it_is_the_llama(llama, text, dense):
     assert sum(p.numel() for p in llama.model.parameters()) == 134_515_008
     assert llama.model.config.tie_word_embeddings
@@ -48,7 +65,7 @@ def test_it_is_the_llama(llama, text, dense):
 def test_magnitude_ruins_it_and_wanda_does_not(llama, text, dense):
     by_size = perplexity(lesson_14.by_magnitude(copy.deepcopy(llama.model), 0.5), text.test[:2]).value
     model = copy.deepcopy(llama.model)
-    blockwise(model, text.some(4), Wanda(), 0.5)
+    blockwise(model, text.some(2), Wanda(), 0.5)
     by_wanda = perplexity(model, text.test[:2]).value
     assert dense < by_wanda < 4 * dense
     assert by_size > 3 * by_wanda
@@ -56,10 +73,9 @@ def test_magnitude_ruins_it_and_wanda_does_not(llama, text, dense):
 
 @pytest.mark.parametrize("method", [Wanda(), SparseGPT()], ids=["wanda", "sparsegpt"])
 @pytest.mark.parametrize(("sparsity", "plain"), [(0.5, 0.5), (pl.NM(2, 4), (2, 4))], ids=["half", "2:4"])
-def test_within_half_a_percent_of_the_papers_formulas(llama, text, dense, method, sparsity, plain):
+def test_within_half_a_percent_of_the_papers_formulas(llama, fronts, text, method, sparsity, plain):
     """The first blocks pruned by ours and by the plain implementation, the others dense: the same perplexity."""
     found = []
-    groups, keep = pl.granularity.layers(llama.model), {"layers": torch.arange(30) < FRONT}
     for prune in (
         lambda m: blockwise(m, text.some(SOME), method, sparsity),
         lambda m: plain_methods.layer_by_layer(
@@ -69,7 +85,7 @@ def test_within_half_a_percent_of_the_papers_formulas(llama, text, dense, method
             plain,
         ),
     ):
-        front = pl.shrink(llama.model, groups, keep)
+        front = copy.deepcopy(fronts)
         prune(front)
         whole = copy.deepcopy(llama.model)
         for i in range(FRONT):
@@ -103,21 +119,14 @@ def test_influence_costs_less_than_chance(llama, text, dense):
     assert dense < low < high
 
 
-@pytest.mark.parametrize("criterion", ["taylor", "wanda"])
-def test_blocks_then_neurons_then_wanda_is_a_plain_llama(llama, text, criterion):
+@pytest.mark.parametrize("criterion", ["taylor", "wanda", "glu_peak_to_peak", "fisher"])
+def test_blocks_then_neurons_then_wanda_is_a_plain_llama(shorter, text, criterion):
     """4 blocks out by influence, a quarter of the neurons, 2:4: the same weights stay, and the same perplexity."""
-    calib = text.some(2)
-    rows = torch.cat([calib.batches[0][0], calib.batches[0][1][:, -1:]], 1)
-    model, plain = llama.model, llama.model
-    groups = pl.granularity.layers(model)
-    model = pl.shrink(model, groups, pl.allocate(pl.criteria.block_influence(model, calib), groups, 4 / 30))
-    plain = plain_methods.without_blocks(
-        plain, plain_methods.block_influence(plain, rows[:, :-1]).argsort()[:4].tolist()
-    )
+    model, plain, calib, rows = shorter
     groups = pl.granularity.neurons(model)
     model = pl.shrink(model, groups, pl.allocate(pl.criteria.by_name(criterion)(model, calib), groups, 0.25, "layer"))
     kept = plain_methods.neurons_kept(plain_methods.neuron_scores(criterion, plain, rows), 0.25, "layer")
-    plain = plain_methods.without_neurons(plain, kept)
+    plain = plain_methods.without_neurons(copy.deepcopy(plain), kept)
     blockwise(model, calib, Wanda(), pl.NM(2, 4))
     plain_methods.layer_by_layer(plain, rows[:, :-1], plain_methods.wanda, (2, 4))
     for one, other in zip(*map(plain_methods.linear_layers, (model, plain)), strict=True):

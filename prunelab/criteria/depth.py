@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from ..calibration import Calibration, needed, sequences
 from ..core import PruneError, Scores, places, shape
 from ..decoders import Block, blocks, is_decoder, is_norm
-from ..running import attempt, uncached, undisturbed
+from ..running import attempt, entering, leaving, uncached, undisturbed, while_in
 from .registry import finite_weights, register
 
 OF = ("layers", "mlps", "attentions")
@@ -41,7 +40,7 @@ class BlockInfluence:
             raise PruneError(f"block influence of {self.of!r}: give one of {', '.join(OF)}")
         finite_weights(model)
         found, turned = blocks(model), Turned()
-        with _watched(found, self.of, turned):
+        with while_in(_watched(found, self.of, turned)):
             _run(model, needed(calib, "block_influence"))
         return _spread(model, {part: 1 - cosines / n for part, (cosines, n) in turned.sums.items()})
 
@@ -90,7 +89,7 @@ class AngularDistance:
             count += kept[0][..., 0].numel()
             stream.clear()
 
-        with _recorded(found, stream):
+        with while_in(_recorded(found, stream)):
             _run(model, calib, close)
         return [s / count for s in sums]
 
@@ -137,33 +136,18 @@ def _cosines(a: Tensor, b: Tensor) -> Tensor:
     return torch.nn.functional.cosine_similarity(a.float(), b.float(), dim=-1, eps=1e-12)
 
 
-@contextmanager
-def _watched(found: list[Block], of: str, turned: Turned) -> Iterator[None]:
-    """Compare the stream before and after each block, or each block's attentions or MLP, as the model runs."""
-    handles = []
+def _watched(found: list[Block], of: str, turned: Turned) -> Iterator[Any]:
+    """Compare the stream before and after each block, or each block's attentions or MLP, as the model runs: hooks."""
     for block in found:
         if of == "layers":
-            handles.append(block.module.register_forward_hook(_comparing(block, turned), with_kwargs=True))
+            yield block.module.register_forward_hook(_comparing(block, turned), with_kwargs=True)
         elif block.parts(of):
-            handles += _around(block, of, turned)
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _first(nest: Any) -> Tensor:
-    return nest[0] if isinstance(nest, tuple) else nest
-
-
-def _given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    return args[0] if args else kwargs["hidden_states"] if "hidden_states" in kwargs else next(iter(kwargs.values()))
+            yield from _around(block, of, turned)
 
 
 def _comparing(block: Block, turned: Turned) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        before, after = _given(args, kwargs), _first(out)
+        before, after = entering(args, kwargs), leaving(out)
         if before.shape != after.shape:
             raise PruneError(f"{block.path} gives {shape(after)} for {shape(before)}: they can't be compared")
         turned.add((block.path,), before, after)
@@ -177,18 +161,18 @@ def _around(block: Block, of: str, turned: Turned) -> list[Any]:
     ends: list[tuple[tuple[str, ...], Tensor, Tensor]] = []  # of each part the stream before, and after
 
     def norm(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
-        normed.append((_given(args, kwargs), out))
+        normed.append((entering(args, kwargs), out))
 
     def part(paths: tuple[str, ...]) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-            x = next((x for x, given in normed if given is _given(args, kwargs)), None)
-            if x is not None and x.shape == _first(out).shape:
-                ends.append((paths, x, x + _first(out)))
+            x = next((x for x, given in normed if given is entering(args, kwargs)), None)
+            if x is not None and x.shape == leaving(out).shape:
+                ends.append((paths, x, x + leaving(out)))
 
         return hook
 
     def done(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-        stream = [*(x for x, _ in normed), _first(out)]
+        stream = [*(x for x, _ in normed), leaving(out)]
         for paths, x, after in ends:
             if any(s.shape == after.shape and torch.allclose(s, after, rtol=1e-3, atol=1e-5) for s in stream):
                 turned.add(paths, x, after)
@@ -209,20 +193,12 @@ def _around(block: Block, of: str, turned: Turned) -> list[Any]:
     return [*handles, block.module.register_forward_hook(done)]
 
 
-@contextmanager
-def _recorded(found: list[Block], stream: list[Tensor]) -> Iterator[None]:
-    """Note what enters the first block, and what leaves each."""
-
-    def enters(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        stream.append(_given(args, kwargs))
-
-    handles = [found[0].module.register_forward_pre_hook(enters, with_kwargs=True)]
-    handles += [b.module.register_forward_hook(lambda m, args, out: stream.append(_first(out))) for b in found]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _recorded(found: list[Block], stream: list[Tensor]) -> Iterator[Any]:
+    """Note what enters the first block, and what leaves each: hooks."""
+    enters = found[0].module.register_forward_pre_hook
+    yield enters(lambda m, args, kwargs: stream.append(entering(args, kwargs)), with_kwargs=True)
+    for block in found:
+        yield block.module.register_forward_hook(lambda m, args, out: stream.append(leaving(out)))
 
 
 def _run(model: nn.Module, calib: Calibration, after: Callable[[int], None] | None = None) -> None:

@@ -8,7 +8,6 @@ where inputs are dicts with an `attention_mask`; an expert that no token reaches
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from ..calibration import Calibration, needed
 from ..calibration.samples import on_device
 from ..core import PruneError, Scores
 from ..mixtures import Mixture, mixtures
-from ..running import attempt, undisturbed
+from ..running import attempt, undisturbed, while_in
 from .registry import finite_weights, register
 
 
@@ -97,7 +96,7 @@ def _routed(model: nn.Module, calib: Calibration, found: list[Mixture]) -> list[
     sums = [Routed(m.count) for m in found]
     with undisturbed(model), torch.no_grad():
         for inputs, _, _ in on_device(model, calib):
-            with _watched(found, sums, _real(inputs)):
+            with while_in(_watched(found, sums, _real(inputs))):
                 attempt(model, inputs)
     for mixture, routed in zip(found, sums, strict=True):
         if not routed.tokens:
@@ -111,16 +110,9 @@ def _real(inputs: Any) -> Tensor | None:
     return mask.bool().flatten() if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
 
-@contextmanager
-def _watched(found: list[Mixture], sums: list[Routed], real: Tensor | None) -> Iterator[None]:
-    handles = []
+def _watched(found: list[Mixture], sums: list[Routed], real: Tensor | None) -> Iterator[Any]:
     for mixture, routed in zip(found, sums, strict=True):
-        handles.append(mixture.holders[1].register_forward_pre_hook(_noting(mixture, routed, real), with_kwargs=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        yield mixture.holders[1].register_forward_pre_hook(_noting(mixture, routed, real), with_kwargs=True)
 
 
 def _noting(mixture: Mixture, routed: Routed, real: Tensor | None) -> Callable[..., None]:

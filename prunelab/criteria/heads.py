@@ -27,7 +27,7 @@ def head_importance(model: nn.Module, calib: Calibration | None = None) -> Score
     first inputs, and its errors are this one's. Michel et al. 2019, arXiv 1905.10650, section 4.1.
     """
     given = needed(calib, "head_importance")
-    groups = heads(model, None if attention.wholly(model) and attention.layers(model) else given.example)
+    groups = heads(model, None if attention.wholly(model, attention.known(model)) else given.example)
     gates: dict[str, tuple[int, list[Tensor]]] = {}  # of each output projection its columns, (heads, block) a group
     for group in groups:
         readers = [m for m in group.members if made_at(model, m.tensor) not in (None, m.dim)]

@@ -14,6 +14,7 @@ from torch import nn
 from .. import layers
 from ..core import Group, Groups, Member, PruneError
 from ..decoders import is_decoder
+from ..running import dice_kept
 from .depth import glu_neurons
 from .proof import proven
 from .registry import register
@@ -89,8 +90,7 @@ class _Found:
 
 def _found(model: nn.Module, example: Any) -> _Found:
     layers.check_kind(model)
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.inference_mode(False), torch.random.fork_rng(devices=gpus):
+    with torch.inference_mode(False), dice_kept():
         inputs = on(model, example)
         seen = trace(model, inputs)
         found = sorted(candidates(seen), key=lambda c: c.first)

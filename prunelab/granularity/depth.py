@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..core import Group, Groups, Member, Part, PruneError, join, places
 from ..decoders import Block, blocks, is_norm
-from ..running import attempt, uncached, undisturbed
+from ..running import attempt, entering, leaving, uncached, undisturbed, while_in
 from ..surgery.removal import Absent
 from .registry import register
 from .tracing import on
@@ -136,13 +136,9 @@ def _try(model: nn.Module, trials: list[Trial], example: Any) -> None:
         return hook
 
     met = {id(t.block): t.block for t in trials}.values()
-    handles = [b.module.register_forward_pre_hook(judge(b), with_kwargs=True) for b in met]
-    try:
-        with undisturbed(model), uncached(model), torch.no_grad():
-            attempt(model, on(model, inputs))
-    finally:
-        for handle in handles:
-            handle.remove()
+    judging = while_in(b.module.register_forward_pre_hook(judge(b), with_kwargs=True) for b in met)
+    with judging, undisturbed(model), uncached(model), torch.no_grad():
+        attempt(model, on(model, inputs))
     for block in met:
         times = sum(b is block for b in ran)
         if times != 1:
@@ -171,11 +167,10 @@ def _inside(trial: Trial, path: str) -> nn.Module:
 
 def _judge(model: nn.Module, trial: Trial, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Compare the block as it would be without the part to what it is with zeros in it."""
-    x = args[0] if args else kwargs["hidden_states"]
+    x = entering(args, kwargs)
 
-    def run() -> Any:
-        out = trial.block.module.forward(*args, **kwargs)
-        return out[0] if isinstance(out, tuple) else out
+    def run() -> Tensor:
+        return leaving(trial.block.module.forward(*args, **kwargs))
 
     if trial.paths == (trial.block.path,):
         if run().shape != x.shape:
@@ -247,15 +242,10 @@ def _listened(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[int,
 
     def listener(path: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-            first = out[0] if isinstance(out, tuple) else out
-            passed = [i for i, a in enumerate(args) if i and isinstance(a, Tensor) and _same(first, a)]
+            passed = [i for i, a in enumerate(args) if i and isinstance(a, Tensor) and _same(leaving(out), a)]
             heard[path] = max(len(out), 2) if isinstance(out, tuple) else 1, passed[0] if passed else 0
 
         return hook
 
-    handles = [m.register_forward_hook(listener(path)) for path, m in modules.items()]
-    try:
+    with while_in(m.register_forward_hook(listener(path)) for path, m in modules.items()):
         yield heard
-    finally:
-        for handle in handles:
-            handle.remove()

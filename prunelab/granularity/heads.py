@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from .. import attention
-from ..core import Group, Groups, PruneError, join, network
-from ..decoders import is_attention
+from ..core import Group, Groups, PruneError, join
+from ..decoders import check_adapters, is_attention
+from ..running import dice_kept
 from .channels import Candidate, candidates
 from .headwise import HEADS
 from .proof import proven
@@ -33,18 +34,18 @@ def heads(model: nn.Module, example: Any = None) -> Groups:
 
     Every group is tried, and `exact` where a masked model and a shrunk one were seen to compute the same; what fails
     without some heads is left out, with a warning. Without an example one is made for a model of transformers; but
-    torch.nn.MultiheadAttention, the course's ViT, BERT-like encoders and Llama-like decoders are known, and not run.
+    torch.nn.MultiheadAttention, the course's ViT and the Llamas that are built like it are known, and not run.
     Michel et al. 2019, arXiv 1905.10650.
 
     Raises PruneError for a model without attention, one whose heads can't leave, and one that needs an example.
     """
-    _check_adapters(model)
-    known = [Group(a.path or "attention", a.kv_heads, a.members()) for a in attention.layers(model)]
-    if example is None and known and attention.wholly(model):
+    check_adapters(model)
+    by_path = attention.known(model)
+    known = list(by_path.values())
+    if example is None and attention.wholly(model, by_path):
         return _some(model, Groups(g for g in known if g.units > 1), known)
     example = attention.example(model) if example is None else example
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.inference_mode(False), torch.random.fork_rng(devices=gpus):
+    with torch.inference_mode(False), dice_kept():
         inputs = on(model, example)
         seen = trace(model, inputs, HEADS)
         groups, stays, assumed = _found(model, seen, known)
@@ -54,15 +55,6 @@ def heads(model: nn.Module, example: Any = None) -> Groups:
         told = "; ".join(f"{name} {why}" for name, why in proof.refuted.items())
         warnings.warn(f"left out: {told}", stacklevel=2)
     return found
-
-
-def _check_adapters(model: nn.Module) -> None:
-    for path, _ in network(model).named_modules():
-        if path.endswith(".lora_A"):
-            raise PruneError(
-                f"{path} is of a LoRA adapter, whose weight is added to another's: merge it first "
-                "(model.merge_and_unload() of peft), and prune the model that gives"
-            )
 
 
 def _some(model: nn.Module, groups: Groups, found: Any) -> Groups:

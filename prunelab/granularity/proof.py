@@ -17,16 +17,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..core import Group, Keep, PruneError, places
 from ..data import mapped
-from ..surgery.difference import floating
+from ..running import floating
 from ..surgery.shrinking import Lines, cuts, shrink
 from .operators import made_at, said
-from .tracing import passes, plain_twin, plainly
+from .tracing import passes, plain_twin, plainly, replaced
 
 TOLERANCE = 1e-4  # float32 rounding stays below 1e-5, what is not exact is above 1e-3
 ROUGH = 0.05  # of a model that runs in half precision only
@@ -204,7 +203,7 @@ class Replay(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """The operator on the values, or what the other run got."""
         names: list[str] = []  # of the tensors that go in; "" for those that are not made of parameters alone
-        args, kwargs = pytree.tree_map_only(Tensor, lambda t: self._value(t, names), (args, kwargs or {}))
+        args, kwargs = replaced((args, kwargs or {}), lambda t: self._value(t, names))
         name = func.overloadpacket.__name__.rstrip("_")
         out = func(*args, **kwargs)
         if name == "bernoulli":  # what a dropout draws, in the pass in training mode
@@ -249,7 +248,7 @@ class Replay(TorchDispatchMode):
         size, told = self.other.told[key]
         if made_of in self.rows and size != x.shape:  # statistics of a weight that is standardised, row by row
             rows, count = self.rows[made_of], self.other.rows_of(made_of)
-            told = pytree.tree_map_only(Tensor, lambda t: t[rows.to(t.device)] if t.shape[:1] == (count,) else t, told)
+            told = replaced(told, lambda t: t[rows.to(t.device)] if t.shape[:1] == (count,) else t)
         if name in NORMS or name in SOFTMAX:
             return out if size == x.shape else _renormed(name, x, given, out, told)
         first, theirs = (o[0] if isinstance(o, (tuple, list)) else o for o in (out, told))

@@ -25,7 +25,7 @@ from ..data import tensors
 from ..decoders import Block, blocks
 from ..layers import CONV1D, layer_of, prunable
 from ..masking import current_masks
-from ..running import attempt, check_plain, hooked, uncached, undisturbed
+from ..running import attempt, check_plain, hooked, leaving, uncached, undisturbed
 from ..units import find, named
 from .sparsegpt import cheapest_gone, kept_before, sparsegpt
 
@@ -275,8 +275,7 @@ def _same(one: Told, other: Told) -> bool:
 
 def _through(block: nn.Module, x: Tensor, told: Told) -> Tensor:
     more, named = told
-    out = block(x, *more, **named)
-    return out[0] if isinstance(out, tuple) else out
+    return leaving(block(x, *more, **named))
 
 
 def _check_present(model: nn.Module) -> None:

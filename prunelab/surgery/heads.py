@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..attention import layers
+from ..attention import known
 from ..core import Group, Keep, PruneError
 from ..decoders import config_at
 from .multihead import PrunedMultiheadAttention
@@ -59,7 +59,7 @@ def settle(model: nn.Module, groups: Sequence[Group], keep: Keep, lines: Mapping
             module.use_nested_tensor = (
                 False  # it asked its layers when it was made, and only their old kernels take nests
             )
-    layers(model)  # refuses less than a head
+    known(model)  # refuses less than a head
     done: set[str] = set()
     cut: dict[str, dict[str, int]] = {}
     told = []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import copy
+import functools
+import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
@@ -129,9 +130,17 @@ def builds(model: nn.Module, inside: Collection[str] = ("",), absent: Collection
 
 
 def _fresh(model: Any) -> nn.Module:
-    """A model of the configuration, without values."""
-    with torch.device("meta"), torch.random.fork_rng([]):
-        return type(model)(type(model.config).from_dict(copy.deepcopy(model.config.to_dict())))
+    """A model of the configuration as it would be saved, without values: to be read only."""
+    kinds: tuple[Any, Any] = type(model), type(model.config)
+    return _of_text(*kinds, model.config.to_json_string(use_diff=False))
+
+
+@functools.lru_cache(maxsize=8)
+def _of_text(kind: Any, config: Any, text: str) -> nn.Module:
+    from transformers.initialization import no_init_weights
+
+    with torch.device("meta"), torch.random.fork_rng([]), no_init_weights():
+        return kind(config.from_dict(json.loads(text)))
 
 
 def _absent(model: nn.Module) -> set[str]:
