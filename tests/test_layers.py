@@ -11,7 +11,7 @@ import prunelab
 
 ROOT = Path(prunelab.__file__).parent
 FLOORS = [
-    "core", "registry", "layers", "units", "files", "checks", "text", "attention", "mixtures", "data", "running",
+    "core", "files", "registry", "layers", "units", "checks", "text", "attention", "mixtures", "data", "running",
     "language", "decoders", "masking", "measurement", "calibration", "surgery", "granularity", "criteria", "selection",
     "allocation", "reconstruction", "agreement", "sensitivity", "layerwise", "shares", "schedules",
     "recovery", "pipeline",
