@@ -84,7 +84,8 @@ class Random:
     seed: int = 0
 
     def __call__(self, model: nn.Module, calib: Calibration | None = None) -> Scores:
-        source = torch.Generator().manual_seed((self.seed + SEED_OFFSET) % (1 << 63))  # our own: no one's draws change
+        source = torch.Generator()  # of our own: no one's draws change
+        source.manual_seed((self.seed + SEED_OFFSET) % (1 << 63))
         return {name: torch.rand(w.shape, generator=source).to(w.device) for name, w in finite_weights(model).items()}
 
 

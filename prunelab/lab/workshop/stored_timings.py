@@ -53,6 +53,7 @@ def summary(runs: list[list[float]]) -> Timing:
 def stored() -> dict[str, Any]:
     """All that is stored, as it lies in the file; empty where nothing is."""
     try:
-        return read_json(path())
+        found = read_json(path())
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
