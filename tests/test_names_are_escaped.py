@@ -27,6 +27,7 @@ def results():
     for module in pkgutil.walk_packages(prunelab.__path__, "prunelab."):
         if ".lab." not in module.name and not module.name.endswith("__main__"):
             importlib.import_module(module.name)
+    importlib.import_module("prunelab.lab.lessons.physics")
     return every(Tabular)[1:]
 
 
