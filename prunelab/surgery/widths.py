@@ -132,7 +132,7 @@ def builds(model: nn.Module, inside: Collection[str] = ("",), absent: Collection
 def _fresh(model: Any) -> nn.Module:
     """A model of the configuration as it would be saved, without values: to be read only."""
     kinds: tuple[Any, Any] = type(model), type(model.config)
-    return _of_text(*kinds, model.config.to_json_string(use_diff=False))
+    return _of_text(*kinds, json.dumps(model.config.to_dict()))
 
 
 @functools.lru_cache(maxsize=8)
