@@ -155,7 +155,7 @@ DRAWINGS = {
         ),
     ),
     "three_orders": (
-        shape(figsize=(9, 4.2), ncols=2, sharey=True),
+        shape(figsize=(10.5, 4), ncols=3, sharey=True),
         lambda axes: lesson_01.three_orders(
             axes, {w: {o: [[0.9] * 7, [0.5] * 7] for o in lesson_01.ORDERS} for w in lesson_01.WHICH}
         ),

@@ -28,7 +28,8 @@ from .pruned_networks import CNNS, FAST, refreshed
 
 
 ORDERS = ("the smallest", "at random", "the largest")  # which weights go first
-WHICH = {"of all layers": (), "of all but conv1": ("conv2", "conv3", "conv4", "fc1", "fc2")}
+WIDE = ("conv2", "conv3", "conv4", "fc1")  # all but the two ends
+WHICH = {"of all layers": (), "of all but conv1": (*WIDE, "fc2"), "of all but both ends": WIDE}
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.3, 0.5, 0.7)
 
 
@@ -43,7 +44,7 @@ def without(model: nn.Module, order: str, share: float, layers: Sequence[str] = 
 
 
 def orders() -> Resumable:
-    """Notebook 01: five networks lose their smallest, random or largest weights, of all layers or of all but conv1."""
+    """Notebook 01: five networks lose their smallest, random or largest weights, of all or of some layers."""
     points = [
         {"network": n, "order": o, "layers": which, "share": s}
         for n in CNNS for o in ORDERS for which in WHICH for s in SHARES
@@ -82,7 +83,8 @@ def three_orders(axes: Sequence[Axes], found: Mapping[str, Mapping[str, Any]]) -
         plots.curves(ax, range(len(SHARES)), runs, legend=ax is axes[1])  # equal steps: a hundredth is seen too
         ax.set(title=which, xlabel="share removed")
         ax.set_xticks(range(len(SHARES)), [f"{share:.0%}" for share in SHARES])
-    axes[1].set_ylabel("")
+    for ax in axes[1:]:
+        ax.set_ylabel("")
 
 
 def marked_curve(
