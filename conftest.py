@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent
-LLAMAS = ("13_", "14_")  # the notebooks that need a language model
+LLAMAS = ("13_", "14_", "15_")  # the notebooks that need a language model
 
 
 def pytest_configure(config):
@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items):
     needy = [item for item in items if item.path.name.startswith(LLAMAS)]
     if needy and (reason := _no_llama()):
         for item in needy:
-            item.add_marker(pytest.mark.skip(f"the Llama of notebooks 13 and 14 can't be had: {reason}"))
+            item.add_marker(pytest.mark.skip(f"the Llama of notebooks 13 to 15 can't be had: {reason}"))
 
 
 def _no_llama():
