@@ -1,5 +1,6 @@
-"""What notebooks 13 and 14 and their grids are made of, on a tiny decoder."""
+"""What notebooks 13 to 15 and their grids are made of, on a tiny decoder."""
 
+import copy
 import json
 import math
 
@@ -9,7 +10,7 @@ from tiny_decoders import decoder, token_ids
 
 import prunelab as pl
 from prunelab import zoo
-from prunelab.lab.lessons import lesson_13, lesson_14, llamas
+from prunelab.lab.lessons import lesson_13, lesson_14, lesson_15, llamas
 from prunelab.lab.show import figure
 from prunelab.language import next_token_loss, next_tokens
 from prunelab.reconstruction import SparseGPT, Wanda
@@ -90,6 +91,60 @@ def test_inputs_of_a_layer():
     assert not layer._forward_pre_hooks
 
 
+@pytest.mark.parametrize("way", ["blocks", "neurons", "heads", "width"])
+def test_ways_at_equal_parameters(way, monkeypatch):
+    """As many parameters leave as two blocks have, as far as whole units let them."""
+    monkeypatch.setattr(lesson_15, "PACK", 1)
+    model = decoder()
+    groups = lesson_15.groups_of(model, way)
+    share = lesson_15.share_of(model, way, 1)
+    keep = lesson_15.keep_of(groups, pl.criteria.magnitude(model), share, "layer", {})
+    small = lesson_15.smaller(model, groups, keep)
+    count, less = (sum(p.numel() for p in m.parameters()) for m in (model, small))
+    unit = count / model.config.hidden_size if way == "width" else 4 * count / sum(g.units for g in groups)
+    block = sum(p.numel() for p in model.model.layers[0].parameters())
+    assert abs(count - less - block) <= unit
+    assert bool(torch.isfinite(small(token_ids(1, 8)).logits).all())
+
+
+def test_loud_neurons_stay_or_go(monkeypatch):
+    monkeypatch.setattr(lesson_15, "LOUD", 4)
+    model = decoder()
+    loud, groups = lesson_15.loudness(model, CALIB), lesson_15.groups_of(model, "neurons")
+    scores = pl.criteria.magnitude(model)
+    for scope, share, kept in (("layer, loud stay", 0.5, 4), ("layer, loud go", 0.5, 0), ("loud alone", 0.5, 0)):
+        keep = lesson_15.keep_of(groups, scores, share, scope, loud)
+        for name, mask in keep.items():
+            top = loud[f"{name}.down_proj.weight"][0].topk(4).indices
+            assert int(mask[top].sum()) == kept
+            assert int((~mask).sum()) == (4 if scope == "loud alone" else len(mask) // 2)
+
+
+def test_a_narrower_norm_gives_as_much():
+    """With channels gone that were silent, the scaled model computes what the whole one does."""
+    model = decoder()
+    groups = lesson_15.groups_of(model, "width")
+    keep = {g.name: torch.arange(g.units) >= g.units // 4 for g in groups}
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith(("embed_tokens.weight", "down_proj.weight", "o_proj.weight")):
+                (p.T if name.startswith("model.embed") or name.startswith("lm") else p)[: groups[0].units // 4] = 0
+    small = lesson_15.smaller(model, groups, keep)
+    ids = token_ids(2, 8)
+    assert torch.allclose(small(ids).logits, model(ids).logits, rtol=1e-3, atol=1e-4)
+
+
+def test_the_student_comes_nearer():
+    teacher, ids = decoder(), token_ids(16, 9)
+    student = lesson_14.by_magnitude(copy.deepcopy(teacher), 0.5)
+    heard = teacher.model(ids).last_hidden_state.detach()
+    losses = lesson_15.distil(student, teacher.lm_head, ids.repeat(4, 1), heard.repeat(4, 1, 1))
+    assert len(losses) == 64
+    assert sum(losses[-16:]) < sum(losses[:16])
+    same = lesson_15.distil(copy.deepcopy(teacher), teacher.lm_head, ids[:2], heard[:2])
+    assert same == pytest.approx([0, 0], abs=1e-5), "the whole one has nothing to learn from itself"
+
+
 def test_agreement_and_streams():
     assert lesson_13.agreement([1, 2, 3], [10, 30, 50]) == pytest.approx(1)
     assert lesson_13.agreement([1, 2, 3], [5, 4, 1]) == pytest.approx(-1)
@@ -113,6 +168,8 @@ def test_drawings():
     for paint, shape in (
         (lambda ax: lesson_13.damage(ax, dots, {"low": (0.1, 20.0)}, 17.0), {}),
         (lambda axes: lesson_14.shouts(axes, torch.ones(8), {"in": [1.0, 2.0]}), {"nrows": 2}),
+        (lambda ax: lesson_15.neurons_seen(ax, torch.ones(8), torch.ones(8), torch.arange(8) < 3), {}),
+        (lambda axes: lesson_15.slopes(axes, 17.5, 134515008), {"ncols": 2}),
         (lambda ax: llamas.said(ax, "2 out", {"perplexity": 30.0, "text": "It costs $5 and $6. " * 60}), {}),
         (lambda ax: llamas.said(ax, "all out", {"perplexity": 3e5, "text": ""}), {}),
     ):
@@ -133,7 +190,7 @@ def test_the_grids_run(llama, tmp_path, monkeypatch):
     rows = token_ids(2, 8)
     text = llamas.Text(rows, rows, CALIB)
     monkeypatch.setattr(zoo, "llama", lambda: big)
-    for room in (lesson_13, lesson_14):
+    for room in (lesson_13, lesson_14, lesson_15):
         monkeypatch.setattr(room, "text_for", lambda *_: text)
     monkeypatch.setattr(lesson_13, "heal", lambda model, text: model)
     monkeypatch.setattr(llamas, "answer", lambda llama, model: "a tree")
@@ -144,4 +201,10 @@ def test_the_grids_run(llama, tmp_path, monkeypatch):
     assert [len(r["out"]) for r in runs] == [r["removed"] for r in runs]
     assert {r["what"] for r in runs if "text" in r} == {"layers", "mlps", "attentions"}
     assert len(made_by(lesson_14.weights_grid)) == 18
-    json.dumps(runs)
+    monkeypatch.setattr(lesson_15, "distil", lambda *_: [0.5])
+    monkeypatch.setattr(lesson_15, "PACK", 1)
+    monkeypatch.setattr(lesson_15, "LOUD", 2)
+    shapes = made_by(lesson_15.shapes_grid)
+    assert all(math.isfinite(r["perplexity"]) for r in shapes)
+    assert len({r["parameters"] for r in shapes if r["way"] == "blocks"}) == 3
+    json.dumps([runs, shapes])
