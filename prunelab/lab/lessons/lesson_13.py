@@ -211,9 +211,9 @@ def check_three(answer: Any) -> str | None:
     if after[start] <= GOOD * min(after):
         return None
     if start == 0:
-        return cost + "the first blocks make meaning of bare tokens, and nothing else does."
+        return cost + "the first two blocks are the dearest of all: look at what each costs *alone*."
     if start == 27:
-        return cost + "the last block turns the stream into what the output can read; it is no polish."
+        return cost + "alone, the last block costs more than all but the first two; it is no polish."
     if start in (25, 26):
         return cost + "influence is low there, and it is not damage. Look at what each costs *alone*, and at its side."
     return cost + "look for three neighbours of which none is dear alone, and keep away from the two that are."
