@@ -101,7 +101,7 @@ def smaller(model: nn.Module, groups: Sequence[Group], keep: Keep, *, scaled: bo
     sizes = {name: m.weight for name, m in model.named_modules() if "RMSNorm" in type(m).__name__}
     for name, module in small.named_modules():
         if scaled and name in sizes and "RMSNorm" in type(module).__name__:
-            module.weight.data *= (len(sizes[name]) / len(module.weight)) ** 0.5  # type: ignore[arg-type, operator]
+            module.weight.data *= (len(sizes[name]) / len(module.weight)) ** 0.5
     return small
 
 
@@ -143,7 +143,8 @@ def shapes_grid() -> Resumable:
     text, code = text_for(llama), text_for(llama, "code")
     calib = text.some(SOME)
     loud = loudness(llama.model, calib)
-    ids, taught = text.train[::24][:STEPS, :-1], []
+    ids = text.train[::24][:STEPS, :-1]
+    taught: list[Tensor] = []
     scores: dict[str, Scores] = {}
 
     def cut(way: str, rule: str, scope: str, like: int) -> nn.Module:
