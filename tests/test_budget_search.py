@@ -10,12 +10,12 @@ import time
 import warnings
 from types import SimpleNamespace
 
+import counted_clock
 import pytest
 import torch
 from tiny_decoders import LastToken, token_ids
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 import prunelab as pl
@@ -23,33 +23,13 @@ from prunelab import PruneError, fit_budget
 from prunelab.budget import GoalNotMet, SearchOptions, frontier
 from prunelab.budget import job as structures_module
 from prunelab.budget import search as settling
-from prunelab.measurement import Speedup, macs, stored_bytes
-
-MAC, LAUNCH = 1e-9, 1e-7  # seconds
+from prunelab.measurement import macs, stored_bytes
 
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
     """A clock that counts MACs, so that nothing here depends on how busy the real machine is."""
-
-    def counted(tasks, on):
-        times = {}
-        for name, task in tasks.items():
-            with FlopCounterMode(display=False) as counter:
-                task()
-            times[name] = [LAUNCH + MAC * counter.get_total_flops() / 2] * 7
-        return times
-
-    def compared(models, data, **_):
-        batch = data[0][0]
-        taken = {n: 10 * LAUNCH + MAC * macs(m, batch) * len(data[0][1]) for n, m in models.items()}
-        first = next(iter(taken.values()))
-        speed = {n: Speedup(*[first / t] * 3) for n, t in taken.items()}
-        return SimpleNamespace(latency={n: SimpleNamespace(p50=t) for n, t in taken.items()}, speedup=speed)
-
-    monkeypatch.setattr("prunelab.budget.costs.in_turns", counted)
-    monkeypatch.setattr(settling, "compare", compared)
-    monkeypatch.setattr(structures_module, "liked_multiple", lambda *_: 4)
+    counted_clock.install(monkeypatch)
 
 
 def mlp():
@@ -208,7 +188,7 @@ def test_a_drop_alone_asks_for_the_fastest(trained, data):
 
 
 def test_nothing_to_gain_says_dont(trained, data, monkeypatch):
-    monkeypatch.setitem(globals(), "MAC", 1e-13)  # all is launch
+    monkeypatch.setattr(counted_clock, "MAC", 1e-13)  # all is launch
     result = fit(trained, data, max_drop=0.1)
     assert result.advice == "don't"
     assert result.verdict.startswith("Don't prune")
