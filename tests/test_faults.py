@@ -97,7 +97,7 @@ def _progressed(folder: Path) -> int | None:
 
 
 def _scan(folder: Path, v: int) -> None:
-    curve = Curve("a", 9, (0, 4), (v, v), (0.0, 0.0), (0.0, 0.0))
+    curve = Curve("a", 9, (0, 4), (v, v), (0.0, 0.0))
     Scan(
         (0.0, 0.5),
         (curve,),
@@ -166,7 +166,7 @@ WRITERS = {
 }
 # One `write_whole` of bytes made beforehand, which is tested as such.
 ONE_WHOLE = {
-    "budget.result", "budget.search", "exports", "lab.author.film", "lab.author.grids", "lab.author.timings",
+    "budget.result", "budget.search", "exports", "lab.author.film", "lab.author.timings",
     "lab.workshop.course", "lab.workshop.editions", "lab.workshop.guide", "lab.workshop.site", "recipes",
     "recovery.checkpoints",
 }  # fmt: skip
