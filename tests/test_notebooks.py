@@ -67,7 +67,7 @@ def good():
         ('guess = lab.predict("01-x", "How many?", options=["few", "many"])', text()),
         f"## Run\n\n1. Half of the 1,234 weights on 3×3 kernels, 2:4, `0.7` and $x^2$.\n\n*Figure: {ALT}*",
         ('lab.claim("Half of 1234 weights.", 617, equals=617)', text()),
-        ('lab.check_numbers("01", globals())', text()),
+        ('lab.check_numbers("01", globals())', text("1 number: all hold.")),
         (f'with lab.figure(alt="{ALT}") as (fig, ax):\n    ax.plot([1, 2])', picture()),
         "## Explain\n\n*Figure: The guess beside the result, and so on.*",
         ('lab.reveal(guess, "many", {"few": "It feels safe."})', picture("The guess beside the result for: x.")),
@@ -144,6 +144,10 @@ def _stderr(nb):
     cell(nb, "lab.claim").outputs = [new_output("stream", name="stderr", text="Warning")]
 
 
+def _other_times(nb):
+    cell(nb, "lab.check_numbers").outputs = [text("2 numbers: 1 hold. Times are your machine's own.")]
+
+
 def _state(nb):
     nb.metadata["widgets"] = {}
 
@@ -206,6 +210,7 @@ BROKEN = [
     (rules.claims_can_fail, added_code('lab.claim("It works.", 1, at_least=0.0)'), "whole range"),
     (rules.claims_can_fail, added_code('lab.claim("It works.", 1, **kind)'), "not one literal"),
     (rules.listed_numbers, replaced("lab.check_numbers", "print"), "lists 1 numbers, and 0 cells"),
+    (rules.listed_numbers, _other_times, "contradicts a number"),
     (rules.listed_numbers, added_code('lab.check_numbers("01", globals())'), "lists 1 numbers, and 2 cells"),
     (rules.pictures, output({"image/png": "YWJj", "text/plain": "<Figure>"}), "without an alt"),
     (rules.pictures, lambda nb: cell(nb, "lab.figure").outputs.append(picture("")), "without an alt"),

@@ -107,3 +107,21 @@ def test_the_numbers_of_a_text_are_held_to_the_run(monkeypatch, capsys):
     entries[0] |= {"at_most": 3}
     with pytest.raises(ValueError, match="exactly one"):
         lab.check_numbers("01", names)
+
+
+def test_a_time_that_came_out_otherwise_is_told_and_raises_nothing(monkeypatch, capsys):
+    entries = [
+        {"says": "It is twice as fast.", "value": "faster", "between": [1.5, 3], "clock": True},
+        {"says": "It has 10 weights.", "value": "weights", "equals": 10},
+    ]
+    monkeypatch.setattr(claim.exercise, "texts", lambda _: {"numbers": entries})
+    lab.check_numbers("01", {"faster": 2.0, "weights": 10})
+    assert capsys.readouterr().out.endswith(" all hold.\n")
+    lab.check_numbers("01", {"faster": 1.2, "weights": 10})
+    told = capsys.readouterr().out
+    assert '1 hold. Times are your machine\'s own; here it is otherwise with "It is twice as fast."' in told
+    assert told.endswith("Here it is 1.2.\n")
+    with pytest.raises(lab.ClaimError, match=r"1 of 2 numbers .*\n.*10 weights.*Here it is 9\."):
+        lab.check_numbers("01", {"faster": 1.2, "weights": 9})
+    with pytest.raises(lab.ClaimError, match="can't be computed"):
+        lab.check_numbers("01", {"weights": 10})

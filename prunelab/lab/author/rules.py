@@ -237,6 +237,11 @@ def listed_numbers(nb: Notebook) -> list[str]:
             for number in every
             if not stated(number)
         ]
+        + [
+            "what is stored contradicts a number of the text: run it again on a quiet machine, or mend the text"
+            for _, out in outputs(nb)
+            if claim.OWN_TIMES in out.get("data", {}).get("text/plain", "")
+        ]
     )
 
 
