@@ -138,7 +138,8 @@ def check_numbers(notebook: str, names: dict[str, Any]) -> None:
     wrong = [failure for number, failure in failed if not number.clock]
     if wrong:
         raise ClaimError("\n".join([f"{len(wrong)} of {len(every)} numbers of this text do not hold here:", *wrong]))
-    _show(f"{len(every)} numbers of this text were compared with your run: {_verdict(len(every), [x for _, x in failed])}")
+    verdict = _verdict(len(every), [failure for _, failure in failed])
+    _show(f"{len(every)} numbers of this text were compared with your run: {verdict}")
 
 
 def _verdict(count: int, other: list[str]) -> str:
