@@ -62,6 +62,12 @@ def export(
     model's to `tolerance`, relative to the largest. Only then does the file appear, whole. The model is left as it is.
     Raises PruneError for masks still on, a forward that can't be captured, an operator that the target lacks, and
     outputs that differ.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     written = export(nn.Linear(2, 1), torch.zeros(3, 2), f"{folder}/small.pt2")
+    >>> written.difference < 1e-6
+    True
     """
     file = Path(path)
     if file.suffix not in TARGETS:

@@ -253,6 +253,9 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
     weights have three dimensions. Gives the *underlying* parameters, masked or not. A tied weight appears once, under
     its first name; one tied to anything else (an embedding, say) is left out, because zeroing it would prune that too.
     So are those that `unreachable` names. Raises PruneError if there is none, and as `check_kind` does.
+
+    >>> list(prunable(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))))
+    ['0.weight', '2.weight']
     """
     check_kind(model)
     chosen: dict[str, nn.Parameter] = {}

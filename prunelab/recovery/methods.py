@@ -60,6 +60,12 @@ def distil(
 
     The teacher runs in eval mode and is left as it was. `train` is another way to retrain, such as `rewind_rates`;
     `options` are its own. Raises PruneError, before anything is changed, for a teacher of another output shape.
+
+    >>> from copy import deepcopy
+    >>> teacher, inputs = nn.Linear(2, 3), torch.eye(2)
+    >>> data = inputs, torch.tensor([0, 1])
+    >>> distil(deepcopy(teacher), teacher, data, alpha=1.0, steps=1, progress=False).losses  # they agree already
+    [0.0]
     """
     objective = Distillation(teacher, temperature, alpha, loss)
     _check_outputs(model, teacher, data, options.get("batch_size", 64))
@@ -87,7 +93,11 @@ State: TypeAlias = dict[str, Tensor]  # every parameter and buffer, by the name 
 
 
 def state_of(model: nn.Module) -> State:
-    """A copy of all parameters and buffers, masked or not, as they lie under the masks."""
+    """A copy of all parameters and buffers, masked or not, as they lie under the masks.
+
+    >>> sorted(state_of(nn.Linear(2, 1)))
+    ['bias', 'weight']
+    """
     return {place.name: place.tensor.detach().clone() for place in places(model)}
 
 
@@ -111,6 +121,12 @@ def rewind(model: nn.Module, early: Mapping[str, Tensor]) -> nn.Module:
 
     To the very start: Frankle and Carbin 2019, arXiv 1803.03635; soon after it: Frankle et al. 2020, arXiv 1912.05671.
     Raises PruneError, before anything is changed, if the state is of another model.
+
+    >>> net = nn.Linear(2, 1)
+    >>> early = state_of(net)
+    >>> net.weight.data += 1
+    >>> rewind(net, early).weight.equal(early["weight"])
+    True
     """
     own = {place.name: place.tensor for place in places(model)}
     strange = sorted(own.keys() ^ early.keys())
@@ -138,6 +154,10 @@ def rewind_rates(
 
     The weights stay where they are. `options` are those of `train`, the first training's own `lr` among them.
     Renda et al. 2020, arXiv 2003.02389, section 3. Raises PruneError for more steps than there were.
+
+    >>> data = torch.eye(2), torch.tensor([0, 1])
+    >>> len(rewind_rates(nn.Linear(2, 2), data, steps=2, of=4, lr=0.1, progress=False).losses)
+    2
     """
     return train(model, data, steps=steps, lr_schedule=Tail(of, lr_schedule), **options)
 
@@ -148,6 +168,11 @@ def rewind_weights(
     """`rewind` to the state the model had at step `of - steps` of its first training, and train on from there.
 
     Otherwise `rewind_rates`: the same steps, the same learning rates, with the pruned weights missing.
+
+    >>> net, data = nn.Linear(2, 2), (torch.eye(2), torch.tensor([0, 1]))
+    >>> early = state_of(net)
+    >>> len(rewind_weights(net, early, data, steps=2, of=4, lr=0.1, progress=False).losses)
+    2
     """
     rewind(model, early)
     return rewind_rates(model, data, steps=steps, of=of, **options)

@@ -76,6 +76,17 @@ def load_plan(path: str | os.PathLike[str], fresh_model: nn.Module) -> nn.Module
 
     The fresh model is left as it is. Raises PruneError for missing or damaged files, and for a plan of another
     model, naming the first tensor that differs.
+
+    >>> from prunelab import granularity, shrink
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> groups = granularity.neurons(net, torch.zeros(1, 3))
+    >>> keep = {groups[0].name: torch.tensor([True, False, False, True])}
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     save_plan(folder, groups, keep, shrink(net, groups, keep)) == Path(folder)
+    ...     load_plan(folder, net)[0].out_features
+    True
+    2
     """
     folder = Path(path)
     most = max(FEW, sum(t.numel() for t in units.named(fresh_model).values()) + len(paths(fresh_model)))

@@ -32,6 +32,13 @@ def shrink(model: nn.Module, groups: Sequence[Group], keep: Keep) -> nn.Module:
 
     Raises PruneError for groups of another model, single weights (which leave no hole to close), and a group of
     which nothing is kept.
+
+    >>> from prunelab import granularity
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> groups = granularity.neurons(net, torch.zeros(1, 3))
+    >>> small = shrink(net, groups, {groups[0].name: torch.tensor([True, False, False, True])})
+    >>> small[0].weight.equal(net[0].weight[[0, 3]]), small[2].in_features, net[2].in_features
+    (True, 2, 4)
     """
     lines, bare = cuts(model, groups, keep), _norm_cuts(model, groups, keep)
     if any(map(masks_on, paths(model))):
