@@ -107,8 +107,9 @@ def test_a_slide_holds_a_thought_and_no_stub(name):
 
 
 @pytest.mark.slow
-def test_all_are_written_outside_the_notebooks(tmp_path):
-    source = course.folder()
+def test_all_are_written_outside_the_notebooks(tmp_path, monkeypatch):
+    source, some = course.folder(), course.notebooks()[::8]  # the wheel's test builds all
+    monkeypatch.setattr(course, "notebooks", lambda: some)
     before = {p: p.read_bytes() for p in source.iterdir() if p.is_file()}
     written = editions.build(tmp_path / "out")
     assert {p: p.read_bytes() for p in source.iterdir() if p.is_file()} == before
