@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent
-LONG = ("test_families.py", "test_wheel.py")  # minutes in one process: at the end the other one would wait
+LONG = ("test_families.py", "test_llama_real.py", "test_wheel.py")  # minutes each, in one process
 LLAMAS = ("13_", "14_", "15_")  # the notebooks that need a language model
 
 
