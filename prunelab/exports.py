@@ -73,6 +73,11 @@ def export(
     if file.suffix not in TARGETS:
         raise PruneError(f"{file.name}: exports are {' or '.join(TARGETS)} files, and the name says which")
     check_plain(model)
+    if file.suffix == ".onnx" and any(p.dtype == torch.bfloat16 for p in model.parameters()):
+        raise PruneError(
+            f"{type(model).__name__} is in bfloat16, which onnxruntime can't run on a CPU, and so could not be tried: "
+            "give a float32 copy, copy.deepcopy(model).float(), or export .pt2. Nothing was written"
+        )
     twin, names, given = _flat(model, example)
     if dynamic_batch:
         given = _growable(given)

@@ -137,7 +137,7 @@ def expand(model: nn.Module, groups: Sequence[Group], keep: Keep) -> Masks:
                 continue
             tensor = find(model, tensors, member.tensor)
             check(member, tensor, group.units)
-            laid = mask(member, kept, tensor.shape)
+            laid = mask(member, kept.to(tensor.device), tensor.shape)
             masks[member.tensor] = masks[member.tensor] & laid if member.tensor in masks else laid
         masks |= _whole(model, group, kept, tensors)
     return masks

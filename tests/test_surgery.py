@@ -609,3 +609,12 @@ def test_a_model_of_transformers_inside_another_is_not_saved_where_its_config_ca
         with pytest.raises(PruneError, match="save_plan"):
             each.bert.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_too_large_to_be_read_again_is_not_written(tmp_path, monkeypatch):
+    groups, keep = half(network())
+    small = shrink(network(), groups, keep)
+    monkeypatch.setattr(surgery.plans, "LARGEST", 100)
+    with pytest.raises(PruneError, match=r"`load_plan` reads 100 B at most"):
+        save_plan(tmp_path / "plan", groups, keep, small)
+    assert not (tmp_path / "plan").exists()

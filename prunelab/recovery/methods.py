@@ -15,7 +15,7 @@ from ..checks import check_number
 from ..core import PruneError, device_of, mode, network, places, shape
 from ..data import batches, count, to
 from ..layers import BATCH_NORM
-from ..running import attempt, call, undisturbed
+from ..running import attempt, call, pair, undisturbed
 from .run import ONE_CYCLE, History, Rate, Tail
 from .training import Objective, finetune, train
 
@@ -24,8 +24,9 @@ from .training import Objective, finetune, train
 class Distillation:
     """alpha T^2 KL(softmax(teacher / T) || softmax(student / T)) + (1 - alpha) loss(student, labels).
 
-    Outputs (n, classes, ...); the mean over all but the classes. T^2 keeps the gradient's size as T grows. Hinton et
-    al. 2015, arXiv 1503.02531, section 2. alpha is the teacher's share, from 0 to 1.
+    Outputs (n, classes, ...), or (n, tokens, classes) where the targets are (n, tokens), as a language model's; the
+    mean over all but the classes. T^2 keeps the gradient's size as T grows. Hinton et al. 2015, arXiv 1503.02531,
+    section 2. alpha is the teacher's share, from 0 to 1.
     """
 
     teacher: nn.Module
@@ -40,8 +41,10 @@ class Distillation:
     def __call__(self, inputs: Any, outputs: Tensor, targets: Tensor) -> Tensor:
         with torch.no_grad(), mode(self.teacher, training=False):
             said = call(self.teacher, inputs)
-        soft, wanted = ((x / self.temperature).log_softmax(1) for x in (outputs, said))
-        apart = F.kl_div(soft, wanted, reduction="none", log_target=True).sum(1).mean()
+        by_token = outputs.dim() > 2 and targets.shape == outputs.shape[:-1]
+        classes = -1 if by_token else 1
+        soft, wanted = ((x / self.temperature).log_softmax(classes) for x in (outputs, said))
+        apart = F.kl_div(soft, wanted, reduction="none", log_target=True).sum(classes).mean()
         return self.alpha * self.temperature**2 * apart + (1 - self.alpha) * self.loss(outputs, targets)
 
 
@@ -79,7 +82,7 @@ def _check_outputs(model: nn.Module, teacher: nn.Module, data: Any, size: int) -
         raise PruneError(
             f"the teacher is on {device_of(teacher)}, the model on {device_of(model)}: move one with .to(...)"
         )
-    inputs, _ = to(next(batches(data, size=size)), device_of(model))
+    inputs, _ = to(pair(next(batches(data, size=size))), device_of(model))
     with undisturbed(model, teacher), torch.no_grad():
         own, other = attempt(model, inputs), attempt(teacher, inputs)
     if own.shape != other.shape:
@@ -114,6 +117,11 @@ class Early:
             raise PruneError(f"Early(at={self.at}): the run has {total} steps, so there is no such one")
         if done == self.at:
             self.state = state_of(self.model)
+        if done > self.at and not self.state:
+            raise PruneError(
+                f"Early(at={self.at}) came too late: the run was resumed behind that step. Give it the `state` of "
+                "before, or begin the run anew"
+            )
 
 
 def rewind(model: nn.Module, early: Mapping[str, Tensor]) -> nn.Module:
@@ -209,8 +217,8 @@ def recalibrate_batchnorm(model: nn.Module, data: Any, *, batch_size: int = 64, 
                 norm.train()
                 norm.reset_running_stats()
                 norm.momentum = None  # torch's way to say: the plain average
-            for inputs, _ in batches(data, size=batch_size, shuffle=dice):
-                attempt(model, to(inputs, device))
+            for batch in batches(data, size=batch_size, shuffle=dice):
+                attempt(model, to(pair(batch)[0], device))
     except BaseException:
         for norm, held in zip(norms, before, strict=True):
             for name, buffer in norm.named_buffers(recurse=False):

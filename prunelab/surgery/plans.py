@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from .. import units
 from ..core import Group, Keep, Member, Part, PruneError, mask_of, paths, places, shape
-from ..files import alone, made, read_json, read_whole, write_whole
+from ..files import LARGEST, alone, made, read_json, read_whole, write_whole
+from ..text import size
 from .removal import gone, renamed
 from .shrinking import shrink
 
@@ -51,6 +52,11 @@ def save_plan(path: str | os.PathLike[str], groups: Sequence[Group], keep: Keep,
     }
     lines = ",\n  ".join(json.dumps(_described(g, keep)) for g in groups)
     text = json.dumps(plan, indent=1)[:-2] + f',\n "groups": [\n  {lines}\n ]\n}}\n'
+    if len(text) > LARGEST:
+        raise PruneError(
+            f"the plan would have {size(len(text))}, and `load_plan` reads {size(LARGEST)} at most, so that no file "
+            "fills the memory: save the model whole, with torch.save"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder / PLAN):
         before = named_weights(folder)
