@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import units
-from .core import join, network
+from .core import join, paths
 
 COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 TOP_K = ("top_k", "num_experts_per_tok")
@@ -48,7 +48,7 @@ def mixtures(model: nn.Module) -> tuple[list[Mixture], list[str]]:
     for name, tensor in units.named(model).items():
         own.setdefault(name.rpartition(".")[0], {})[name] = tensor
     found, unknown = [], []
-    for path, block in network(model).named_modules():
+    for block, path in paths(model).items():
         name = join(path, "experts")
         experts = block._modules.get("experts")
         count = 0 if experts is None else _count(experts, own.get(name, {}))

@@ -100,7 +100,7 @@ def _pointwise(func: Any) -> bool:
 
 def varying(ids: Tensor) -> tuple[int, ...]:
     """The dimensions along which ids differ."""
-    return tuple(d for d, n in enumerate(ids.shape) if n > 1)
+    return tuple([d for d, n in enumerate(ids.shape) if n > 1])
 
 
 def folded(ids: Tensor) -> Tensor:

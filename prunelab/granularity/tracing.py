@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import layers
-from ..core import PruneError, copied, device_of, mask_of, paths, places, shape
+from ..core import PruneError, copied, device_of, masks_on, own_tensors, paths, places, shape
 from ..data import mapped, tensors, to
 from ..masking import bake
 from ..running import run
@@ -76,6 +76,12 @@ class Trace:
     heads: dict[int, str] = field(default_factory=dict)  # set -> the module that multiplies its heads
 
 
+class Where(list[str]):
+    """The paths of the modules that run, the innermost last: the one that failed, if one did."""
+
+    entered = ""  # the one that started last
+
+
 @dataclass
 class Shadow(TorchDispatchMode):
     """Follows ids through a run; see the module's docstring. With `meta`, on tensors that have shapes and no values."""
@@ -90,7 +96,7 @@ class Shadow(TorchDispatchMode):
     split: set[int] = field(default_factory=set)  # ids of rows that a view laid side by side, as heads are
     heads: dict[int, str] = field(default_factory=dict)  # numbers of heads -> the module that multiplies them
     laid: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # ids, and those that they were laid out over
-    where: list[str] = field(default_factory=lambda: [""])  # the modules that are running
+    where: Where = field(default_factory=lambda: Where([""]))
     total: int = 1
     paused: bool = False
 
@@ -261,31 +267,44 @@ def plain_twin(model: nn.Module, meta: bool = False) -> nn.Module:
     weight_norm's, or one by which transformers collects.
     """
     try:
-        if any(mask_of(p.module, p.attribute) is not None for p in places(model)):
+        if any(map(masks_on, paths(model))):
             model = bake(copy.deepcopy(model))
-        memo: dict[int, Any] = {id(p): _emptied(p) if meta else p for p in model.parameters()}
-        memo |= {id(b): _emptied(b) if meta else b.clone() for b in model.buffers()}
-        for module in paths(model):  # what an old weight_norm left, or a forward kept, is no leaf and can't be copied
-            for value in vars(module).values():
-                if isinstance(value, Tensor):
-                    memo.setdefault(id(value), value.detach().clone())
-        twin = copied(model, memo)
+        twin = copied(model, _instead(model, meta))
     except Exception as error:  # whatever a model's own __deepcopy__ raises
         raise PruneError(f"{type(model).__name__} cannot be copied, and is traced as a copy: {error}") from error
     for module in paths(twin):
         for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
-            for key, hook in list(hooks.items()):
+            for key, hook in list(hooks.items()) if hooks else ():
                 if not (isinstance(hook, COMPUTES_A_WEIGHT) or getattr(hook, "__module__", "").startswith(COLLECTS)):
                     del hooks[key]
     return twin.eval()
 
 
+def _instead(model: nn.Module, meta: bool) -> dict[int, Any]:
+    """What a twin has in place of the model's tensors, by their ids."""
+    memo: dict[int, Any] = {}
+    everywhere = paths(model)
+    for module in everywhere:
+        for _, tensor in own_tensors(module):
+            if id(tensor) not in memo:
+                same = tensor if isinstance(tensor, nn.Parameter) else tensor.clone()
+                memo[id(tensor)] = _emptied(tensor) if meta else same
+    for module in everywhere:  # what an old weight_norm left, or a forward kept, is no leaf and can't be copied
+        for value in vars(module).values():
+            if isinstance(value, Tensor):
+                memo.setdefault(id(value), value.detach().clone())
+    return memo
+
+
 def _traced(model: nn.Module, example: Any, rules: dict[str, Any]) -> Trace:
     shadow = Shadow(all(t.is_meta for t in (*model.parameters(), *tensors(example))), rules)
     kept = _number(shadow, model)
-    _watch(shadow, model)
+    _number_norms(shadow, model)
+    for module in paths(model):
+        if isinstance(module, RECURRENT):
+            vars(module)["forward"] = _unseen(shadow, module)
     with plainly(), shadow:
-        for out in passes(model, example):
+        for out in passes(model, example, shadow.where):
             _freeze_outputs(shadow, out)
     for tensor in kept:
         if id(tensor) not in shadow.seen:
@@ -353,51 +372,44 @@ def _opaque(module: nn.Module) -> str | None:
     return made and f"is made anew in every forward by {made} first"
 
 
-def _watch(shadow: Shadow, model: nn.Module) -> None:
-    """Say where the run is; number the channels of norms without parameters; look at no recurrent layer's inside."""
-
-    def enter(path: str) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            shadow.where.append(path)
-            if isinstance(module, RECURRENT):
-                for tensor in (t for t in tensors((args, kwargs)) for _ in shadow.of(t)):
-                    for ids in shadow.of(tensor):
-                        shadow.freeze(ids, f"is read by a {type(module).__name__}")
-                shadow.seen.update(map(id, module.parameters()))
-                shadow.paused = True
-
-        return hook
-
-    def leave(module: nn.Module, *_: Any) -> None:
-        shadow.where.pop()
-        shadow.paused = shadow.paused and not isinstance(module, RECURRENT)
-
+def _number_norms(shadow: Shadow, model: nn.Module) -> None:
+    """Number the channels of norms without parameters."""
     for module, path in paths(model).items():
-        module.register_forward_pre_hook(enter(path), with_kwargs=True, prepend=True)
-        module.register_forward_hook(leave, always_call=True)
         size = operators.bare_channels(module)
         if size:
             shadow.bare[path] = shadow.number(path, 0, size, path, learned=False, bare=True)
 
 
-def passes(model: nn.Module, inputs: Any, at: Callable[[str], Any] = lambda path: None) -> Iterator[Any]:
-    """What the model returns in eval mode; and in training mode if that runs more layers (GoogLeNet's other heads).
+def _unseen(shadow: Shadow, module: nn.Module) -> Callable[..., Any]:
+    """A recurrent layer's forward, at whose inside nobody looks: what it reads stays."""
+    forward = module.forward
 
-    `at` is told of each module that starts to run.
-    """
+    def running(*args: Any, **kwargs: Any) -> Any:
+        for tensor in tensors((args, kwargs)):
+            for ids in shadow.of(tensor):
+                shadow.freeze(ids, f"is read by a {type(module).__name__}")
+        shadow.seen.update(map(id, module.parameters()))
+        shadow.paused = True
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            shadow.paused = False
+
+    return running
+
+
+def passes(model: nn.Module, inputs: Any, where: Where) -> Iterator[Any]:
+    """What the model returns in eval mode; and in training mode if that runs more layers (GoogLeNet's other heads)."""
     reached: set[nn.Module] = set()
-    where = paths(model)
-
-    def enter(module: nn.Module, _: Any) -> None:
-        reached.add(module)
-        at(where[module])
-
-    hooks = [module.register_forward_pre_hook(enter) for module in where]
+    modules = paths(model)
+    before = {module: vars(module).get("forward") for module in modules}
     try:
+        for module, path in modules.items():  # in the time that hooks take, one could run a small network
+            vars(module)["forward"] = _noted(module, path, where, reached)
         yield run(model, inputs)
-        if all(m in reached for m in where if m._parameters and not isinstance(m, RECURRENT)):
+        if all(m in reached for m in modules if m._parameters and not isinstance(m, RECURRENT)):
             return
-        for module in where:
+        for module in modules:
             module.training = next(module.children(), None) is not None  # norms and dropouts stay as in evaluation
         try:
             out = run(model, inputs)
@@ -406,8 +418,24 @@ def passes(model: nn.Module, inputs: Any, at: Callable[[str], Any] = lambda path
         yield out
     finally:
         model.eval()
-        for hook in hooks:
-            hook.remove()
+        for module, forward in before.items():
+            vars(module).pop("forward") if forward is None else vars(module).update(forward=forward)
+
+
+def _noted(module: nn.Module, path: str, where: Where, reached: set[nn.Module]) -> Callable[..., Any]:
+    forward = module.forward
+
+    def running(*args: Any, **kwargs: Any) -> Any:
+        reached.add(module)
+        depth = len(where)
+        where.append(path)
+        where.entered = path
+        out = forward(*args, **kwargs)
+        del where[depth:]
+        return out
+
+    running.__wrapped__ = forward  # type: ignore[attr-defined]  # for those who look at its signature
+    return running
 
 
 def _freeze_outputs(shadow: Shadow, out: Any) -> None:
