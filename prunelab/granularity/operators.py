@@ -509,20 +509,18 @@ def _normed(shadow: Any, out: Any, x: Tensor, own: Sequence[Any], over: Sequence
     bare = shadow.bare.get(shadow.where[-1])
     if bare is not None:
         mine.append(_along(bare.repeat(x.shape[dim] // len(bare)), dim, x.dim()))  # an instance norm lays samples there
+    scaled = {varying(ids) for ids in mine}
+    carried = [(varying(ids), ids) for ids in shadow.of(x)]
     for ids in mine:
-        alike = [i for i in shadow.of(x) if varying(i) == varying(ids)]
+        alike = [there for dims, there in carried if dims == varying(ids)]
         for there in alike:
             shadow.tie(there, ids)
         if not alike:
             shadow.freeze(ids, AHEAD)
-    for ids in shadow.of(x):
-        if set(varying(ids)) & set(over):
+    for dims, ids in carried:
+        if set(dims) & set(over):
             shadow.average(ids)
-        if (
-            dim in varying(ids)
-            and not any(varying(i) == varying(ids) for i in mine)
-            and any(isinstance(t, Tensor) for t in own)
-        ):
+        if dim in dims and dims not in scaled and any(isinstance(t, Tensor) for t in own):
             shadow.freeze(ids, AHEAD)
     shadow.put(_first(out), shadow.of(x))
 

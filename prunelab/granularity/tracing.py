@@ -208,7 +208,7 @@ def _shaped(func: Any, args: Any, given: list[Tensor]) -> Any:
     if name.endswith("_"):
         return x
     same = all(t.shape == x.shape for t in given)
-    return _empty(x.shape if same else torch.broadcast_shapes(*(t.shape for t in given)), x)
+    return _empty(x.shape if same else np.broadcast_shapes(*(t.shape for t in given)), x)
 
 
 def _empty(size: Sequence[int], like: Tensor) -> Tensor:
@@ -415,9 +415,10 @@ def passes(model: nn.Module, inputs: Any, where: Where) -> Iterator[Any]:
             out = run(model, inputs)
         except Exception:  # in training it wants something else, such as targets
             return
+        finally:
+            model.eval()
         yield out
     finally:
-        model.eval()
         for module, forward in before.items():
             vars(module).pop("forward") if forward is None else vars(module).update(forward=forward)
 

@@ -53,7 +53,8 @@ def settle(model: nn.Module, groups: Sequence[Group], keep: Keep, lines: Mapping
     if all its layers have the same count, and it says how wide a head is; else each layer has a copy of it that does.
     There `from_pretrained` refuses the weights, and `load_plan` rebuilds the model.
     """
-    for module in paths(model):
+    at = {path: module for module, path in paths(model).items()}
+    for module in at.values():
         if isinstance(module, nn.TransformerEncoder) and any(
             isinstance(m, PrunedMultiheadAttention) for m in module.modules()
         ):
@@ -68,7 +69,7 @@ def settle(model: nn.Module, groups: Sequence[Group], keep: Keep, lines: Mapping
         own = {m.tensor for m in group.members}
         rows = {m.tensor for m in group.members if m.dim == 0 and m.tensor.endswith(QUERIES)}
         for path, inside in _holders(own).items():
-            holder: Any = model.get_submodule(path)
+            holder: Any = at[path] if path in at else model.get_submodule(path)  # which takes its time
             if isinstance(holder, nn.MultiheadAttention) and rows & inside:
                 done |= own  # its heads left, and it has been told
             declared = _declared(holder)
