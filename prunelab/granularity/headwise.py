@@ -8,6 +8,7 @@ share (a norm's weight of one head's width, the keys of multi-query attention) i
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,16 +20,7 @@ from .operators import RULES, folded, padded, reshaped, varying
 
 SHARED = "is shared by all heads"
 HEADS = dict(RULES)  # the rules by name, as in `operators`, with those below in their place
-
-
-def rule(*names: str) -> Any:
-    """Use a function for these operators where heads are looked for."""
-
-    def register(function: Any) -> Any:
-        HEADS.update(dict.fromkeys(names, function))
-        return function
-
-    return register
+rule = functools.partial(operators.rule, rules=HEADS)
 
 
 def together(shadow: Any, ids: Tensor, dims: Any) -> Tensor:
@@ -243,8 +235,7 @@ def reduce(shadow: Any, out: Any, x: Tensor, dims: Any, keepdim: bool, exact: bo
     """As `operators.reduce`; a sum over a head's channels is the head's."""
     along = operators._over(x, dims)
     left = [over(shadow, i, along, exact) for i in shadow.of(x)]
-    for tensor in out if isinstance(out, (tuple, list)) else [out]:
-        shadow.put(tensor, [i if keepdim else i.squeeze(tuple(along)) for i in left if i is not None])
+    shadow.put(out, [i if keepdim else i.squeeze(tuple(along)) for i in left if i is not None])
 
 
 @rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax")
@@ -298,15 +289,3 @@ def _product(shadow: Any, out: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any)
     shadow.heads.update(dict.fromkeys((int(n) for n in ones[0].unique() if n), shadow.where[-1]))
     whole = [i for i in mine if inner not in varying(i) and set(varying(i)) - common]
     shadow.put(out, [(whole[0] if len(whole) == 1 else ones[0]).squeeze(inner)])
-
-
-@rule("addmm", "addbmm")
-def _addmm(shadow: Any, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **_: Any) -> None:
-    _product(shadow, out, a, b)
-    operators._biased(shadow, out, bias, out.dim() - 1)
-
-
-@rule("baddbmm")
-def _baddbmm(shadow: Any, out: Tensor, add: Tensor, a: Tensor, b: Tensor, **_: Any) -> None:
-    _product(shadow, out, a, b)
-    meet(shadow, out, [out, add])

@@ -41,11 +41,11 @@ ALONG = {  # why the ids stay that vary along the dimension that these work on; 
 AHEAD = "meets a tensor of a fixed size"
 
 
-def rule(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def rule(*names: str, rules: dict[str, Any] = RULES) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Use a function for the operators of these names."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        RULES.update(dict.fromkeys(names, function))
+        rules.update(dict.fromkeys(names, function))
         return function
 
     return register
@@ -117,7 +117,7 @@ def padded(ids: Tensor, rank: int) -> Tensor:
     return ids.reshape((1,) * (rank - ids.dim()) + tuple(ids.shape))
 
 
-def _along(ids: Tensor, dim: int, rank: int) -> Tensor:
+def along(ids: Tensor, dim: int, rank: int) -> Tensor:
     """A list of ids as those of one dimension of a tensor."""
     return ids.reshape([-1 if d == dim else 1 for d in range(rank)])
 
@@ -370,8 +370,7 @@ def _unless(shadow: Any, out: Any, x: Tensor, dims: Sequence[int], why: str) -> 
             shadow.freeze(ids, why)
         else:
             kept.append(ids)
-    for tensor in out if isinstance(out, (tuple, list)) else [out]:
-        shadow.put(tensor, kept)
+    shadow.put(out, kept)
 
 
 @each("flip")
@@ -440,7 +439,7 @@ def _index(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, *args: Any) -> Any:
 def _embedding(shadow: Any, ids: Tensor, weight: Tensor, out: Tensor, *_: Any, **__: Any) -> Any:
     if ids.shape[0] > 1:
         return shadow.freeze(ids, "is looked up by number")
-    return _along(ids, out.dim() - 1, out.dim())
+    return along(ids, out.dim() - 1, out.dim())
 
 
 @each("view_as_complex")
@@ -492,8 +491,7 @@ def reduce(shadow: Any, out: Any, x: Tensor, dims: Any, keepdim: bool, exact: bo
             shadow.average(ids)
         if set(varying(ids)) - set(over):
             shadow.freeze(ids, "is summed over in part")
-    for tensor in out if isinstance(out, (tuple, list)) else [out]:
-        shadow.put(tensor, kept)
+    shadow.put(out, kept)
 
 
 @each("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax")
@@ -505,10 +503,10 @@ def _softmax(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, dim: int, *_: Any
 
 def _normed(shadow: Any, out: Any, x: Tensor, own: Sequence[Any], over: Sequence[int], dim: int) -> None:
     """A norm's own vectors belong to the channels that it scales; those that it averages over are inexact."""
-    mine = [padded(i, x.dim()) if over else _along(i, dim, x.dim()) for t in own for i in shadow.of(t)]
+    mine = [padded(i, x.dim()) if over else along(i, dim, x.dim()) for t in own for i in shadow.of(t)]
     bare = shadow.bare.get(shadow.where[-1])
     if bare is not None:
-        mine.append(_along(bare.repeat(x.shape[dim] // len(bare)), dim, x.dim()))  # an instance norm lays samples there
+        mine.append(along(bare.repeat(x.shape[dim] // len(bare)), dim, x.dim()))  # an instance norm lays samples there
     scaled = {varying(ids) for ids in mine}
     carried = [(varying(ids), ids) for ids in shadow.of(x)]
     for ids in mine:
@@ -589,17 +587,14 @@ def _are_heads(shadow: Any, a: Tensor, b: Tensor) -> bool:
 
 @rule("addmm", "addbmm")
 def _addmm(shadow: Any, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **_: Any) -> None:
-    _product(shadow, out, a, b)
+    shadow.rules["mm"](shadow, out, a, b)
     _biased(shadow, out, bias, out.dim() - 1)
 
 
 @rule("baddbmm")
 def _baddbmm(shadow: Any, out: Tensor, add: Tensor, a: Tensor, b: Tensor, **_: Any) -> None:
-    _product(shadow, out, a, b)
-    kept = shadow.of(out)
-    for ids in (padded(i, out.dim()) for i in shadow.of(add)):
-        _join(shadow, kept, ids)
-    shadow.put(out, kept)
+    shadow.rules["mm"](shadow, out, a, b)
+    shadow.rules["copy"](shadow, out, out, add)
 
 
 @rule("mv")
@@ -620,7 +615,7 @@ def _biased(shadow: Any, out: Tensor, bias: Any, dim: int) -> None:
         if ids.dim() > 1:
             ids = padded(ids, out.dim())
         elif out.dim() > 1:
-            ids = _along(ids, dim, out.dim())
+            ids = along(ids, dim, out.dim())
         for there in made:
             shadow.tie(there, ids)
         if not made:
@@ -645,7 +640,7 @@ def _convolution(
         shadow.tie(read, reads)
     else:
         made = _grouped(shadow, read, rows, columns, transposed, groups, out.shape[1])
-    shadow.put(out, [_along(made, 1, out.dim())])
+    shadow.put(out, [along(made, 1, out.dim())])
     _biased(shadow, out, bias, 1)
 
 

@@ -117,9 +117,10 @@ class Shadow(TorchDispatchMode):
         """The ids of a tensor: one tensor for each set of dimensions along which they vary."""
         return self.carried.get(tensor, []) if isinstance(tensor, Tensor) else []
 
-    def put(self, tensor: Tensor, ids: list[Tensor]) -> None:
-        """What a tensor carries from now on."""
-        self.carried[tensor] = [i for i in ids if varying(i)]
+    def put(self, out: Tensor | Sequence[Tensor], ids: list[Tensor]) -> None:
+        """What a tensor, or each of several, carries from now on."""
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            self.carried[tensor] = [i for i in ids if varying(i)]
 
     def tie(self, a: Tensor, b: Tensor) -> None:
         """The ids that meet leave together; what meets 0 stays."""
@@ -298,11 +299,14 @@ def _instead(model: nn.Module, meta: bool) -> dict[int, Any]:
 
 def _traced(model: nn.Module, example: Any, rules: dict[str, Any]) -> Trace:
     shadow = Shadow(all(t.is_meta for t in (*model.parameters(), *tensors(example))), rules)
-    kept = _number(shadow, model)
-    _number_norms(shadow, model)
-    for module in paths(model):
+    for module, path in paths(model).items():
+        if why := _opaque(module):
+            shadow.opaque[path] = why
+        if size := operators.bare_channels(module):
+            shadow.bare[path] = shadow.number(path, 0, size, path, learned=False, bare=True)
         if isinstance(module, RECURRENT):
             vars(module)["forward"] = _unseen(shadow, module)
+    kept = _number(shadow, model)
     with plainly(), shadow:
         for out in passes(model, example, shadow.where):
             _freeze_outputs(shadow, out)
@@ -342,7 +346,6 @@ def plainly() -> Iterator[None]:
 def _number(shadow: Shadow, model: nn.Module) -> list[Tensor]:
     """Number every dimension of every parameter and buffer; what is computed from others stays."""
     kept: dict[int, Tensor] = {}
-    shadow.opaque = {path: why for module, path in paths(model).items() if (why := _opaque(module))}
     for place in places(model):
         tensor, layer = place.tensor, place.name.rpartition(".")[0]
         if id(tensor) in kept or not tensor.is_floating_point():
@@ -356,7 +359,7 @@ def _number(shadow: Shadow, model: nn.Module) -> list[Tensor]:
             if size > 1:
                 makes = kind if dim == at else ""
                 own = shadow.number(place.name, dim, size, layer, learned=learned, makes=makes)
-                ids.append(own.view([-1 if d == dim else 1 for d in range(tensor.dim())]))
+                ids.append(operators.along(own, dim, tensor.dim()))
         shadow.put(tensor, ids)
         if layer in shadow.opaque:
             for own in ids:
@@ -370,14 +373,6 @@ def _opaque(module: nn.Module) -> str | None:
         return f"is a {type(module).__name__}, whose gates stay whole"
     made = next(iter(layers.made_by(module).values()), None)
     return made and f"is made anew in every forward by {made} first"
-
-
-def _number_norms(shadow: Shadow, model: nn.Module) -> None:
-    """Number the channels of norms without parameters."""
-    for module, path in paths(model).items():
-        size = operators.bare_channels(module)
-        if size:
-            shadow.bare[path] = shadow.number(path, 0, size, path, learned=False, bare=True)
 
 
 def _unseen(shadow: Shadow, module: nn.Module) -> Callable[..., Any]:
