@@ -295,7 +295,7 @@ def _proportional(shadow: Any, ids: Tensor, dim: int, first: int, last: int, ste
 
 @rule("split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes", "chunk", "unsafe_chunk", "unbind",
       "split_copy", "split_with_sizes_copy")  # fmt: skip
-def _split(shadow: Any, out: Sequence[Tensor], x: Tensor, *args: Any, dim: int = 0) -> None:
+def _split(shadow: Any, out: Sequence[Tensor], x: Tensor, *args: Any, dim: int = 0, alike: bool = True) -> None:
     single = len(out) > 0 and out[0].dim() < x.dim()  # unbind has no sizes
     place = args[0] if single and args else args[1] if len(args) > 1 else dim
     place %= x.dim()
@@ -303,7 +303,7 @@ def _split(shadow: Any, out: Sequence[Tensor], x: Tensor, *args: Any, dim: int =
     found: list[list[Tensor]] = [[] for _ in out]
     for ids in shadow.of(x):
         parts = list(ids.split(sizes, place)) if place in varying(ids) else [ids] * len(out)
-        if place in varying(ids) and len(out) > 1:
+        if alike and place in varying(ids) and len(out) > 1:
             if single or len(set(sizes)) > 1:
                 shadow.freeze(ids, "is split into fixed widths")
                 continue
@@ -465,14 +465,14 @@ def _by_dimension(shadow: Any, name: str, out: Any, told: dict[str, Any]) -> Non
         exact = name in SUMS and told.get("ord", told.get("p")) != float("-inf")
         shadow.rules["reduce"](shadow, out, x, dims, told.get("keepdim", False), exact)
     else:
-        _unless(shadow, out, x, _over(x, dims), ALONG[name])
+        _unless(shadow, out, x, dimensions(x, dims), ALONG[name])
         for ids in shadow.of(out) if name in ("gather", "take_along_dim") else ():
             shadow.guess(ids, "an index as wide as its channels")
         if name == "unfold":
             shadow.put(out, [i.unsqueeze(-1) for i in shadow.of(out)])
 
 
-def _over(x: Tensor, dims: Any) -> list[int]:
+def dimensions(x: Tensor, dims: Any) -> list[int]:
     """The dimensions that an operator names; all of them if none."""
     given = range(x.dim()) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
     return sorted({d % x.dim() for d in given}) if x.dim() else []
@@ -481,7 +481,7 @@ def _over(x: Tensor, dims: Any) -> list[int]:
 @rule("reduce")
 def reduce(shadow: Any, out: Any, x: Tensor, dims: Any, keepdim: bool, exact: bool) -> None:
     """Ids along what is summed over end here; a mean counts zeros, so that what it averages over is inexact."""
-    over = _over(x, dims)
+    over = dimensions(x, dims)
     kept = []
     for ids in shadow.of(x):
         if not set(varying(ids)) & set(over):

@@ -158,7 +158,7 @@ class Shadow(TorchDispatchMode):
         if self.meta and any(meta) and (not all(meta) or kwargs.get("device") is not None):
             args, kwargs = self._on_meta(func, args, kwargs)
             given = _leaves(args, kwargs)
-        out = _shaped(func, args, given) if self.meta else None
+        out = _shaped(func, args, given) if self.meta and "dtype" not in kwargs else None
         out = func(*args, **kwargs) if out is None else out
         if not self.paused:
             self.seen.update(map(id, given))
@@ -198,18 +198,17 @@ def _shaped(func: Any, args: Any, given: list[Tensor]) -> Any:
     """What the commonest operators give on the meta device, without torch's own, slower, way there; None of others."""
     name = func.overloadpacket.__name__
     x = given[0] if given else None
-    if x is None or not x.is_meta or not x.is_contiguous():
+    if x is None or not (x.is_meta and x.is_floating_point()) or any(t.dtype != x.dtype for t in given):
         return None
-    if name == "native_batch_norm":
-        return _empty(x.shape, x), _empty((0,), x), _empty((0,), x)
-    if name == "convolution":
-        return _convolved(x, *args[1:])
-    if name.rstrip("_") not in KEEPS_TYPE or any(t.dtype != x.dtype or t.device != x.device for t in given):
+    if name in SHAPES:
+        return SHAPES[name](*args)
+    if name.rstrip("_") not in KEEPS_TYPE:
         return None
     if name.endswith("_"):
         return x
-    same = all(t.shape == x.shape for t in given)
-    return _empty(x.shape if same else np.broadcast_shapes(*(t.shape for t in given)), x)
+    if len(given) == 1:
+        return torch.empty_like(x)
+    return _empty(np.broadcast_shapes(*(t.shape for t in given)), x) if x.is_contiguous() else None
 
 
 def _empty(size: Sequence[int], like: Tensor) -> Tensor:
@@ -217,12 +216,48 @@ def _empty(size: Sequence[int], like: Tensor) -> Tensor:
 
 
 def _convolved(x: Tensor, w: Tensor, _: Any, stride: Any, padding: Any, dilation: Any, turned: bool, *more: Any) -> Any:
-    if turned or len(stride) != x.dim() - 2 or x.shape[1] != w.shape[1] * more[-1] or x.dtype != w.dtype:
+    fits = len(stride) == x.dim() - 2 and x.shape[1] == w.shape[1] * more[-1]
+    if turned or not fits or not x.is_contiguous():
         return None  # torch does it, or says what is wrong
     sizes = []
     for n, k, s, p, d in zip(x.shape[2:], w.shape[2:], stride, padding, dilation, strict=True):
         sizes.append((n + 2 * p - d * (k - 1) - 1) // s + 1)
     return _empty((len(x), len(w), *sizes), x)
+
+
+def _multiplied(*args: Tensor) -> Any:
+    a, b = args[-2:]
+    fits = a.dim() == b.dim() == 2 and a.shape[1] == len(b) and args[0].shape[-1] in (a.shape[1], b.shape[1])
+    return _empty((len(a), b.shape[1]), a) if fits else None
+
+
+def _batch_normed(x: Tensor, *_: Any) -> Any:
+    return (_empty(x.shape, x), _empty((0,), x), _empty((0,), x)) if x.is_contiguous() else None
+
+
+def _layer_normed(x: Tensor, size: Sequence[int], *_: Any) -> Any:
+    before = x.shape[: x.dim() - len(size)]
+    stats = (*before, *[1] * len(size))
+    return (_empty(x.shape, x), _empty(stats, x), _empty(stats, x)) if x.shape == (*before, *size) else None
+
+
+def _joined(parts: Sequence[Tensor], dim: int = 0) -> Any:
+    size = list(parts[0].shape)
+    size[dim] = sum(t.shape[dim] for t in parts if t.dim() == len(size))
+    fits = all(t.is_contiguous() and t.dim() == len(size) for t in parts)
+    return _empty(size, parts[0]) if fits else None
+
+
+def _averaged(x: Tensor, dims: Any = None, keepdim: bool = False) -> Any:
+    over = operators.dimensions(x, dims)
+    size = [1 if d in over else n for d, n in enumerate(x.shape) if keepdim or d not in over]
+    return _empty(size, x) if x.is_contiguous() else None
+
+
+SHAPES: dict[str, Callable[..., Any]] = {
+    "convolution": _convolved, "addmm": _multiplied, "mm": _multiplied, "native_batch_norm": _batch_normed,
+    "native_layer_norm": _layer_normed, "cat": _joined, "mean": _averaged,
+}  # fmt: skip
 
 
 def trace(model: nn.Module, example: Any, rules: dict[str, Any] = operators.RULES) -> Trace:
@@ -461,18 +496,17 @@ def _sets(shadow: Shadow) -> Trace:
         label = _components(shadow)
     stays = _first_said(label, [(np.zeros(1, int), "is constant"), *shadow.frozen])
     assumed = _first_said(label, shadow.guesses)
-    inexact = {int(w) for ids in shadow.averaged for w in np.unique(label[ids])}
+    inexact = set(_first_said(label, [(ids, "") for ids in shadow.averaged]))
     heads = {int(label[number]): where for number, where in reversed(shadow.heads.items())}
     return Trace(shadow.ports, label, stays, inexact, assumed, shadow.opaque, heads)
 
 
 def _first_said(label: np.ndarray, notes: list[tuple[np.ndarray, str]]) -> dict[int, str]:
     """The first note on numbers of each set."""
-    found: dict[int, str] = {}
-    for ids, note in notes:
-        for which in np.unique(label[ids]):
-            found.setdefault(int(which), note)
-    return found
+    first = np.full(label.max() + 1, -1)
+    for at in reversed(range(len(notes))):
+        first[label[notes[at][0]]] = at
+    return {which: notes[first[which]][1] for which in np.nonzero(first >= 0)[0].tolist()}
 
 
 def _components(shadow: Shadow) -> np.ndarray:

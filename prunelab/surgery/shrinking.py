@@ -106,10 +106,10 @@ def _channels(norm: Any, path: str, group: str) -> int:
 
 def _pieces(model: nn.Module, lines: Lines) -> dict[int, Tensor]:
     """What is left of each tensor, by the id of the whole."""
-    shared = lookup_all(model, {name for name, _ in lines})
+    tensors = units.named(model)
     pieces: dict[int, Tensor] = {}
     for (name, dim), line in lines.items():
-        whole = shared[name][0].tensor
+        whole = tensors[name]
         pieces[id(whole)] = _cut_off(pieces.get(id(whole), whole), dim, line)
     return pieces
 
