@@ -242,10 +242,10 @@ def _layer_normed(x: Tensor, size: Sequence[int], *_: Any) -> Any:
 
 
 def _joined(parts: Sequence[Tensor], dim: int = 0) -> Any:
-    size = list(parts[0].shape)
-    size[dim] = sum(t.shape[dim] for t in parts if t.dim() == len(size))
-    fits = all(t.is_contiguous() and t.dim() == len(size) for t in parts)
-    return _empty(size, parts[0]) if fits else None
+    before, after = parts[0].shape[: dim % parts[0].dim()], parts[0].shape[dim % parts[0].dim() + 1 :]
+    wide = sum(t.shape[len(before)] for t in parts if t.dim() > len(before))
+    fits = all(t.is_contiguous() and t.shape == (*before, *t.shape[len(before) :][:1], *after) for t in parts)
+    return _empty((*before, wide, *after), parts[0]) if fits else None
 
 
 def _averaged(x: Tensor, dims: Any = None, keepdim: bool = False) -> Any:
