@@ -23,7 +23,7 @@ def known(model: nn.Module) -> dict[str, Group]:
     """
     found = {}
     for module, path in paths(model).items():
-        group = (_torch if isinstance(module, nn.MultiheadAttention) else _plainest)(path, module)
+        group = _torch(path, module) if isinstance(module, nn.MultiheadAttention) else _plainest(path, module)
         if group is not None:
             found[path] = group
     return found
