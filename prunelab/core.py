@@ -217,6 +217,14 @@ def _walk(module: nn.Module, path: str, found: dict[nn.Module, str]) -> None:
                 _walk(child, join(path, name), found)
 
 
+def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The parameters and buffers of a module itself, by attribute."""
+    for held in (module._parameters, module._buffers):
+        for name, tensor in held.items():
+            if tensor is not None:
+                yield name, tensor
+
+
 def places(model: nn.Module) -> list[Place]:
     """Every parameter and buffer of a model, by the name it had before any mask; tied ones appear once a place."""
     found = []
@@ -225,7 +233,7 @@ def places(model: nn.Module) -> list[Place]:
     for module, path in everywhere.items():
         if module in ours or isinstance(module, parametrize.ParametrizationList):
             continue  # these hold the tensors of the module above them, which names them
-        own = [n for n, t in (*module._parameters.items(), *module._buffers.items()) if t is not None]
+        own = [name for name, _ in own_tensors(module)]
         if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
             raise PruneError(f"{path or type(model).__name__} has no weights yet, for it is lazy: run the model once")
         if "parametrizations" not in module._modules:
@@ -299,8 +307,7 @@ def copied(model: nn.Module, instead: Mapping[int, Any]) -> nn.Module:
     for module in modules:
         memo[id(module)] = type(module).__new__(type(module))
     for module in modules:
-        state = {k: v if type(v) in _PLAIN else _copied(v, memo) for k, v in vars(module).items()}
-        memo[id(module)].__setstate__(state)
+        memo[id(module)].__setstate__(_each_copied(vars(module), {}, memo))
     return memo[id(model)]
 
 
@@ -310,15 +317,17 @@ def _copies_itself(kind: Any) -> bool:
     return own or hasattr(kind, "__deepcopy__")
 
 
+def _each_copied(values: dict[str, Any], made: dict[str, Any], memo: dict[int, Any]) -> dict[str, Any]:
+    for key, value in values.items():
+        made[key] = value if type(value) in _PLAIN else memo[id(value)] if id(value) in memo else _copied(value, memo)
+    return made
+
+
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    if id(value) in memo:
-        return memo[id(value)]
     kind = type(value)
     if kind in (dict, OrderedDict):
         made = memo[id(value)] = kind()
-        for key, inner in value.items():
-            made[key] = inner if type(inner) in _PLAIN else _copied(inner, memo)
-        return made
+        return _each_copied(value, made, memo) if value else made
     if kind is set and not value:
         return set()
     if kind is tuple and all(type(v) in _PLAIN for v in value):

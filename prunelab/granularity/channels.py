@@ -157,7 +157,8 @@ def candidates(seen: Trace) -> Iterator[Candidate]:
     marks = np.random.default_rng(0).integers(2**62, size=len(seen.ports), dtype=np.uint64)
     signature = np.zeros(len(stuck), np.uint64)
     np.add.at(signature, label[moving], marks[of_number[moving]])
-    order = moving[np.lexsort((moving, label[moving], signature[label[moving]]))]
+    rank = np.argsort(np.argsort(signature, kind="stable"))  # of the sets, those that are alike side by side
+    order = moving[np.argsort(rank[label[moving]], kind="stable")]
     bounds = np.nonzero(np.diff(signature[label[order]]))[0] + 1
     for numbers in np.split(order, bounds) if len(order) else ():
         count = 1 + np.count_nonzero(np.diff(label[numbers]))

@@ -113,10 +113,10 @@ def _channels(norm: Any, path: str, group: str) -> int:
 
 def _pieces(model: nn.Module, lines: Lines) -> dict[int, Tensor]:
     """What is left of each tensor, by the id of the whole."""
-    shared = lookup_all(model, {name for name, _ in lines})
+    tensors = units.named(model)
     pieces: dict[int, Tensor] = {}
     for (name, dim), line in lines.items():
-        whole = shared[name][0].tensor
+        whole = tensors[name]
         pieces[id(whole)] = _cut_off(pieces.get(id(whole), whole), dim, line)
     return pieces
 
@@ -148,9 +148,9 @@ def _resize(model: nn.Module, lines: Lines) -> None:
     held: dict[str, list[str]] = {}  # module -> its attributes that may be such sizes
     known = tuple(DECLARED)
     for module, path in paths(model).items():
-        names = [n for n, v in vars(module).items() if type(v) is int and HOLDS_A_SIZE.search(n)]
-        if names and not isinstance(module, known):
-            held[path] = names
+        if not isinstance(module, known):
+            held[path] = [n for n, v in vars(module).items() if type(v) is int and HOLDS_A_SIZE.search(n)]
+    held = {path: names for path, names in held.items() if names}
     for path, sizes in _sizes(model, lines, held).items():
         module = model.get_submodule(path)
         for attribute in held[path]:
