@@ -29,6 +29,10 @@ class PruneError(ValueError):
     """What is wrong, where (name and shape), what was given, and what to do about it."""
 
 
+class NothingFound(PruneError):
+    """A model without what a granularity looks for; any other PruneError says that it could not look."""
+
+
 @dataclass(frozen=True, eq=False)
 class Member:
     """Unit u owns the entries `index[u]` of `tensor` along `dim`; without an index, the u-th `block` of all of them.

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from .core import PruneError, join, network
+from .core import NothingFound, PruneError, join, network
 from .layers import CONV1D, layer_of
 
 QKV = re.compile(r"^((W?qkv|[qkv]|kv|query|key|value)(_.*)?|c_attn)$")
@@ -49,7 +49,7 @@ def blocks(model: nn.Module) -> list[Block]:
     check_adapters(model)
     found = [(path, list(model.get_submodule(path).named_children())) for path in stacks(model)]
     if not found:
-        raise PruneError(
+        raise NothingFound(
             f"{type(model).__name__} has no blocks: a list of modules that are built alike, with attentions or Linear "
             "layers in them. Other networks: granularity.filters and neurons"
         )

@@ -34,3 +34,14 @@ def test_bad_input(build, data_for):
         Together(("filters", "grains"))
     with pytest.raises(PruneError, match=r"Linear has no structure.*filters: .*neurons: "):
         Together(("filters", "neurons"))(nn.Linear(6, 3), data_for("mlp")[0])
+
+
+def test_what_could_not_look_is_no_nothing(build):
+    """Without an example filters can't be traced: that is told, and heads alone are not all that was asked for."""
+    with pytest.raises(PruneError, match="example"):
+        Together(("heads", "filters"))(build("attention"))
+
+
+def test_what_stays_is_told_by_all(build, data_for):
+    x = data_for("cnn")[0]
+    assert Together(("filters", "neurons"))(build("cnn"), x).stays == pl.granularity.coupled(build("cnn"), x).stays

@@ -270,7 +270,7 @@ def _finder(wanted: str | Granularity | Sequence[str] | None) -> str | Granulari
 
 def _found(finder: str | Granularity, model: nn.Module, example: Any) -> dict[str, list[Group]]:
     if isinstance(finder, Together):
-        return finder.found(model, example)
+        return {**finder.found(model, example)}
     return {describe(finder): granularities.by_name(finder)(model, example)}
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .. import layers
-from ..core import Group, Groups, Member, PruneError
+from ..core import Group, Groups, Member, NothingFound
 from ..decoders import is_decoder
 from ..running import dice_kept
 from .depth import glu_neurons
@@ -128,7 +128,7 @@ def _some(found: _Found, wanted: Callable[[set[str]], bool], what: str, model: n
         warnings.warn(f"left out: {'; '.join(missing)}", stacklevel=3)
     if not groups:
         why = "; ".join(f"{layer}: {reason}" for layer, reason in list(found.stays.items())[:5])
-        raise PruneError(
+        raise NothingFound(
             f"{type(model).__name__} has no {what} that could be removed. {'What stays, and why: ' if why else ''}"
             f"{why}{'. ' if why else ''}{BY_HAND}"
         )

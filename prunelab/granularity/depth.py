@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import Group, Groups, Member, Part, PruneError, join, places
+from ..core import Group, Groups, Member, NothingFound, Part, PruneError, join, places
 from ..decoders import Block, blocks, is_norm
 from ..running import attempt, entering, leaving, uncached, undisturbed, while_in
 from ..surgery.removal import Absent
@@ -71,7 +71,7 @@ def glu_neurons(model: nn.Module, example: Any = None) -> list[Group]:
     """Neurons of gated MLPs: a group an MLP, a unit its gate row, its up row (with biases) and its down column."""
     found = [block.mlp[0] for block in blocks(model) if block.mlp]
     if not found:
-        raise PruneError(f"{type(model).__name__} has no MLP left, and so no neurons")
+        raise NothingFound(f"{type(model).__name__} has no MLP left, and so no neurons")
     return [_gated(path, model.get_submodule(path)) for path in found]
 
 
@@ -102,7 +102,7 @@ def _wholes(what: str, noun: str, model: nn.Module, example: Any) -> Groups:
         raise PruneError(f"{strange[0]} reads per-layer inputs, which are counted off by layer: its {what} can't leave")
     trials = [Trial(block, paths) for block in found for paths in block.parts(what)]
     if not trials:
-        raise PruneError(f"{type(model).__name__} has no {noun} in its blocks")
+        raise NothingFound(f"{type(model).__name__} has no {noun} in its blocks")
     _try(model, trials, example)
     paths = list(dict.fromkeys(trial.block.stack for trial in trials))
     groups = Groups(stays={".".join(t.paths[:1]): t.stays for t in trials if t.stays})

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ..core import Group, Member, Part, PruneError
+from ..core import Group, Member, NothingFound, Part, PruneError
 from ..mixtures import Mixture, mixtures
 from .registry import register
 
@@ -32,7 +32,7 @@ def experts(model: nn.Module, example: Any = None) -> list[Group]:
             "how tokens are routed to these experts is not known"
         )
     if not found:
-        raise PruneError(
+        raise NothingFound(
             f"{type(model).__name__} has no mixture of experts: a module called experts, a list or one with fused "
             "weights (experts, ., .), beside a router"
         )

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .. import attention
-from ..core import Group, Groups, PruneError, join
+from ..core import Group, Groups, NothingFound, join
 from ..decoders import check_adapters, is_attention
 from ..running import dice_kept
 from .channels import Candidate, candidates
@@ -66,11 +66,11 @@ def _some(model: nn.Module, groups: Groups, found: Any) -> Groups:
         return groups
     name = type(model).__name__
     if not found:
-        raise PruneError(f"{name} has no attention layer: no product of two activations by head. {BY_HAND}")
+        raise NothingFound(f"{name} has no attention layer: no product of two activations by head. {BY_HAND}")
     if not groups.stays:
-        raise PruneError(f"{name} has one head a layer, and the last head of a layer never leaves")
+        raise NothingFound(f"{name} has one head a layer, and the last head of a layer never leaves")
     why = "; ".join(f"{layer} {reason}" for layer, reason in list(groups.stays.items())[:5])
-    raise PruneError(f"{name} has no attention heads that could be removed: {why}. {BY_HAND}")
+    raise NothingFound(f"{name} has no attention heads that could be removed: {why}. {BY_HAND}")
 
 
 def _found(model: nn.Module, seen: Trace, known: list[Group]) -> tuple[list[Group], dict[str, str], dict[str, str]]:

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ..core import Group, Keep, PruneError, places
+from ..core import Group, Keep, PruneError, device_of, places
 from ..data import mapped
-from ..running import floating
+from ..running import floating, seed_dice
 from ..surgery.shrinking import Lines, cuts, shrink
 from .operators import made_at, said
 from .tracing import Where, passes, plain_twin, plainly, replaced
@@ -143,7 +143,7 @@ class Trial:
         where = Where([""])
         try:
             with plainly(), replay:
-                torch.manual_seed(0)  # a forward that draws lots draws the same ones
+                seed_dice(0, device_of(model))  # a forward that draws lots draws the same ones
                 for out in passes(model, inputs, where):
                     if not replay.known:  # what training mode repeats it may disturb, by dropping paths
                         replay.products["", "", 0] = _sample(floating(out))

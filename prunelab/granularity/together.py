@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from .. import units
-from ..core import Group, PruneError
+from ..core import Group, Groups, NothingFound
 from .registry import by_name, register
 
 
@@ -17,7 +17,8 @@ from .registry import by_name, register
 class Together:
     """A granularity made of registered ones, the first named taking precedence where two claim the same entries.
 
-    Those that find nothing in a model are passed over; PruneError if none of them finds anything.
+    Those that find nothing in a model are passed over. PruneError if none of them finds anything, and if one can't
+    look: for want of an example, say.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
@@ -31,18 +32,20 @@ class Together:
         for name in self.names:
             by_name(name)
 
-    def __call__(self, model: nn.Module, example: Any = None) -> list[Group]:
+    def __call__(self, model: nn.Module, example: Any = None) -> Groups:
         """The groups of all of them, without those that overlap an earlier one."""
-        return [g for groups in self.found(model, example).values() for g in groups]
+        found = self.found(model, example).values()
+        stays = {path: why for groups in found for path, why in groups.stays.items()}
+        return Groups((g for groups in found for g in groups), stays)
 
-    def found(self, model: nn.Module, example: Any = None) -> dict[str, list[Group]]:
+    def found(self, model: nn.Module, example: Any = None) -> dict[str, Groups]:
         """The groups by the granularity that found them."""
         taken: dict[tuple[str, int | None], set[int]] = {}
         found, refusals = {}, []
         for name in self.names:
             try:
                 groups = by_name(name)(model, example)
-            except PruneError as error:
+            except NothingFound as error:
                 refusals.append(f"{name}: {error}")
                 continue
             fresh = []
@@ -54,9 +57,9 @@ class Together:
                 for at, where in _entries(group).items():
                     taken.setdefault(at, set()).update(where)
             if fresh:
-                found[name] = fresh
+                found[name] = Groups(fresh, getattr(groups, "stays", {}))
         if not found:
-            raise PruneError(f"{type(model).__name__} has no structure that could be removed. " + "; ".join(refusals))
+            raise NothingFound(f"{type(model).__name__} has no structure that could be removed. " + "; ".join(refusals))
         return found
 
 
