@@ -24,9 +24,9 @@ def crossings(ax: Axes, runs: Mapping[str, tuple[Sequence[float], Sequence[float
     for name, (sparsities, ratios) in runs.items():
         ax.plot([1 - s for s in sparsities], ratios, label=name)
     levels = sorted({s for sparsities, _ in runs.values() for s in sparsities})
-    ax.set(xscale="log", yscale="log", xlabel="zeros", ylabel="times faster than dense")
+    ax.set(xscale="log", yscale="log", xlabel="zeros, %", ylabel="times faster than dense")
     ax.invert_xaxis()  # more zeros to the right
-    ax.set_xticks([1 - s for s in levels], [percent(s, digits=0) for s in levels])
+    ax.set_xticks([1 - s for s in levels], [f"{100 * s:g}" for s in levels])
     ax.set_yticks(_POWERS, [f"{v:g}×" for v in _POWERS])
     ax.minorticks_off()
     low, high = (pick(r for _, ratios in runs.values() for r in ratios) for pick in (min, max))

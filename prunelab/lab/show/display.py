@@ -71,7 +71,7 @@ def show(
 AGAIN = "Run this cell to answer."
 PAGE = (
     "<style>.jupyter-widgets:not(:has(*)) {font-size: 0} .jupyter-widgets:not(:has(*))::after "
-    f"{{content: '{AGAIN}'; font-size: var(--jp-content-font-size1, 14px); font-style: italic}}</style>"
+    "{content: 'Run this cell again.'; font-size: var(--jp-content-font-size1, 14px); font-style: italic}</style>"
     "<script>window.prunelabKeys = window.prunelabKeys || (addEventListener('keydown', event => "
     "{const at = event.target; if (at.closest?.('.prunelab-keys, summary')) event.stopPropagation(); "
     "else if (at.closest?.('.pl-explorer, .jupyter-widgets [role=slider]')) at.dataset.lmSuppressShortcuts = 'true'}"
