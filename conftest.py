@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent
+LONG = ("test_families.py", "test_llama_real.py", "test_wheel.py")  # minutes each, in one process
 LLAMAS = ("13_", "14_", "15_")  # the notebooks that need a language model
 
 
@@ -40,8 +41,10 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    """Notebooks come first, for they take longest; the Llama is fetched once, and where it can't be had they skip."""
-    items.sort(key=lambda item: (item.path.suffix != ".ipynb", "browser" not in item.path.parts))
+    """What takes longest comes first; the Llama is fetched once, and where it can't be had its notebooks skip."""
+    items.sort(
+        key=lambda item: (item.path.suffix != ".ipynb", "browser" not in item.path.parts, item.path.name not in LONG)
+    )
     needy = [item for item in items if item.path.name.startswith(LLAMAS)]
     if needy and (reason := _no_llama()):
         for item in needy:

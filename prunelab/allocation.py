@@ -87,9 +87,10 @@ def allocate(
     within: an earlier result; what it removed stays removed and counts, so that masks stay nested.
     reduce: what becomes of the scores of all a unit's entries that have one (a filter's own weights and the next
     layers' columns that read it): their "sum"; their "mean", which does not favour units of many weights; or
-    "relative", that mean over the group's average, so that a unit is judged against its own layer's usual one.
-    Within a group all three rank alike. By default "relative" for structures: under a global scope sums empty
-    the narrow early layers and means the wide late ones, whose weights are small by design. Blocks: the mean.
+    "relative", the sum over the group's usual sum, so that a unit is judged against its own layer. Where all units of
+    a group have as many entries, all three rank alike within it. By default "relative" for structures: under a global
+    scope sums empty the narrow early layers and means the wide late ones, whose weights are small by design. Blocks:
+    the mean.
     floor: units that every group keeps, whatever they score. By default 1 for structures, whose last unit would
     cut the network in two (experts: as many as a token goes to), and 0 for single weights and blocks. The exact
     count moves on to other groups; where there are none (or the scope is "layer") the nearest reachable sparsity is
@@ -442,7 +443,7 @@ class GroupSparsity:
         return 1 - self.kept / self.units if self.units else 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """How much of each group is kept, and of all of them together. `print` it, or let a notebook show it.
 
@@ -480,6 +481,9 @@ class Report:
     def inexact(self) -> tuple[str, ...]:
         """The structures that lost units and of which a masked model computes something else than a shrunk one."""
         return tuple(r.name for r in self.layers if not r.exact and r.kept < r.units)
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         wide = max(len(r.name) for r in (*self.layers, self.total))

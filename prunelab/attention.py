@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .core import Group, Member, PruneError, join, network
+from .core import Group, Member, PruneError, join, paths
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")  # of the course's ViT, of Llama and its kin
 HEADED = re.compile(r"heads?(_dim|_size)?$")  # how modules call the number of their heads, and the width of one
@@ -22,8 +22,8 @@ def known(model: nn.Module) -> dict[str, Group]:
     values, biases included, and the columns that read them.
     """
     found = {}
-    for path, module in network(model).named_modules():
-        group = (_torch if isinstance(module, nn.MultiheadAttention) else _plainest)(path, module)
+    for module, path in paths(model).items():
+        group = _torch(path, module) if isinstance(module, nn.MultiheadAttention) else _plainest(path, module)
         if group is not None:
             found[path] = group
     return found
@@ -56,9 +56,11 @@ def _torch(path: str, module: nn.MultiheadAttention) -> Group:
 
 def _plainest(path: str, module: Any) -> Group | None:
     """Four Linear layers in a module that says how wide a head is, and has no other parameters."""
-    size, linears = getattr(module, "head_dim", None), [module._modules.get(name) for name in PROJECTIONS]
-    own = {id(p) for m in linears if isinstance(m, nn.Linear) for p in m.parameters()}
-    if not (isinstance(size, int) and size > 0 and all(isinstance(m, nn.Linear) for m in linears)):
+    linears = [module._modules.get(name) for name in PROJECTIONS]
+    if not all(isinstance(m, nn.Linear) for m in linears):  # before a getattr: in a module it is slow to find nothing
+        return None
+    size, own = getattr(module, "head_dim", None), {id(p) for m in linears for p in m.parameters()}
+    if not (isinstance(size, int) and size > 0):
         return None
     if any(id(p) not in own for p in module.parameters()):
         return None

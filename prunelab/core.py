@@ -217,6 +217,14 @@ def _walk(module: nn.Module, path: str, found: dict[nn.Module, str]) -> None:
                 _walk(child, join(path, name), found)
 
 
+def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The parameters and buffers of a module itself, by attribute."""
+    for held in (module._parameters, module._buffers):
+        for name, tensor in held.items():
+            if tensor is not None:
+                yield name, tensor
+
+
 def places(model: nn.Module) -> list[Place]:
     """Every parameter and buffer of a model, by the name it had before any mask; tied ones appear once a place."""
     found = []
@@ -225,7 +233,7 @@ def places(model: nn.Module) -> list[Place]:
     for module, path in everywhere.items():
         if module in ours or isinstance(module, parametrize.ParametrizationList):
             continue  # these hold the tensors of the module above them, which names them
-        own = [n for n, t in (*module._parameters.items(), *module._buffers.items()) if t is not None]
+        own = [name for name, _ in own_tensors(module)]
         if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
             raise PruneError(f"{path or type(model).__name__} has no weights yet, for it is lazy: run the model once")
         if "parametrizations" not in module._modules:
@@ -274,6 +282,19 @@ def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
             module.training = was
 
 
+def unsaved(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the buffers that are in no state dict."""
+    saved = model.state_dict()
+    return {name: b.clone() for name, b in model.named_buffers() if name not in saved}
+
+
+def put_back(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
+    """Give buffers the values again that `unsaved` gave."""
+    for name, buffer in model.named_buffers():
+        if name in buffers:
+            buffer.copy_(buffers[name])
+
+
 def copied(model: nn.Module, instead: Mapping[int, Any]) -> nn.Module:
     """A deep copy with other things in place of those whose ids are given, in a fraction of `copy.deepcopy`'s time.
 
@@ -286,8 +307,7 @@ def copied(model: nn.Module, instead: Mapping[int, Any]) -> nn.Module:
     for module in modules:
         memo[id(module)] = type(module).__new__(type(module))
     for module in modules:
-        state = {k: v if type(v) in _PLAIN else _copied(v, memo) for k, v in vars(module).items()}
-        memo[id(module)].__setstate__(state)
+        memo[id(module)].__setstate__(_each_copied(vars(module), {}, memo))
     return memo[id(model)]
 
 
@@ -297,15 +317,17 @@ def _copies_itself(kind: Any) -> bool:
     return own or hasattr(kind, "__deepcopy__")
 
 
+def _each_copied(values: dict[str, Any], made: dict[str, Any], memo: dict[int, Any]) -> dict[str, Any]:
+    for key, value in values.items():
+        made[key] = value if type(value) in _PLAIN else memo[id(value)] if id(value) in memo else _copied(value, memo)
+    return made
+
+
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    if id(value) in memo:
-        return memo[id(value)]
     kind = type(value)
     if kind in (dict, OrderedDict):
         made = memo[id(value)] = kind()
-        for key, inner in value.items():
-            made[key] = inner if type(inner) in _PLAIN else _copied(inner, memo)
-        return made
+        return _each_copied(value, made, memo) if value else made
     if kind is set and not value:
         return set()
     if kind is tuple and all(type(v) in _PLAIN for v in value):
@@ -320,7 +342,11 @@ def at_once(scalars: Sequence[Tensor]) -> list[float]:
     """The numbers in tensors of one element each, read together: an accelerator is waited for once, not for each."""
     if any(s.is_meta for s in scalars):
         raise PruneError("the model lies on the meta device, without values: load its weights first")
-    return torch.stack([s.to(scalars[0].device, torch.float64) for s in scalars]).tolist() if scalars else []
+    if not scalars:
+        return []
+    if scalars[0].device.type == "mps":  # which knows no float64
+        return [float(s) for s in scalars]
+    return torch.stack([s.to(scalars[0].device, torch.float64) for s in scalars]).tolist()
 
 
 def shape(tensor: Tensor) -> str:

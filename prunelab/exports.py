@@ -62,11 +62,22 @@ def export(
     model's to `tolerance`, relative to the largest. Only then does the file appear, whole. The model is left as it is.
     Raises PruneError for masks still on, a forward that can't be captured, an operator that the target lacks, and
     outputs that differ.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     written = export(nn.Linear(2, 1), torch.zeros(3, 2), f"{folder}/small.pt2")
+    >>> written.difference < 1e-6
+    True
     """
     file = Path(path)
     if file.suffix not in TARGETS:
         raise PruneError(f"{file.name}: exports are {' or '.join(TARGETS)} files, and the name says which")
     check_plain(model)
+    if file.suffix == ".onnx" and any(p.dtype == torch.bfloat16 for p in model.parameters()):
+        raise PruneError(
+            f"{type(model).__name__} is in bfloat16, which onnxruntime can't run on a CPU, and so could not be tried: "
+            "give a float32 copy, copy.deepcopy(model).float(), or export .pt2. Nothing was written"
+        )
     twin, names, given = _flat(model, example)
     if dynamic_batch:
         given = _growable(given)

@@ -253,6 +253,9 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
     weights have three dimensions. Gives the *underlying* parameters, masked or not. A tied weight appears once, under
     its first name; one tied to anything else (an embedding, say) is left out, because zeroing it would prune that too.
     So are those that `unreachable` names. Raises PruneError if there is none, and as `check_kind` does.
+
+    >>> list(prunable(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))))
+    ['0.weight', '2.weight']
     """
     check_kind(model)
     chosen: dict[str, nn.Parameter] = {}
@@ -287,15 +290,17 @@ def _refuse_empty(model: nn.Module) -> None:
 
 def check_kind(model: nn.Module) -> None:
     """PruneError for a model whose weights cannot be changed as they are: it says what the model is, and what to do."""
-    for module, path in paths(model).items():
+    everywhere = paths(model)
+    for module, path in everywhere.items():
         reason = _foreign(type(module))  # type: ignore[arg-type]  # a class is hashable
         if reason:
             where = f"{path or 'the model itself'}, a {type(module).__name__}, is" if path else "it is"
             raise PruneError(f"{type(model).__name__} cannot be pruned: {where} {reason}")
-    for name, parameter in model.named_parameters():
+    owned = ((join(path, name), p) for module, path in everywhere.items() for name, p in module._parameters.items())
+    for name, parameter in owned:
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise PruneError(f"{name} has no shape yet (a lazy layer): run one batch through the model first")
-        if parameter.device.type == "meta":
+        if parameter is not None and parameter.is_meta:
             raise PruneError(
                 f"{name} {shape(parameter)} of this {type(model).__name__} is on the meta device, without values: load "
                 "the weights (all of them into memory, if they are offloaded)"

@@ -43,6 +43,8 @@ def bake(model: nn.Module) -> nn.Module:
     (tensor(True), True)
     """
     for place in list(_masked_places(model)):
+        with torch.no_grad():
+            place.tensor.masked_fill_(~_mask(place).mask, 0)
         _remove(place)
     return model
 
@@ -78,7 +80,6 @@ def restore(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     _checked(model, masks)  # before any mask is taken off
     for place in list(_masked_places(model)):
         if place.name not in masks:
-            _mask(place).mask.fill_(True)  # an open mask bakes a weight into itself
             _remove(place)
     return apply(model, masks)
 
@@ -146,7 +147,8 @@ def _put(place: Place, mask: Tensor) -> None:
 def _remove(place: Place) -> None:
     order = _mask(place).order
     _unshare_class(place.module)
-    parametrize.remove_parametrizations(place.module, place.attribute, leave_parametrized=True)
+    # In place, not by `leave_parametrized`: that gives the weight a new storage, in another memory layout.
+    parametrize.remove_parametrizations(place.module, place.attribute, leave_parametrized=False)
     follow(place.module)
     own = place.module._parameters
     # Back in their first order: `model.parameters()`, and so a saved optimizer, goes by position.

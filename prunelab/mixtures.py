@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import units
-from .core import join, network
+from .core import join, paths
 
 COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 TOP_K = ("top_k", "num_experts_per_tok")
@@ -44,14 +44,14 @@ class Mixture:
 
 def mixtures(model: nn.Module) -> tuple[list[Mixture], list[str]]:
     """Every mixture of experts, in the model's order; and the paths of experts that no router is known to feed."""
+    around = [(path, block) for block, path in paths(model).items() if block._modules.get("experts") is not None]
     own: dict[str, dict[str, Tensor]] = {}  # each module's own tensors, by its path
-    for name, tensor in units.named(model).items():
+    for name, tensor in units.named(model).items() if around else ():
         own.setdefault(name.rpartition(".")[0], {})[name] = tensor
     found, unknown = [], []
-    for path, block in network(model).named_modules():
+    for path, block in around:
         name = join(path, "experts")
-        experts = block._modules.get("experts")
-        count = 0 if experts is None else _count(experts, own.get(name, {}))
+        count = _count(block.get_submodule("experts"), own.get(name, {}))
         if count:
             mixture = _mixture(path, block, count, own)
             found += [] if mixture is None else [mixture]

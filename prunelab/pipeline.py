@@ -25,7 +25,7 @@ from .allocation import (
     report,
 )
 from .calibration import Calibration
-from .core import Criterion, Granularity, Group, Keep, Masks, PruneError, Schedule, Scores, shape
+from .core import Criterion, Granularity, Group, Keep, Masks, PruneError, Schedule, Scores, put_back, shape, unsaved
 from .criteria.registry import PartialScores
 from .layers import prunable
 from .layerwise import LayerRule
@@ -235,13 +235,14 @@ def _as_it_is(group: Group, keep: Keep | None) -> Tensor:
 
 def _within(before: Masks, masks: Masks) -> Masks:
     """The masks without what was gone before: a filter that stays may have lost single weights earlier."""
-    return {name: mask & before[name] if name in before else mask for name, mask in masks.items()}
+    return {name: mask & before[name].to(mask.device) if name in before else mask for name, mask in masks.items()}
 
 
 @contextmanager
 def _undone_on_failure(model: nn.Module, masks: Masks, *, trained: bool) -> Iterator[None]:
     """Put the masks back if the block raises; and where it trains: weights, buffers, gradients and modes."""
     saved = copy.deepcopy(model.state_dict()) if trained else {}
+    buffers = unsaved(model) if trained else {}
     grads = [(p, None if p.grad is None else p.grad.clone()) for p in model.parameters()] if trained else []
     modes = [(m, m.training) for m in model.modules()]
     try:
@@ -252,6 +253,7 @@ def _undone_on_failure(model: nn.Module, masks: Masks, *, trained: bool) -> Iter
         restore(model, masks)
         if trained:
             model.load_state_dict(saved)
+            put_back(model, buffers)
         for parameter, grad in grads:
             parameter.grad = grad
         raise

@@ -218,6 +218,14 @@ def first_inputs(data: Any, split: str, size: int) -> Any:
     raise PruneError(f"the {split} data is empty: there is nothing to run the model on")
 
 
+def seed_dice(seed: int, device: torch.device) -> None:
+    """Seed torch's dice and those of one device; `torch.manual_seed` would reach for every accelerator there is."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
 def pair(batch: Any) -> tuple[Any, Tensor]:
     """The batch as (inputs, targets), or PruneError if it is something else."""
     if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[1], Tensor):

@@ -121,6 +121,12 @@ def expand(model: nn.Module, groups: Sequence[Group], keep: Keep) -> Masks:
     """Masks for every tensor that loses a unit's entries: (units,) bools laid out in the tensors' own shapes.
 
     A tensor in several groups keeps an entry only if all of them do. Raises PruneError if keep and groups differ.
+
+    >>> from prunelab.core import Member
+    >>> row = Group("row", 3, (Member("weight", 0), Member("bias", 0)))
+    >>> masks = expand(nn.Linear(2, 3), [row], {"row": torch.tensor([True, False, True])})
+    >>> masks["weight"].tolist()
+    [[True, True], [False, False], [True, True]]
     """
     tensors = named(model)
     masks: Masks = {}
@@ -131,7 +137,7 @@ def expand(model: nn.Module, groups: Sequence[Group], keep: Keep) -> Masks:
                 continue
             tensor = find(model, tensors, member.tensor)
             check(member, tensor, group.units)
-            laid = mask(member, kept, tensor.shape)
+            laid = mask(member, kept.to(tensor.device), tensor.shape)
             masks[member.tensor] = masks[member.tensor] & laid if member.tensor in masks else laid
         masks |= _whole(model, group, kept, tensors)
     return masks

@@ -30,4 +30,12 @@ def test_its_torch_is_as_new_as_the_course_asks_for(conda, pip):
 def test_the_course_itself_is_installed_after_it():
     script = ROOT / ".binder" / "postBuild"
     assert os.access(script, os.X_OK)
-    assert "pip install --no-cache-dir ." in script.read_text()
+    assert "pip install --no-cache-dir . -c" in script.read_text()
+
+
+def test_all_but_torch_is_what_the_tests_run_with():
+    """It comes by conda there, in the newest version it has: small, and without CUDA."""
+    (pattern,) = re.findall(r"grep -vE '([^']+)' constraints\.txt", (ROOT / ".binder" / "postBuild").read_text())
+    pinned = (ROOT / "constraints.txt").read_text().split()
+    left_out = [line for line in pinned if re.search(pattern, line)]
+    assert sorted(line.partition("==")[0] for line in left_out) == ["torch", "torchvision"]

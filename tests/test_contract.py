@@ -1,5 +1,6 @@
 """What every registered criterion, on every scope and granularity that fits the model, must keep to."""
 
+import inspect
 import itertools
 
 import pytest
@@ -13,6 +14,7 @@ from prunelab.allocation import SCOPES
 from prunelab.core import lookup
 from prunelab.criteria import CRITERIA
 from prunelab.granularity import GRANULARITIES
+from prunelab.lab.workshop import reference
 from prunelab.masking import current_masks
 
 DECODERS_ONLY = {"block_influence", "angular_distance", "glu_peak_to_peak", "mlps", "attentions", "layers"}
@@ -259,3 +261,22 @@ def test_as_torch_global_unstructured(twins, sparsity, criterion):
         amount=sparsity,
     )
     same(masks, where, weights)
+
+
+# An example that runs belongs to each public function. These need a model of transformers, the Llama or a clock (the
+# notebooks and the README hold theirs), are shown by their pair, or are what criteria of one's own are written with.
+ELSEWHERE_SHOWN = {
+    "blockwise", "draw_front", "expert_frequency", "expert_norm", "experts", "fit_budget", "frontier", "glu_neurons",
+    "glu_peak_to_peak", "latency_table", "llama", "llama_folder", "rates", "reap", "save_plan",
+    "checked", "differentiable", "needed", "real_inputs", "scalar_loss", "sequences",
+}  # fmt: skip
+
+
+def test_every_public_function_shows_an_example_that_runs():
+    without = set()
+    for room in reference.modules():
+        if hasattr(room, "__all__") and room.__name__ != "prunelab.lab":
+            for name, thing in reference.public(room).items():
+                if inspect.isfunction(thing) and ">>>" not in (thing.__doc__ or ""):
+                    without.add(name)
+    assert without == ELSEWHERE_SHOWN

@@ -105,3 +105,15 @@ def test_fpgm_compares_the_neurons_of_an_expert_with_its_own():
     del experts.is_transposed
     with pytest.raises(PruneError, match=r"fpgm goes by the inputs of an output, and up \(2, 2, 2\)"):
         criteria.fpgm(experts)
+
+
+def test_half_precision_makes_no_ties_of_small_movements():
+    dice = torch.Generator().manual_seed(0)
+    layer = nn.Linear(64, 64).half()
+    layer.weight.data = (0.02 * torch.randn(64, 64, generator=dice)).half()
+    before = pl.criteria.Mama.of(layer)
+    layer.weight.data += (2e-5 * torch.randn(64, 64, generator=dice)).half()
+    score = before(layer)["weight"]
+    moved = layer.weight != before.w0["weight"]
+    assert bool((score[moved & (layer.weight != 0)] > 0).all())
+    assert score.dtype == torch.float32

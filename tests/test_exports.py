@@ -181,3 +181,9 @@ def test_more_than_an_onnx_file_holds(build, data_for, tmp_path, monkeypatch):
 def test_a_damaged_file_is_noticed():
     with pytest.raises(PruneError, match="onnxruntime can't load"):
         exports._run_onnx(io.BytesIO(b"nothing").getvalue())
+
+
+def test_bfloat16_for_onnx_is_refused_with_the_remedy(tmp_path):
+    with pytest.raises(PruneError, match=r"bfloat16.*\.float\(\)"):
+        export(nn.Linear(2, 1).bfloat16(), torch.zeros(3, 2, dtype=torch.bfloat16), tmp_path / "small.onnx")
+    assert not list(tmp_path.iterdir())

@@ -16,7 +16,7 @@ from torch.nn.utils import prune
 
 import prunelab as pl
 from prunelab.lab.__main__ import _parser
-from prunelab.lab.workshop import course
+from prunelab.lab.workshop import course, editions
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -48,6 +48,25 @@ def test_the_site_is_built_by_a_command_that_exists_and_published_from_where_it_
     given = _parser().parse_args(shlex.split(line.partition("prunelab.lab ")[2]))
     (upload,) = [step["with"]["path"] for step in steps if "upload" in step.get("uses", "")]
     assert (given.command, given.out) == ("site", Path(upload))
+
+
+def test_the_buttons_of_the_readme_open_what_there_is():
+    """Binder a notebook of this repository, Colab one of the branch that a workflow writes, the page its site."""
+    host, owner, name = editions.SOURCE.removeprefix("https://").split("/")
+    links = re.findall(r"\]\((https://[^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    (binder,) = [x for x in links if x.startswith(f"https://mybinder.org/v2/gh/{owner}/{name}/HEAD?labpath=")]
+    assert (ROOT / binder.partition("labpath=")[2]).is_file()
+    before = f"https://colab.research.google.com/github/{owner}/{name}/blob/"
+    (colab,) = [x.removeprefix(before) for x in links if x.startswith(before)]
+    branch, _, notebook = colab.partition("/")
+    assert (ROOT / "notebooks" / notebook).is_file()
+    steps = WORKFLOWS["site.yml"]["jobs"]["hosted"]["steps"]
+    (push,) = [step for step in steps if "git push" in step.get("run", "")]
+    assert push["working-directory"] == f"build/editions/{branch}"
+    assert f"--initial-branch {branch}\n" in push["run"]
+    assert push["run"].endswith(f" {branch}\n")
+    assert f"{host}/${{{{ github.repository }}}}" in push["env"]["ADDRESS"]
+    assert f"https://{owner}.github.io/{name}/" in links
 
 
 def test_the_citation_agrees_with_the_project():

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import prunelab as pl
 from prunelab import Group, Member, PruneError, granularity, surgery, units
-from prunelab.granularity import tracing
+from prunelab.granularity import proof, tracing
 from prunelab.layers import prunable
 from prunelab.units import contract, entries, expand
 
@@ -280,6 +280,23 @@ def test_sizes_fixed_in_the_forward_are_left_out_with_a_warning():
     why = "was tried, and the model fails without some of its channels: shape '[-1, 6, 36]' is invalid for input of"
     assert groups.stays["a"].startswith(why)
     assert [str(w.message).startswith(f"left out: a {why}") for w in said] == [True]
+
+
+def test_a_trial_that_fails_blames_what_the_failing_module_reads(monkeypatch):
+    def block(s, x):
+        y = s.idle(s.mixed(x))[:, [1, 0, 2, 3, 5, 4, 7, 6]]
+        return y.reshape(len(x), x.shape[1])
+
+    hidden = [layer for _ in range(6) for layer in (nn.Linear(8, 8), nn.ReLU())]
+    mixing = Net(block, mixed=nn.Linear(8, 8), idle=nn.Identity())
+    model = nn.Sequential(nn.Linear(4, 8), mixing, *hidden, nn.Linear(8, 2))
+    tried = []
+    try_them = proof.Trial.failure
+    monkeypatch.setattr(proof.Trial, "failure", lambda t, groups: tried.append(len(groups)) or try_them(t, groups))
+    with pytest.warns(UserWarning, match="left out: 0 was tried"):
+        groups = granularity.neurons(model, torch.randn(3, 4))
+    assert [g.name for g in groups] == ["2", "4", "6", "8", "10", "12"]
+    assert tried == [7, 6]  # and not half of them, a quarter, ...
 
 
 def test_what_meets_the_input_or_the_output_stays():

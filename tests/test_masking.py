@@ -234,3 +234,19 @@ def test_a_weight_with_another_parametrization_is_refused(snapshot):
     with pytest.raises(PruneError, match=r"0\.weight already has a parametrization that is not a mask"):
         apply(model, {"0.weight": torch.ones(3, 3, dtype=torch.bool)})
     assert snapshot(model) == before
+
+
+@pytest.mark.parametrize("end", ["masked", "restore", "bake"])
+def test_the_weight_keeps_its_storage_and_its_memory_layout(end):
+    conv = nn.Conv2d(8, 8, 3).to(memory_format=torch.channels_last)
+    flat, whole = conv.weight.data, conv.weight.detach().clone()  # someone else's view of the same numbers
+    mask = torch.arange(8 * 8 * 9).view(8, 8, 3, 3) % 2 > 0
+    if end == "masked":
+        with masked(conv, {"weight": mask}):
+            pass
+    else:
+        apply(conv, {"weight": mask})
+        bake(conv) if end == "bake" else restore(conv, {})
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert conv.weight.data_ptr() == flat.data_ptr()
+    assert torch.equal(flat, whole * mask if end == "bake" else whole)

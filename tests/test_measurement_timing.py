@@ -199,3 +199,11 @@ def test_a_clock_is_said_and_steady_is_one_that_can_be_read():
 def test_a_clock_that_cannot_be_read_is_refused(given):
     with pytest.raises(PruneError, match="clock="):
         latency(nn.Linear(32, 8), X, **given)
+
+
+def test_the_device_that_computed_is_waited_for(monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", seen.append)
+    for device in ("cuda:1", "mps"):
+        Conditions(device=device).waited_for(lambda: seen.append("task"))()
+    assert seen == ["task", torch.device("cuda:1"), "task", torch.device("mps")]

@@ -376,3 +376,48 @@ def test_a_layer_rule_by_hand():
     pruned = pl.prune(model, recipe, recover=lambda m: seen.append([int((m[i].weight == 0).sum()) for i in (0, 1)]))
     assert seen == [[180, 38], [360, 75]]
     assert pruned.report.sparsity == 0.87
+
+
+class Averaging(nn.Module):
+    """A network with a buffer that training changes and no state dict holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+        self.register_buffer("seen", torch.zeros(()), persistent=False)
+
+    def forward(self, x):
+        if self.training:
+            self.seen += 1
+        return self.layer(x)
+
+
+def test_a_failure_puts_back_buffers_that_no_state_dict_holds():
+    data, model = (torch.randn(8, 4), torch.arange(8) % 2), Averaging()
+
+    def recover(model):
+        pl.recovery.train(model, data, steps=2, progress=False)
+        raise ValueError("on purpose")
+
+    with pytest.raises(ValueError, match="on purpose"):
+        pl.prune(model, pl.Recipe(), recover=recover)
+    assert model.seen == 0
+
+    def fails(outputs, targets):
+        raise ValueError("on purpose")
+
+    with pytest.raises(pl.PruneError, match="on purpose"):
+        pl.recovery.train(model, data, steps=2, loss=fails, progress=False)
+    assert model.seen == 0
+
+
+def test_a_model_s_training_leaves_other_accelerators_dice_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("all GPUs were seeded"))
+    pl.recovery.train(nn.Linear(4, 2), (torch.randn(8, 4), torch.arange(8) % 2), steps=1, progress=False)
+
+
+def test_a_report_shows_itself():
+    model = nn.Linear(4, 2)
+    groups = pl.granularity.weights(model)
+    told = pl.report(groups, pl.allocate(pl.criteria.magnitude(model), groups, 0.5))
+    assert repr(told) == str(told)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import prunelab as pl
 from prunelab import PruneError
+from prunelab.language import next_token_loss
 from prunelab.recovery import Distillation, distil, rewind_rates
 
 
@@ -110,3 +111,19 @@ def test_a_model_cannot_teach_itself(build, lesson):
     model = build("mlp")
     with pytest.raises(PruneError, match="the teacher is the model itself"):
         distil(model, model, lesson)
+
+
+def test_a_language_model_is_compared_by_token():
+    """The same probabilities for each next token: nothing to learn, wherever its logits' zero lies."""
+    said = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0))
+    moved = said + torch.arange(5.0).view(1, 5, 1)
+    objective = Distillation(nn.Identity(), alpha=1.0, loss=next_token_loss)
+    assert objective(said, moved, torch.zeros(2, 5).long()).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_a_batch_that_is_no_pair_is_named(build, lesson):
+    x, y = lesson.train
+    three = torch.utils.data.TensorDataset(x, y, y)
+    for retrain in (pl.recovery.train, pl.recovery.recalibrate_batchnorm):
+        with pytest.raises(PruneError, match=r"of 3: give pairs \(inputs, targets\)"):
+            retrain(build("cnn"), three)

@@ -79,3 +79,29 @@ def test_more_steps_than_there_were(build, lesson, snapshot):
     with pytest.raises(PruneError, match="7 steps cannot replay the end of a run of 6"):
         rewind_rates(model, lesson, steps=7, of=6)
     assert snapshot(model) == before
+
+
+def test_an_early_state_that_a_resumed_run_has_passed_is_missed_aloud(build, lesson, tmp_path):
+    def stop(done, total):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    saved = pl.recovery.Checkpoint(tmp_path / "run", every=2)
+    with pytest.raises(KeyboardInterrupt):
+        learn(build("mlp"), lesson, on_step=_Named(stop), checkpoint=saved)
+    model = build("mlp")
+    with pytest.raises(PruneError, match=r"at=1\) came too late"):
+        learn(model, lesson, on_step=_Named(Early(model, 1)), checkpoint=saved)
+
+
+class _Named:
+    """What is called after each step, under one name for both runs."""
+
+    def __init__(self, act):
+        self.act = act
+
+    def __call__(self, done, total):
+        self.act(done, total)
+
+    def __repr__(self):
+        return "each step"

@@ -233,6 +233,54 @@ def test_saved_and_rebuilt_in_a_fresh_process(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+TOGETHER = (
+    SOURCE
+    + """
+import sys
+import torch.distributed as dist
+import prunelab as pl
+
+def small():
+    model = network().eval()
+    groups = pl.granularity.coupled(model, images())
+    return pl.shrink(model, groups, pl.allocate(pl.criteria.magnitude(model), groups, 0.5, "layer"))
+
+def one_of_two(rank, place):
+    dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
+    alone, shared = small(), small()
+    alone(images()).square().mean().backward()
+    both = nn.parallel.DistributedDataParallel(shared)
+    both(images()[2 * rank : 2 * rank + 2]).square().mean().backward()
+    for one, other in zip(alone.parameters(), shared.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad)
+    dist.destroy_process_group()
+
+if __name__ == "__main__":
+    torch.multiprocessing.spawn(one_of_two, (sys.argv[1],), 2)
+"""
+)
+
+
+@pytest.mark.slow
+def test_trained_by_two_processes(tmp_path):
+    (tmp_path / "program.py").write_text(TOGETHER)
+    command = [sys.executable, tmp_path / "program.py", tmp_path / "meeting"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_compiled_and_under_autocast():
+    model = network().eval()
+    small = shrink(model, *half(model))
+    whole = torch.compile(small, backend="aot_eager", fullgraph=True)  # all but the writing of kernels
+    torch.testing.assert_close(whole(images()), small(images()))
+    with torch.autocast("cpu", torch.bfloat16):
+        low = small(images())
+        assert low.dtype == model(images()).dtype == torch.bfloat16
+    torch.testing.assert_close(low.float(), small(images()), atol=0.02, rtol=0.02)
+
+
 @pytest.fixture
 def saved(tmp_path):
     groups, keep = half(network())
@@ -561,3 +609,12 @@ def test_a_model_of_transformers_inside_another_is_not_saved_where_its_config_ca
         with pytest.raises(PruneError, match="save_plan"):
             each.bert.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_too_large_to_be_read_again_is_not_written(tmp_path, monkeypatch):
+    groups, keep = half(network())
+    small = shrink(network(), groups, keep)
+    monkeypatch.setattr(surgery.plans, "LARGEST", 100)
+    with pytest.raises(PruneError, match=r"`load_plan` reads 100 B at most"):
+        save_plan(tmp_path / "plan", groups, keep, small)
+    assert not (tmp_path / "plan").exists()

@@ -218,7 +218,7 @@ def latency_table(
     """
     check_sliced(groups)
     device = device_of(model)
-    on = Conditions(threads, ROUNDS, device=device.type, block=BLOCK)
+    on = Conditions(threads, ROUNDS, device=str(device), block=BLOCK)
     inputs = to(example, device)
     with undisturbed(model), torch.no_grad():
         depends = _dependencies(model, groups, cut(inputs, PROBED))

@@ -64,6 +64,13 @@ def over_samples(
 
     `of` gives a tensor of (samples, ...); `names` are the weights to differentiate by, all prunable ones by default.
     Several samples at once by torch.func.vmap; where that can't follow a forward, one after another.
+
+    >>> net = nn.Linear(1, 1, bias=False)
+    >>> net.weight.data = torch.tensor([[1.0]])
+    >>> inputs = torch.tensor([[1.0], [2.0]])
+    >>> square = Calibration(((inputs, torch.zeros(2)),), lambda y, _: y.square().mean())  # (w x)^2: g = 2 w x^2
+    >>> over_samples(net, square, lambda name, g: g)["weight"].item()  # the mean of 2 and 8
+    5.0
     """
     gradients(model, calib, names)  # raises for what has no gradient, which vmap would take for zero
     weights = _chosen(model, names)
@@ -80,7 +87,14 @@ def over_samples(
 
 
 def hessian_gradient(model: nn.Module, calib: Calibration) -> dict[str, Tensor]:
-    """Hg: the Hessian of the mean loss times its gradient, by differentiating (g held fixed) . g."""
+    """Hg: the Hessian of the mean loss times its gradient, by differentiating (g held fixed) . g.
+
+    >>> net = nn.Linear(1, 1, bias=False)
+    >>> net.weight.data = torch.tensor([[3.0]])
+    >>> square = Calibration(((torch.ones(1, 1), torch.zeros(1)),), lambda y, _: y.square().mean())  # w^2: g 2 w, H 2
+    >>> hessian_gradient(net, square)["weight"].item()
+    12.0
+    """
     fixed = gradients(model, calib)
     weights = prunable(model)
     total = {name: torch.zeros_like(g) for name, g in fixed.items()}
@@ -100,7 +114,12 @@ def differentiable(model: nn.Module) -> Iterator[None]:
 
 
 def call_with(model: nn.Module, tensors: dict[str, Tensor], inputs: Any) -> Any:
-    """The output of a model run with other tensors in place of its own, which are left alone."""
+    """The output of a model run with other tensors in place of its own, which are left alone.
+
+    >>> net = nn.Linear(1, 1, bias=False)
+    >>> call_with(net, {"weight": torch.tensor([[3.0]])}, torch.tensor([[2.0]])).item()
+    6.0
+    """
     return call(cast(nn.Module, lambda *args, **kwargs: functional_call(model, tensors, args, kwargs)), inputs)
 
 

@@ -174,6 +174,10 @@ def unpadded(inputs: Any) -> Iterator[Any]:
     Padding is where `attention_mask` (batch, tokens) is 0 before the first or after the last token of a sequence; in
     what is called decoder_..., where `decoder_attention_mask` is. All that is shaped (batch, tokens, ...) is cut. A
     sequence without a token is left out. Warns of a mask that cannot be followed: then padding counts.
+
+    >>> tokens, mask = torch.tensor([[5, 6, 0], [7, 8, 9]]), torch.tensor([[1, 1, 0], [1, 1, 1]])
+    >>> sorted(x["input_ids"].tolist() for x in unpadded({"input_ids": tokens, "attention_mask": mask}))
+    [[[5, 6]], [[7, 8, 9]]]
     """
     given = inputs if isinstance(inputs, Mapping) else {}
     masks = {name: given[name] for name in (ENCODER, DECODER) if isinstance(given.get(name), Tensor)}

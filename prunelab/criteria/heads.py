@@ -25,6 +25,13 @@ def head_importance(model: nn.Module, calib: Calibration | None = None) -> Score
     `granularity.heads` is worth it to the digit: compare layers as the paper does by allocate(..., reduce="sum"). Needs
     data, its labels, and a loss that is a mean over samples. Heads are found as `granularity.heads` finds them on the
     first inputs, and its errors are this one's. Michel et al. 2019, arXiv 1905.10650, section 4.1.
+
+    >>> from prunelab import granularity, zoo
+    >>> from prunelab.allocation import unit_scores
+    >>> model, calib = zoo.vit(depth=1), Calibration.of((torch.rand(4, 1, 16, 16), torch.arange(4)))
+    >>> worth = unit_scores(head_importance(model, calib), granularity.heads(model), reduce="sum")
+    >>> [round(float(heads.norm()), 4) for heads in worth.values()]
+    [1.0]
     """
     given = needed(calib, "head_importance")
     groups = heads(model, None if attention.wholly(model, attention.known(model)) else given.example)

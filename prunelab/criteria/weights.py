@@ -172,6 +172,12 @@ def wanda(model: nn.Module, calib: Calibration | None = None) -> Scores:
     return scores if len(scores) == len(weights) else PartialScores(scores)
 
 
+def _moved(weight: Tensor, before: Tensor) -> Tensor:
+    """|w (w - w0)|; of half precision in float32, where small products don't vanish."""
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    return (weight.to(wide) * (weight.to(wide) - before.to(wide))).abs()
+
+
 @register("mama")
 @dataclass(frozen=True, eq=False, repr=False)
 class Mama:
@@ -199,7 +205,7 @@ class Mama:
         weights = finite_weights(model)
         for name, w in weights.items():
             self._check(model, name, w)
-        return {name: (w * (w - self.w0[name].to(w))).abs() for name, w in weights.items()}
+        return {name: _moved(w, self.w0[name].to(w.device)) for name, w in weights.items()}
 
     def _check(self, model: nn.Module, name: str, weight: Tensor) -> None:
         before = self.w0.get(name)

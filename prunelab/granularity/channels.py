@@ -38,6 +38,11 @@ def filters(model: nn.Module, example: Any = None) -> Groups:
     groups can be found for any architecture; how it is done here stands in `granularity.tracing`.
 
     Raises PruneError without an example, for one that does not fit, and for a model without a filter that could go.
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    >>> (group,) = filters(net, torch.zeros(1, 1, 8, 8))
+    >>> group.units, [(member.tensor, member.dim) for member in group.members]
+    (4, [('0.weight', 0), ('0.bias', 0), ('2.weight', 1)])
     """
     found = _found(model, example)
     return _some(found, lambda kinds: bool(kinds & CONVOLUTIONS), "filter of a convolution", model)
@@ -50,6 +55,11 @@ def neurons(model: nn.Module, example: Any = None) -> Groups:
     Otherwise as `filters`; channels that a convolution makes too are filters, not neurons (a depthwise one hands them
     on), and those of a residual stream are its `width`. In a Llama-like decoder they are those of its gated MLPs, found
     without tracing and without an example: `glu_neurons`.
+
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> (group,) = neurons(net, torch.zeros(1, 3))
+    >>> group.units, [(member.tensor, member.dim) for member in group.members]
+    (4, [('0.weight', 0), ('0.bias', 0), ('2.weight', 1)])
     """
     if is_decoder(model):
         return Groups(glu_neurons(model))
@@ -66,13 +76,23 @@ def width(model: nn.Module, example: Any = None) -> Groups:
     A unit is a channel of the stream in every layer that writes to it or reads it, embeddings and norms included. It
     is never exact: the norm averages over the zeros of a masked model, and over what is left of a shrunk one.
     Otherwise as `filters`. Muralidharan et al. 2024, arXiv 2407.14679.
+
+    >>> from prunelab import zoo
+    >>> (stream,) = width(zoo.vit(width=48, depth=1), torch.zeros(1, 1, 16, 16))
+    >>> stream.units, stream.exact
+    (48, False)
     """
     return _some(_found(model, example), lambda kinds: "width" in kinds, "residual stream under a norm", model)
 
 
 @register("coupled")
 def coupled(model: nn.Module, example: Any = None) -> Groups:
-    """All filters and neurons of a model, from a single trace: see `filters`."""
+    """All filters and neurons of a model, from a single trace: see `filters`.
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 5), nn.ReLU(), nn.Linear(5, 2))
+    >>> [(group.name, group.units) for group in coupled(net, torch.zeros(1, 1, 8, 8))]
+    [('0', 4), ('2', 5)]
+    """
     found = _found(model, example)
     return _some(
         found, lambda kinds: bool(kinds & CONVOLUTIONS) or "width" not in kinds, "filter or hidden neuron", model
@@ -137,7 +157,8 @@ def candidates(seen: Trace) -> Iterator[Candidate]:
     marks = np.random.default_rng(0).integers(2**62, size=len(seen.ports), dtype=np.uint64)
     signature = np.zeros(len(stuck), np.uint64)
     np.add.at(signature, label[moving], marks[of_number[moving]])
-    order = moving[np.lexsort((moving, label[moving], signature[label[moving]]))]
+    rank = np.argsort(np.argsort(signature, kind="stable"))  # of the sets, those that are alike side by side
+    order = moving[np.argsort(rank[label[moving]], kind="stable")]
     bounds = np.nonzero(np.diff(signature[label[order]]))[0] + 1
     for numbers in np.split(order, bounds) if len(order) else ():
         count = 1 + np.count_nonzero(np.diff(label[numbers]))

@@ -32,6 +32,10 @@ def mlps(model: nn.Module, example: Any = None) -> Groups:
 
     Raises PruneError for a model without blocks or MLPs that could go, with LoRA, or with layers that share weights,
     and if there is no example to try them on.
+
+    >>> from prunelab import zoo
+    >>> [group.units for group in mlps(zoo.vit(depth=3), torch.zeros(1, 1, 16, 16))]
+    [3]
     """
     return _wholes("mlps", "MLP", model, example)
 
@@ -41,6 +45,10 @@ def attentions(model: nn.Module, example: Any = None) -> Groups:
     """Entire attentions, self and cross: a group a stack. What a token learns of the others, it learns here.
 
     Otherwise as `mlps`. In T5 that of block 0 stays: it holds the table of relative positions for all.
+
+    >>> from prunelab import zoo
+    >>> [group.units for group in attentions(zoo.vit(depth=3), torch.zeros(1, 1, 16, 16))]
+    [3]
     """
     return _wholes("attentions", "attention", model, example)
 
@@ -51,6 +59,10 @@ def layers(model: nn.Module, example: Any = None) -> Groups:
 
     `exact` where a block of zeros passes on what comes in. Behind a norm of the sum (BERT, BART) it would not: there
     compare shrunk models, not masked ones. T5's block 0 stays, as in `attentions`.
+
+    >>> from prunelab import zoo
+    >>> [group.units for group in layers(zoo.vit(depth=3), torch.zeros(1, 1, 16, 16))]
+    [3]
     """
     return _wholes("layers", "layer", model, example)
 

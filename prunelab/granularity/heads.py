@@ -38,6 +38,10 @@ def heads(model: nn.Module, example: Any = None) -> Groups:
     Michel et al. 2019, arXiv 1905.10650.
 
     Raises PruneError for a model without attention, one whose heads can't leave, and one that needs an example.
+
+    >>> from prunelab import zoo
+    >>> [group.units for group in heads(zoo.vit(depth=2, heads=8))]
+    [8, 8]
     """
     check_adapters(model)
     by_path = attention.known(model)

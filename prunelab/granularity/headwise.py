@@ -8,6 +8,7 @@ share (a norm's weight of one head's width, the keys of multi-query attention) i
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,14 +22,12 @@ SHARED = "is shared by all heads"
 HEADS = dict(RULES)  # the rules by name, as in `operators`, with those below in their place
 
 
-def rule(*names: str) -> Any:
-    """Use a function for these operators where heads are looked for."""
+def instead(name: str) -> Any:
+    """Use a function where heads are looked for, in place of that for this operator, and for all that it is for."""
+    return operators.rule(*(other for other, rule in RULES.items() if rule is RULES[name]), rules=HEADS)
 
-    def register(function: Any) -> Any:
-        HEADS.update(dict.fromkeys(names, function))
-        return function
 
-    return register
+instead("split")(functools.partial(RULES["split"], alike=False))
 
 
 def together(shadow: Any, ids: Tensor, dims: Any) -> Tensor:
@@ -71,12 +70,12 @@ def join(shadow: Any, kept: list[Tensor], ids: Tensor) -> None:
     kept.append(ids)
 
 
-@rule("copy", "hardswish", "log_sigmoid_forward", "_prelu_kernel", "prelu", "complex", "polar")
+@instead("copy")
 def _meet(shadow: Any, out: Any, *args: Any, **_: Any) -> None:
     meet(shadow, out, [t for t in args if isinstance(t, Tensor)])
 
 
-@rule("copy_")
+@operators.rule("copy_", rules=HEADS)
 def _written(shadow: Any, out: Tensor, x: Tensor, source: Tensor, *_: Any) -> None:
     """A part of a tensor is written, along one of its dimensions: the whole of it has these ids there."""
     whole = x._base
@@ -129,7 +128,7 @@ def meet(shadow: Any, out: Any, given: Sequence[Tensor]) -> None:
 # ---- moving entries
 
 
-@rule("view", "_unsafe_view", "_reshape_alias", "reshape", "view_copy", "reshape_copy")
+@instead("view")
 def _view(shadow: Any, out: Tensor, x: Tensor, size: Any, *_: Any) -> None:
     if isinstance(size, torch.dtype):
         RULES["view"](shadow, out, x, size)
@@ -154,7 +153,7 @@ def _laid_beside(ids: Tensor, others: list[Tensor], before: tuple[int, ...], aft
     return False
 
 
-@rule("slice")
+@instead("slice")
 def _slice(
     shadow: Any, out: Tensor, x: Tensor, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
 ) -> None:
@@ -162,26 +161,13 @@ def _slice(
     shadow.put(out, [i[where] if dim % x.dim() in varying(i) else i for i in shadow.of(x)])
 
 
-@rule("split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes", "chunk", "unsafe_chunk", "unbind",
-      "split_copy", "split_with_sizes_copy")  # fmt: skip
-def _split(shadow: Any, out: Sequence[Tensor], x: Tensor, *args: Any, dim: int = 0) -> None:
-    single = len(out) > 0 and out[0].dim() < x.dim()  # unbind has no sizes
-    place = (args[0] if single and args else args[1] if len(args) > 1 else dim) % x.dim()
-    first = 0
-    for part in out:
-        size = 1 if single else part.shape[place]
-        own = [i.narrow(place, first, size) if place in varying(i) else i for i in shadow.of(x)]
-        shadow.put(part, [i.squeeze(place) for i in own] if single else own)
-        first += size
-
-
-@rule("select")
+@instead("select")
 def _select(shadow: Any, out: Tensor, x: Tensor, dim: int, index: int) -> None:
     dim %= x.dim()
     shadow.put(out, [i.select(dim, index if dim in varying(i) else 0) for i in shadow.of(x)])
 
 
-@rule("index", "index_select", "_unsafe_index")
+@instead("index")
 def _index(shadow: Any, out: Tensor, x: Tensor, *args: Any) -> None:
     indices = args[0] if isinstance(args[0], (tuple, list)) else [*[None] * (args[0] % x.dim()), args[1]]
     at = [d for d, index in enumerate(indices) if index is not None]
@@ -194,7 +180,7 @@ def _index(shadow: Any, out: Tensor, x: Tensor, *args: Any) -> None:
     shadow.put(out, [folded(i) for i in full])
 
 
-@rule("cat", "concat", "concatenate")
+@instead("cat")
 def _cat(shadow: Any, out: Tensor, given: Sequence[Tensor], dim: int = 0) -> None:
     dim %= out.dim()
     along = {varying(i) for t in given for i in shadow.of(t) if dim in varying(i)}
@@ -220,7 +206,7 @@ def _apart(shadow: Any, given: Sequence[Tensor], dim: int) -> bool:
     return len(ids) > 1 and len(ids.unique()) == len(ids) and len(ports.unique()) == 1
 
 
-@rule("view_as_complex")
+@instead("view_as_complex")
 def _complex(shadow: Any, out: Tensor, x: Tensor) -> None:
     shadow.put(out, [together(shadow, i, [x.dim() - 1]).squeeze(-1) for i in shadow.of(x)])
 
@@ -238,16 +224,15 @@ def over(shadow: Any, ids: Tensor, dims: Any, exact: bool = False) -> Tensor | N
     return together(shadow, ids, sorted(mine))
 
 
-@rule("reduce")
+@instead("reduce")
 def reduce(shadow: Any, out: Any, x: Tensor, dims: Any, keepdim: bool, exact: bool) -> None:
     """As `operators.reduce`; a sum over a head's channels is the head's."""
-    along = operators._over(x, dims)
+    along = operators.dimensions(x, dims)
     left = [over(shadow, i, along, exact) for i in shadow.of(x)]
-    for tensor in out if isinstance(out, (tuple, list)) else [out]:
-        shadow.put(tensor, [i if keepdim else i.squeeze(tuple(along)) for i in left if i is not None])
+    shadow.put(out, [i if keepdim else i.squeeze(tuple(along)) for i in left if i is not None])
 
 
-@rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax")
+@instead("_softmax")
 def _softmax(shadow: Any, out: Tensor, x: Tensor, dim: int, *_: Any, **__: Any) -> None:
     for ids in shadow.of(x):
         if dim % x.dim() in varying(ids):
@@ -255,7 +240,7 @@ def _softmax(shadow: Any, out: Tensor, x: Tensor, dim: int, *_: Any, **__: Any) 
     shadow.put(out, shadow.of(x))
 
 
-@rule("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm")
+@instead("native_layer_norm")
 def _layer_norm(shadow: Any, out: Any, x: Tensor, size: Any, *args: Any, **_: Any) -> None:
     for ids in shadow.of(x):
         if set(varying(ids)) & set(range(x.dim() - len(size), x.dim())):
@@ -271,7 +256,7 @@ def _layer_norm(shadow: Any, out: Any, x: Tensor, size: Any, *args: Any, **_: An
 # ---- products
 
 
-@rule("mm", "bmm", "matmul", "_scaled_mm")
+@instead("mm")
 def _product(shadow: Any, out: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any) -> None:
     inner = out.dim() - 1  # of (..., rows, inner, columns), as which both are seen
     every = [i.unsqueeze(-1) for i in shadow.of(a)] + [i.unsqueeze(-3) for i in shadow.of(b)]
@@ -298,15 +283,3 @@ def _product(shadow: Any, out: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any)
     shadow.heads.update(dict.fromkeys((int(n) for n in ones[0].unique() if n), shadow.where[-1]))
     whole = [i for i in mine if inner not in varying(i) and set(varying(i)) - common]
     shadow.put(out, [(whole[0] if len(whole) == 1 else ones[0]).squeeze(inner)])
-
-
-@rule("addmm", "addbmm")
-def _addmm(shadow: Any, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **_: Any) -> None:
-    _product(shadow, out, a, b)
-    operators._biased(shadow, out, bias, out.dim() - 1)
-
-
-@rule("baddbmm")
-def _baddbmm(shadow: Any, out: Tensor, add: Tensor, a: Tensor, b: Tensor, **_: Any) -> None:
-    _product(shadow, out, a, b)
-    meet(shadow, out, [out, add])

@@ -41,11 +41,11 @@ ALONG = {  # why the ids stay that vary along the dimension that these work on; 
 AHEAD = "meets a tensor of a fixed size"
 
 
-def rule(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def rule(*names: str, rules: dict[str, Any] = RULES) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Use a function for the operators of these names."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        RULES.update(dict.fromkeys(names, function))
+        rules.update(dict.fromkeys(names, function))
         return function
 
     return register
@@ -100,7 +100,7 @@ def _pointwise(func: Any) -> bool:
 
 def varying(ids: Tensor) -> tuple[int, ...]:
     """The dimensions along which ids differ."""
-    return tuple(d for d, n in enumerate(ids.shape) if n > 1)
+    return tuple([d for d, n in enumerate(ids.shape) if n > 1])
 
 
 def folded(ids: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ def padded(ids: Tensor, rank: int) -> Tensor:
     return ids.reshape((1,) * (rank - ids.dim()) + tuple(ids.shape))
 
 
-def _along(ids: Tensor, dim: int, rank: int) -> Tensor:
+def along(ids: Tensor, dim: int, rank: int) -> Tensor:
     """A list of ids as those of one dimension of a tensor."""
     return ids.reshape([-1 if d == dim else 1 for d in range(rank)])
 
@@ -295,7 +295,7 @@ def _proportional(shadow: Any, ids: Tensor, dim: int, first: int, last: int, ste
 
 @rule("split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes", "chunk", "unsafe_chunk", "unbind",
       "split_copy", "split_with_sizes_copy")  # fmt: skip
-def _split(shadow: Any, out: Sequence[Tensor], x: Tensor, *args: Any, dim: int = 0) -> None:
+def _split(shadow: Any, out: Sequence[Tensor], x: Tensor, *args: Any, dim: int = 0, alike: bool = True) -> None:
     single = len(out) > 0 and out[0].dim() < x.dim()  # unbind has no sizes
     place = args[0] if single and args else args[1] if len(args) > 1 else dim
     place %= x.dim()
@@ -303,7 +303,7 @@ def _split(shadow: Any, out: Sequence[Tensor], x: Tensor, *args: Any, dim: int =
     found: list[list[Tensor]] = [[] for _ in out]
     for ids in shadow.of(x):
         parts = list(ids.split(sizes, place)) if place in varying(ids) else [ids] * len(out)
-        if place in varying(ids) and len(out) > 1:
+        if alike and place in varying(ids) and len(out) > 1:
             if single or len(set(sizes)) > 1:
                 shadow.freeze(ids, "is split into fixed widths")
                 continue
@@ -370,8 +370,7 @@ def _unless(shadow: Any, out: Any, x: Tensor, dims: Sequence[int], why: str) -> 
             shadow.freeze(ids, why)
         else:
             kept.append(ids)
-    for tensor in out if isinstance(out, (tuple, list)) else [out]:
-        shadow.put(tensor, kept)
+    shadow.put(out, kept)
 
 
 @each("flip")
@@ -440,7 +439,7 @@ def _index(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, *args: Any) -> Any:
 def _embedding(shadow: Any, ids: Tensor, weight: Tensor, out: Tensor, *_: Any, **__: Any) -> Any:
     if ids.shape[0] > 1:
         return shadow.freeze(ids, "is looked up by number")
-    return _along(ids, out.dim() - 1, out.dim())
+    return along(ids, out.dim() - 1, out.dim())
 
 
 @each("view_as_complex")
@@ -466,14 +465,14 @@ def _by_dimension(shadow: Any, name: str, out: Any, told: dict[str, Any]) -> Non
         exact = name in SUMS and told.get("ord", told.get("p")) != float("-inf")
         shadow.rules["reduce"](shadow, out, x, dims, told.get("keepdim", False), exact)
     else:
-        _unless(shadow, out, x, _over(x, dims), ALONG[name])
+        _unless(shadow, out, x, dimensions(x, dims), ALONG[name])
         for ids in shadow.of(out) if name in ("gather", "take_along_dim") else ():
             shadow.guess(ids, "an index as wide as its channels")
         if name == "unfold":
             shadow.put(out, [i.unsqueeze(-1) for i in shadow.of(out)])
 
 
-def _over(x: Tensor, dims: Any) -> list[int]:
+def dimensions(x: Tensor, dims: Any) -> list[int]:
     """The dimensions that an operator names; all of them if none."""
     given = range(x.dim()) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
     return sorted({d % x.dim() for d in given}) if x.dim() else []
@@ -482,7 +481,7 @@ def _over(x: Tensor, dims: Any) -> list[int]:
 @rule("reduce")
 def reduce(shadow: Any, out: Any, x: Tensor, dims: Any, keepdim: bool, exact: bool) -> None:
     """Ids along what is summed over end here; a mean counts zeros, so that what it averages over is inexact."""
-    over = _over(x, dims)
+    over = dimensions(x, dims)
     kept = []
     for ids in shadow.of(x):
         if not set(varying(ids)) & set(over):
@@ -492,8 +491,7 @@ def reduce(shadow: Any, out: Any, x: Tensor, dims: Any, keepdim: bool, exact: bo
             shadow.average(ids)
         if set(varying(ids)) - set(over):
             shadow.freeze(ids, "is summed over in part")
-    for tensor in out if isinstance(out, (tuple, list)) else [out]:
-        shadow.put(tensor, kept)
+    shadow.put(out, kept)
 
 
 @each("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax")
@@ -505,24 +503,22 @@ def _softmax(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, dim: int, *_: Any
 
 def _normed(shadow: Any, out: Any, x: Tensor, own: Sequence[Any], over: Sequence[int], dim: int) -> None:
     """A norm's own vectors belong to the channels that it scales; those that it averages over are inexact."""
-    mine = [padded(i, x.dim()) if over else _along(i, dim, x.dim()) for t in own for i in shadow.of(t)]
+    mine = [padded(i, x.dim()) if over else along(i, dim, x.dim()) for t in own for i in shadow.of(t)]
     bare = shadow.bare.get(shadow.where[-1])
     if bare is not None:
-        mine.append(_along(bare.repeat(x.shape[dim] // len(bare)), dim, x.dim()))  # an instance norm lays samples there
+        mine.append(along(bare.repeat(x.shape[dim] // len(bare)), dim, x.dim()))  # an instance norm lays samples there
+    scaled = {varying(ids) for ids in mine}
+    carried = [(varying(ids), ids) for ids in shadow.of(x)]
     for ids in mine:
-        alike = [i for i in shadow.of(x) if varying(i) == varying(ids)]
+        alike = [there for dims, there in carried if dims == varying(ids)]
         for there in alike:
             shadow.tie(there, ids)
         if not alike:
             shadow.freeze(ids, AHEAD)
-    for ids in shadow.of(x):
-        if set(varying(ids)) & set(over):
+    for dims, ids in carried:
+        if set(dims) & set(over):
             shadow.average(ids)
-        if (
-            dim in varying(ids)
-            and not any(varying(i) == varying(ids) for i in mine)
-            and any(isinstance(t, Tensor) for t in own)
-        ):
+        if dim in dims and dims not in scaled and any(isinstance(t, Tensor) for t in own):
             shadow.freeze(ids, AHEAD)
     shadow.put(_first(out), shadow.of(x))
 
@@ -591,17 +587,14 @@ def _are_heads(shadow: Any, a: Tensor, b: Tensor) -> bool:
 
 @rule("addmm", "addbmm")
 def _addmm(shadow: Any, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **_: Any) -> None:
-    _product(shadow, out, a, b)
+    shadow.rules["mm"](shadow, out, a, b)
     _biased(shadow, out, bias, out.dim() - 1)
 
 
 @rule("baddbmm")
 def _baddbmm(shadow: Any, out: Tensor, add: Tensor, a: Tensor, b: Tensor, **_: Any) -> None:
-    _product(shadow, out, a, b)
-    kept = shadow.of(out)
-    for ids in (padded(i, out.dim()) for i in shadow.of(add)):
-        _join(shadow, kept, ids)
-    shadow.put(out, kept)
+    shadow.rules["mm"](shadow, out, a, b)
+    shadow.rules["copy"](shadow, out, out, add)
 
 
 @rule("mv")
@@ -622,7 +615,7 @@ def _biased(shadow: Any, out: Tensor, bias: Any, dim: int) -> None:
         if ids.dim() > 1:
             ids = padded(ids, out.dim())
         elif out.dim() > 1:
-            ids = _along(ids, dim, out.dim())
+            ids = along(ids, dim, out.dim())
         for there in made:
             shadow.tie(there, ids)
         if not made:
@@ -647,7 +640,7 @@ def _convolution(
         shadow.tie(read, reads)
     else:
         made = _grouped(shadow, read, rows, columns, transposed, groups, out.shape[1])
-    shadow.put(out, [_along(made, 1, out.dim())])
+    shadow.put(out, [along(made, 1, out.dim())])
     _biased(shadow, out, bias, 1)
 
 

@@ -25,7 +25,7 @@ from ..data import mapped
 from ..running import floating
 from ..surgery.shrinking import Lines, cuts, shrink
 from .operators import made_at, said
-from .tracing import passes, plain_twin, plainly, replaced
+from .tracing import Where, passes, plain_twin, plainly, replaced
 
 TOLERANCE = 1e-4  # float32 rounding stays below 1e-5, what is not exact is above 1e-3
 ROUGH = 0.05  # of a model that runs in half precision only
@@ -59,7 +59,7 @@ def proven(model: nn.Module, groups: Sequence[Group], assumed: Mapping[str, str]
     kept = list(groups)
     unsure: list[Group] = []
     while kept and trial.failure(kept) is not None:
-        blamed = [g for g in kept if any(_inside(m.tensor, trial.place) for m in g.members)]
+        blamed = next(filter(None, ([g for g in kept if _inside(g, place)] for place in trial.places)), [])
         blamed = blamed or [g for g in kept if g.name in assumed] or kept
         if len(blamed) == 1:
             trial.why[blamed[0].name] = trial.last
@@ -75,8 +75,8 @@ def _told(why: str, assumed: str | None) -> str:
     return f"was tried, and {why}" + (f" ({assumed})" if assumed else "")
 
 
-def _inside(name: str, path: str) -> bool:
-    return bool(path) and name.startswith(f"{path}.")
+def _inside(group: Group, path: str) -> bool:
+    return bool(path) and any(m.tensor.startswith(f"{path}.") for m in group.members)
 
 
 @dataclass
@@ -87,7 +87,7 @@ class Trial:
     example: Any
     why: dict[str, str] = field(default_factory=dict)  # group -> why it failed alone
     seen: set[str] = field(default_factory=set)  # groups behind which something was compared in the last good run
-    place: str = ""  # the module in which the last bad run failed or went astray
+    places: tuple[str, ...] = ()  # where the last bad run may have gone astray: the module entered last, the one failed
     last: str = ""  # and how
     left: int = 16  # trials of some groups again, of those that failed together
 
@@ -109,7 +109,7 @@ class Trial:
         return self.largest(self.largest(base, more[:half]), more[half:])
 
     def failure(self, groups: list[Group]) -> str | None:
-        """What is wrong with the shrunk model, or None; `seen` is then up to date, else `last` and `place`."""
+        """What is wrong with the shrunk model, or None; `seen` is then up to date, else `last` and `places`."""
         self.last = self._failure(groups) or ""
         return self.last or None
 
@@ -140,17 +140,17 @@ class Trial:
         rows = {name: line.nonzero().squeeze(1) for (name, dim), line in lines.items() if dim == 0}
         replay = Replay(_values(model, whole, lines, other is None, wide), other, rows)
         inputs = mapped(lambda t: t.float() if wide and t.is_floating_point() else t, self.example)
-        self.place = ""  # the innermost module that runs, for a failure to name
-        with plainly(), replay:
-            torch.manual_seed(0)  # a forward that draws lots draws the same ones
-            for out in passes(model, inputs, self._at):
-                if not replay.known:  # what training mode repeats it may disturb, by dropping paths
-                    replay.products["", "", 0] = _sample(floating(out))
-                    replay.known = {name for name, _, _ in replay.products}
+        where = Where([""])
+        try:
+            with plainly(), replay:
+                torch.manual_seed(0)  # a forward that draws lots draws the same ones
+                for out in passes(model, inputs, where):
+                    if not replay.known:  # what training mode repeats it may disturb, by dropping paths
+                        replay.products["", "", 0] = _sample(floating(out))
+                        replay.known = {name for name, _, _ in replay.products}
+        finally:
+            self.places = where.entered, where[-1]
         return replay
-
-    def _at(self, path: str) -> None:
-        self.place = path
 
     def _compared(self, groups: list[Group], before: Replay, after: Replay, tolerance: float) -> str | None:
         compared = set()
@@ -164,7 +164,7 @@ class Trial:
             gap = float((one - other).abs().max()) / (float(one.abs().max()) or 1.0)
             if not gap <= tolerance:
                 where = f"{key[0]} computes" if key[0] else "the outputs are"
-                self.place = key[0].rpartition(".")[0]
+                self.places = (key[0].rpartition(".")[0],)
                 return f"without some of its channels {where} something else (by {gap:.0e} of the largest)"
             compared.add(key[0])
         self.seen = _behind(self.twin, groups, compared)

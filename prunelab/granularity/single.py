@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import units
+from ..checks import check_count
 from ..core import Group, Member, PruneError, lookup_all, shape
 from ..layers import layout_of, prunable, unreachable
 from .registry import register
@@ -45,9 +46,8 @@ class Blocks:
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for what, value in (("r", self.r), ("c", self.c)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise PruneError(f"blocks of {what}={value!r}: give whole numbers of at least 1, such as blocks(4, 4)")
+        check_count("blocks of r", self.r)
+        check_count("blocks of c", self.c)
 
     def __call__(self, model: nn.Module, example: Any = None) -> list[Group]:
         """One group a prunable tensor, one unit a block; PruneError names the tensors that are no multiple."""

@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import layers
-from ..core import PruneError, copied, device_of, mask_of, paths, places, shape
+from ..core import PruneError, copied, device_of, masks_on, own_tensors, paths, places, shape
 from ..data import mapped, tensors, to
 from ..masking import bake
 from ..running import run
@@ -76,6 +76,12 @@ class Trace:
     heads: dict[int, str] = field(default_factory=dict)  # set -> the module that multiplies its heads
 
 
+class Where(list[str]):
+    """The paths of the modules that run, the innermost last: the one that failed, if one did."""
+
+    entered = ""  # the one that started last
+
+
 @dataclass
 class Shadow(TorchDispatchMode):
     """Follows ids through a run; see the module's docstring. With `meta`, on tensors that have shapes and no values."""
@@ -90,7 +96,7 @@ class Shadow(TorchDispatchMode):
     split: set[int] = field(default_factory=set)  # ids of rows that a view laid side by side, as heads are
     heads: dict[int, str] = field(default_factory=dict)  # numbers of heads -> the module that multiplies them
     laid: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # ids, and those that they were laid out over
-    where: list[str] = field(default_factory=lambda: [""])  # the modules that are running
+    where: Where = field(default_factory=lambda: Where([""]))
     total: int = 1
     paused: bool = False
 
@@ -111,9 +117,10 @@ class Shadow(TorchDispatchMode):
         """The ids of a tensor: one tensor for each set of dimensions along which they vary."""
         return self.carried.get(tensor, []) if isinstance(tensor, Tensor) else []
 
-    def put(self, tensor: Tensor, ids: list[Tensor]) -> None:
-        """What a tensor carries from now on."""
-        self.carried[tensor] = [i for i in ids if varying(i)]
+    def put(self, out: Tensor | Sequence[Tensor], ids: list[Tensor]) -> None:
+        """What a tensor, or each of several, carries from now on."""
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            self.carried[tensor] = [i for i in ids if varying(i)]
 
     def tie(self, a: Tensor, b: Tensor) -> None:
         """The ids that meet leave together; what meets 0 stays."""
@@ -151,7 +158,7 @@ class Shadow(TorchDispatchMode):
         if self.meta and any(meta) and (not all(meta) or kwargs.get("device") is not None):
             args, kwargs = self._on_meta(func, args, kwargs)
             given = _leaves(args, kwargs)
-        out = _shaped(func, args, given) if self.meta else None
+        out = _shaped(func, args, given) if self.meta and "dtype" not in kwargs else None
         out = func(*args, **kwargs) if out is None else out
         if not self.paused:
             self.seen.update(map(id, given))
@@ -191,18 +198,17 @@ def _shaped(func: Any, args: Any, given: list[Tensor]) -> Any:
     """What the commonest operators give on the meta device, without torch's own, slower, way there; None of others."""
     name = func.overloadpacket.__name__
     x = given[0] if given else None
-    if x is None or not x.is_meta or not x.is_contiguous():
+    if x is None or not (x.is_meta and x.is_floating_point()) or any(t.dtype != x.dtype for t in given):
         return None
-    if name == "native_batch_norm":
-        return _empty(x.shape, x), _empty((0,), x), _empty((0,), x)
-    if name == "convolution":
-        return _convolved(x, *args[1:])
-    if name.rstrip("_") not in KEEPS_TYPE or any(t.dtype != x.dtype or t.device != x.device for t in given):
+    if name in SHAPES:
+        return SHAPES[name](*args)
+    if name.rstrip("_") not in KEEPS_TYPE:
         return None
     if name.endswith("_"):
         return x
-    same = all(t.shape == x.shape for t in given)
-    return _empty(x.shape if same else torch.broadcast_shapes(*(t.shape for t in given)), x)
+    if len(given) == 1:
+        return torch.empty_like(x)
+    return _empty(np.broadcast_shapes(*(t.shape for t in given)), x) if x.is_contiguous() else None
 
 
 def _empty(size: Sequence[int], like: Tensor) -> Tensor:
@@ -210,12 +216,48 @@ def _empty(size: Sequence[int], like: Tensor) -> Tensor:
 
 
 def _convolved(x: Tensor, w: Tensor, _: Any, stride: Any, padding: Any, dilation: Any, turned: bool, *more: Any) -> Any:
-    if turned or len(stride) != x.dim() - 2 or x.shape[1] != w.shape[1] * more[-1] or x.dtype != w.dtype:
+    fits = len(stride) == x.dim() - 2 and x.shape[1] == w.shape[1] * more[-1]
+    if turned or not fits or not x.is_contiguous():
         return None  # torch does it, or says what is wrong
     sizes = []
     for n, k, s, p, d in zip(x.shape[2:], w.shape[2:], stride, padding, dilation, strict=True):
         sizes.append((n + 2 * p - d * (k - 1) - 1) // s + 1)
     return _empty((len(x), len(w), *sizes), x)
+
+
+def _multiplied(*args: Tensor) -> Any:
+    a, b = args[-2:]
+    fits = a.dim() == b.dim() == 2 and a.shape[1] == len(b) and args[0].shape[-1] in (a.shape[1], b.shape[1])
+    return _empty((len(a), b.shape[1]), a) if fits else None
+
+
+def _batch_normed(x: Tensor, *_: Any) -> Any:
+    return (_empty(x.shape, x), _empty((0,), x), _empty((0,), x)) if x.is_contiguous() else None
+
+
+def _layer_normed(x: Tensor, size: Sequence[int], *_: Any) -> Any:
+    before = x.shape[: x.dim() - len(size)]
+    stats = (*before, *[1] * len(size))
+    return (_empty(x.shape, x), _empty(stats, x), _empty(stats, x)) if x.shape == (*before, *size) else None
+
+
+def _joined(parts: Sequence[Tensor], dim: int = 0) -> Any:
+    before, after = parts[0].shape[: dim % parts[0].dim()], parts[0].shape[dim % parts[0].dim() + 1 :]
+    wide = sum(t.shape[len(before)] for t in parts if t.dim() > len(before))
+    fits = all(t.is_contiguous() and t.shape == (*before, *t.shape[len(before) :][:1], *after) for t in parts)
+    return _empty((*before, wide, *after), parts[0]) if fits else None
+
+
+def _averaged(x: Tensor, dims: Any = None, keepdim: bool = False) -> Any:
+    over = operators.dimensions(x, dims)
+    size = [1 if d in over else n for d, n in enumerate(x.shape) if keepdim or d not in over]
+    return _empty(size, x) if x.is_contiguous() else None
+
+
+SHAPES: dict[str, Callable[..., Any]] = {
+    "convolution": _convolved, "addmm": _multiplied, "mm": _multiplied, "native_batch_norm": _batch_normed,
+    "native_layer_norm": _layer_normed, "cat": _joined, "mean": _averaged,
+}  # fmt: skip
 
 
 def trace(model: nn.Module, example: Any, rules: dict[str, Any] = operators.RULES) -> Trace:
@@ -261,31 +303,47 @@ def plain_twin(model: nn.Module, meta: bool = False) -> nn.Module:
     weight_norm's, or one by which transformers collects.
     """
     try:
-        if any(mask_of(p.module, p.attribute) is not None for p in places(model)):
+        if any(map(masks_on, paths(model))):
             model = bake(copy.deepcopy(model))
-        memo: dict[int, Any] = {id(p): _emptied(p) if meta else p for p in model.parameters()}
-        memo |= {id(b): _emptied(b) if meta else b.clone() for b in model.buffers()}
-        for module in paths(model):  # what an old weight_norm left, or a forward kept, is no leaf and can't be copied
-            for value in vars(module).values():
-                if isinstance(value, Tensor):
-                    memo.setdefault(id(value), value.detach().clone())
-        twin = copied(model, memo)
+        twin = copied(model, _instead(model, meta))
     except Exception as error:  # whatever a model's own __deepcopy__ raises
         raise PruneError(f"{type(model).__name__} cannot be copied, and is traced as a copy: {error}") from error
     for module in paths(twin):
         for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
-            for key, hook in list(hooks.items()):
+            for key, hook in list(hooks.items()) if hooks else ():
                 if not (isinstance(hook, COMPUTES_A_WEIGHT) or getattr(hook, "__module__", "").startswith(COLLECTS)):
                     del hooks[key]
     return twin.eval()
 
 
+def _instead(model: nn.Module, meta: bool) -> dict[int, Any]:
+    """What a twin has in place of the model's tensors, by their ids."""
+    memo: dict[int, Any] = {}
+    everywhere = paths(model)
+    for module in everywhere:
+        for _, tensor in own_tensors(module):
+            if id(tensor) not in memo:
+                same = tensor if isinstance(tensor, nn.Parameter) else tensor.clone()
+                memo[id(tensor)] = _emptied(tensor) if meta else same
+    for module in everywhere:  # what an old weight_norm left, or a forward kept, is no leaf and can't be copied
+        for value in vars(module).values():
+            if isinstance(value, Tensor):
+                memo.setdefault(id(value), value.detach().clone())
+    return memo
+
+
 def _traced(model: nn.Module, example: Any, rules: dict[str, Any]) -> Trace:
     shadow = Shadow(all(t.is_meta for t in (*model.parameters(), *tensors(example))), rules)
+    for module, path in paths(model).items():
+        if why := _opaque(module):
+            shadow.opaque[path] = why
+        if size := operators.bare_channels(module):
+            shadow.bare[path] = shadow.number(path, 0, size, path, learned=False, bare=True)
+        if isinstance(module, RECURRENT):
+            vars(module)["forward"] = _unseen(shadow, module)
     kept = _number(shadow, model)
-    _watch(shadow, model)
     with plainly(), shadow:
-        for out in passes(model, example):
+        for out in passes(model, example, shadow.where):
             _freeze_outputs(shadow, out)
     for tensor in kept:
         if id(tensor) not in shadow.seen:
@@ -323,7 +381,6 @@ def plainly() -> Iterator[None]:
 def _number(shadow: Shadow, model: nn.Module) -> list[Tensor]:
     """Number every dimension of every parameter and buffer; what is computed from others stays."""
     kept: dict[int, Tensor] = {}
-    shadow.opaque = {path: why for module, path in paths(model).items() if (why := _opaque(module))}
     for place in places(model):
         tensor, layer = place.tensor, place.name.rpartition(".")[0]
         if id(tensor) in kept or not tensor.is_floating_point():
@@ -337,7 +394,7 @@ def _number(shadow: Shadow, model: nn.Module) -> list[Tensor]:
             if size > 1:
                 makes = kind if dim == at else ""
                 own = shadow.number(place.name, dim, size, layer, learned=learned, makes=makes)
-                ids.append(own.view([-1 if d == dim else 1 for d in range(tensor.dim())]))
+                ids.append(operators.along(own, dim, tensor.dim()))
         shadow.put(tensor, ids)
         if layer in shadow.opaque:
             for own in ids:
@@ -353,61 +410,63 @@ def _opaque(module: nn.Module) -> str | None:
     return made and f"is made anew in every forward by {made} first"
 
 
-def _watch(shadow: Shadow, model: nn.Module) -> None:
-    """Say where the run is; number the channels of norms without parameters; look at no recurrent layer's inside."""
+def _unseen(shadow: Shadow, module: nn.Module) -> Callable[..., Any]:
+    """A recurrent layer's forward, at whose inside nobody looks: what it reads stays."""
+    forward = module.forward
 
-    def enter(path: str) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            shadow.where.append(path)
-            if isinstance(module, RECURRENT):
-                for tensor in (t for t in tensors((args, kwargs)) for _ in shadow.of(t)):
-                    for ids in shadow.of(tensor):
-                        shadow.freeze(ids, f"is read by a {type(module).__name__}")
-                shadow.seen.update(map(id, module.parameters()))
-                shadow.paused = True
+    def running(*args: Any, **kwargs: Any) -> Any:
+        for tensor in tensors((args, kwargs)):
+            for ids in shadow.of(tensor):
+                shadow.freeze(ids, f"is read by a {type(module).__name__}")
+        shadow.seen.update(map(id, module.parameters()))
+        shadow.paused = True
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            shadow.paused = False
 
-        return hook
-
-    def leave(module: nn.Module, *_: Any) -> None:
-        shadow.where.pop()
-        shadow.paused = shadow.paused and not isinstance(module, RECURRENT)
-
-    for module, path in paths(model).items():
-        module.register_forward_pre_hook(enter(path), with_kwargs=True, prepend=True)
-        module.register_forward_hook(leave, always_call=True)
-        size = operators.bare_channels(module)
-        if size:
-            shadow.bare[path] = shadow.number(path, 0, size, path, learned=False, bare=True)
+    return running
 
 
-def passes(model: nn.Module, inputs: Any, at: Callable[[str], Any] = lambda path: None) -> Iterator[Any]:
-    """What the model returns in eval mode; and in training mode if that runs more layers (GoogLeNet's other heads).
-
-    `at` is told of each module that starts to run.
-    """
+def passes(model: nn.Module, inputs: Any, where: Where) -> Iterator[Any]:
+    """What the model returns in eval mode; and in training mode if that runs more layers (GoogLeNet's other heads)."""
     reached: set[nn.Module] = set()
-    where = paths(model)
-
-    def enter(module: nn.Module, _: Any) -> None:
-        reached.add(module)
-        at(where[module])
-
-    hooks = [module.register_forward_pre_hook(enter) for module in where]
+    modules = paths(model)
+    before = {module: vars(module).get("forward") for module in modules}
     try:
+        for module, path in modules.items():  # in the time that hooks take, one could run a small network
+            vars(module)["forward"] = _noted(module, path, where, reached)
         yield run(model, inputs)
-        if all(m in reached for m in where if m._parameters and not isinstance(m, RECURRENT)):
+        if all(m in reached for m in modules if m._parameters and not isinstance(m, RECURRENT)):
             return
-        for module in where:
+        for module in modules:
             module.training = next(module.children(), None) is not None  # norms and dropouts stay as in evaluation
         try:
             out = run(model, inputs)
         except Exception:  # in training it wants something else, such as targets
             return
+        finally:
+            model.eval()
         yield out
     finally:
-        model.eval()
-        for hook in hooks:
-            hook.remove()
+        for module, forward in before.items():
+            vars(module).pop("forward") if forward is None else vars(module).update(forward=forward)
+
+
+def _noted(module: nn.Module, path: str, where: Where, reached: set[nn.Module]) -> Callable[..., Any]:
+    forward = module.forward
+
+    def running(*args: Any, **kwargs: Any) -> Any:
+        reached.add(module)
+        depth = len(where)
+        where.append(path)
+        where.entered = path
+        out = forward(*args, **kwargs)
+        del where[depth:]
+        return out
+
+    running.__wrapped__ = forward  # type: ignore[attr-defined]  # for those who look at its signature
+    return running
 
 
 def _freeze_outputs(shadow: Shadow, out: Any) -> None:
@@ -437,18 +496,17 @@ def _sets(shadow: Shadow) -> Trace:
         label = _components(shadow)
     stays = _first_said(label, [(np.zeros(1, int), "is constant"), *shadow.frozen])
     assumed = _first_said(label, shadow.guesses)
-    inexact = {int(w) for ids in shadow.averaged for w in np.unique(label[ids])}
+    inexact = set(_first_said(label, [(ids, "") for ids in shadow.averaged]))
     heads = {int(label[number]): where for number, where in reversed(shadow.heads.items())}
     return Trace(shadow.ports, label, stays, inexact, assumed, shadow.opaque, heads)
 
 
 def _first_said(label: np.ndarray, notes: list[tuple[np.ndarray, str]]) -> dict[int, str]:
     """The first note on numbers of each set."""
-    found: dict[int, str] = {}
-    for ids, note in notes:
-        for which in np.unique(label[ids]):
-            found.setdefault(int(which), note)
-    return found
+    first = np.full(label.max() + 1, -1)
+    for at in reversed(range(len(notes))):
+        first[label[notes[at][0]]] = at
+    return {which: notes[first[which]][1] for which in np.nonzero(first >= 0)[0].tolist()}
 
 
 def _components(shadow: Shadow) -> np.ndarray:

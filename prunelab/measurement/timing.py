@@ -74,15 +74,15 @@ class Conditions:
         return time.process_time if self.clock == "processor" else time.perf_counter
 
     def waited_for(self, task: Task) -> Task:
-        """The task itself on a CPU; on a GPU, the task and the wait until it is done."""
-        if not self.device.startswith("cuda"):
+        """The task itself on a CPU; on an accelerator, the task and the wait until it is done."""
+        if self.device == "cpu":
             return task
 
-        def on_gpu() -> None:
+        def until_done() -> None:
             task()
-            torch.cuda.synchronize(self.device)
+            torch.accelerator.synchronize(torch.device(self.device))
 
-        return on_gpu
+        return until_done
 
 
 @dataclass(frozen=True, repr=False)
@@ -179,7 +179,7 @@ def latency(
     (16, 'batch 16, 1 thread, cpu')
     """
     check_plain(model)
-    on = Conditions(threads, rounds, clock, device_of(model).type)
+    on = Conditions(threads, rounds, clock, str(device_of(model)))
     return forwards({"": model}, cut(example, batch_size), on).latency[""]
 
 
@@ -210,7 +210,7 @@ def compare(
         inputs = cut(example_or_data, batch_size)
     else:
         inputs = first_inputs(example_or_data, "test", BATCH if batch_size is None else batch_size)
-    return forwards(models, inputs, Conditions(threads, rounds, clock, device_of(next(iter(models.values()))).type))
+    return forwards(models, inputs, Conditions(threads, rounds, clock, str(device_of(next(iter(models.values()))))))
 
 
 def check_candidates(models: Mapping[str, nn.Module]) -> None:
@@ -344,7 +344,7 @@ def rates(
     if ids.dim() != 2 or len(ids) != 1 or ids.shape[1] < 2:
         raise PruneError(f"the prompt's ids are {shape(ids)}: give (1, n), n at least 2")
     check_candidates(models)
-    on = Conditions(threads, rounds, clock, device_of(next(iter(models.values()))).type)
+    on = Conditions(threads, rounds, clock, str(device_of(next(iter(models.values())))))
     tasks: tuple[dict[str, Task], dict[str, Task]] = ({}, {})
     with undisturbed(*models.values()), torch.no_grad():
         for name, model in models.items():

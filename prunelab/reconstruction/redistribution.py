@@ -44,6 +44,9 @@ def as_published(weight: Tensor, mask: Tensor) -> Tensor:
     """MAMA's redistribution in the order of its published code: the pruned weights are zeroed *before* they are summed.
 
     What is moved is therefore always 0, and the result is that of magnitude pruning alone, to the bit.
+
+    >>> as_published(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[False, True, True]])).tolist()
+    [[0.0, 2.0, 3.0]]
     """
     _check(weight, mask, "layer")
     pruned = weight.detach().masked_fill(~mask, 0)
@@ -56,6 +59,11 @@ def redistribute(model: nn.Module, masks: Mapping[str, Tensor], scope: str = "ro
 
     Call it once, on masks that are new: again, and the same value is moved a second time. Changes the model, and
     returns it. Raises PruneError, before anything is changed, as `apply` does, and for an unknown scope.
+
+    >>> net = nn.Linear(3, 1, bias=False)
+    >>> net.weight.data = torch.tensor([[1.0, 2.0, 3.0]])
+    >>> redistribute(net, {"weight": torch.tensor([[False, True, True]])}).weight.tolist()
+    [[0.0, 2.5, 3.5]]
     """
     everywhere = lookup_all(model, masks)
     new = {name: _redistributed_at(everywhere[name][0], mask, scope) for name, mask in masks.items()}

@@ -63,7 +63,7 @@ class Checkpoint:
     def save(self, run: Run) -> None:
         """Replace the file by the run as it stands: at no moment is half of it there."""
         tensors, facts = _packed(run)
-        content = {key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}  # tied ones apart
+        content = _apart(tensors)
         told = _json({**facts, "format": FORMAT})
         write_whole(Path(self.path), to_bytes(content, {"prunelab": told, "sha256": sealed(told, content)}))
 
@@ -90,6 +90,19 @@ class Checkpoint:
         except Exception as error:
             raise PruneError(f"the checkpoint {self.path} is damaged ({error}): delete it to begin anew") from error
         return True
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, each with a storage of its own, as the file format asks; copied only if need be."""
+    found: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for key, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        if tensor.untyped_storage().data_ptr() in taken or tensor.untyped_storage().nbytes() != tensor.nbytes:
+            tensor = tensor.clone()
+        taken.add(tensor.untyped_storage().data_ptr())
+        found[key] = tensor
+    return found
 
 
 def _packed(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:

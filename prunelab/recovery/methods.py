@@ -15,7 +15,7 @@ from ..checks import check_number
 from ..core import PruneError, device_of, mode, network, places, shape
 from ..data import batches, count, to
 from ..layers import BATCH_NORM
-from ..running import attempt, call, undisturbed
+from ..running import attempt, call, pair, undisturbed
 from .run import ONE_CYCLE, History, Rate, Tail
 from .training import Objective, finetune, train
 
@@ -24,8 +24,9 @@ from .training import Objective, finetune, train
 class Distillation:
     """alpha T^2 KL(softmax(teacher / T) || softmax(student / T)) + (1 - alpha) loss(student, labels).
 
-    Outputs (n, classes, ...); the mean over all but the classes. T^2 keeps the gradient's size as T grows. Hinton et
-    al. 2015, arXiv 1503.02531, section 2. alpha is the teacher's share, from 0 to 1.
+    Outputs (n, classes, ...), or (n, tokens, classes) where the targets are (n, tokens), as a language model's; the
+    mean over all but the classes. T^2 keeps the gradient's size as T grows. Hinton et al. 2015, arXiv 1503.02531,
+    section 2. alpha is the teacher's share, from 0 to 1.
     """
 
     teacher: nn.Module
@@ -40,8 +41,10 @@ class Distillation:
     def __call__(self, inputs: Any, outputs: Tensor, targets: Tensor) -> Tensor:
         with torch.no_grad(), mode(self.teacher, training=False):
             said = call(self.teacher, inputs)
-        soft, wanted = ((x / self.temperature).log_softmax(1) for x in (outputs, said))
-        apart = F.kl_div(soft, wanted, reduction="none", log_target=True).sum(1).mean()
+        by_token = outputs.dim() > 2 and targets.shape == outputs.shape[:-1]
+        classes = -1 if by_token else 1
+        soft, wanted = ((x / self.temperature).log_softmax(classes) for x in (outputs, said))
+        apart = F.kl_div(soft, wanted, reduction="none", log_target=True).sum(classes).mean()
         return self.alpha * self.temperature**2 * apart + (1 - self.alpha) * self.loss(outputs, targets)
 
 
@@ -60,6 +63,12 @@ def distil(
 
     The teacher runs in eval mode and is left as it was. `train` is another way to retrain, such as `rewind_rates`;
     `options` are its own. Raises PruneError, before anything is changed, for a teacher of another output shape.
+
+    >>> from copy import deepcopy
+    >>> teacher, inputs = nn.Linear(2, 3), torch.eye(2)
+    >>> data = inputs, torch.tensor([0, 1])
+    >>> distil(deepcopy(teacher), teacher, data, alpha=1.0, steps=1, progress=False).losses  # they agree already
+    [0.0]
     """
     objective = Distillation(teacher, temperature, alpha, loss)
     _check_outputs(model, teacher, data, options.get("batch_size", 64))
@@ -73,7 +82,7 @@ def _check_outputs(model: nn.Module, teacher: nn.Module, data: Any, size: int) -
         raise PruneError(
             f"the teacher is on {device_of(teacher)}, the model on {device_of(model)}: move one with .to(...)"
         )
-    inputs, _ = to(next(batches(data, size=size)), device_of(model))
+    inputs, _ = to(pair(next(batches(data, size=size))), device_of(model))
     with undisturbed(model, teacher), torch.no_grad():
         own, other = attempt(model, inputs), attempt(teacher, inputs)
     if own.shape != other.shape:
@@ -87,7 +96,11 @@ State: TypeAlias = dict[str, Tensor]  # every parameter and buffer, by the name 
 
 
 def state_of(model: nn.Module) -> State:
-    """A copy of all parameters and buffers, masked or not, as they lie under the masks."""
+    """A copy of all parameters and buffers, masked or not, as they lie under the masks.
+
+    >>> sorted(state_of(nn.Linear(2, 1)))
+    ['bias', 'weight']
+    """
     return {place.name: place.tensor.detach().clone() for place in places(model)}
 
 
@@ -104,6 +117,11 @@ class Early:
             raise PruneError(f"Early(at={self.at}): the run has {total} steps, so there is no such one")
         if done == self.at:
             self.state = state_of(self.model)
+        if done > self.at and not self.state:
+            raise PruneError(
+                f"Early(at={self.at}) came too late: the run was resumed behind that step. Give it the `state` of "
+                "before, or begin the run anew"
+            )
 
 
 def rewind(model: nn.Module, early: Mapping[str, Tensor]) -> nn.Module:
@@ -111,6 +129,12 @@ def rewind(model: nn.Module, early: Mapping[str, Tensor]) -> nn.Module:
 
     To the very start: Frankle and Carbin 2019, arXiv 1803.03635; soon after it: Frankle et al. 2020, arXiv 1912.05671.
     Raises PruneError, before anything is changed, if the state is of another model.
+
+    >>> net = nn.Linear(2, 1)
+    >>> early = state_of(net)
+    >>> net.weight.data += 1
+    >>> rewind(net, early).weight.equal(early["weight"])
+    True
     """
     own = {place.name: place.tensor for place in places(model)}
     strange = sorted(own.keys() ^ early.keys())
@@ -138,6 +162,10 @@ def rewind_rates(
 
     The weights stay where they are. `options` are those of `train`, the first training's own `lr` among them.
     Renda et al. 2020, arXiv 2003.02389, section 3. Raises PruneError for more steps than there were.
+
+    >>> data = torch.eye(2), torch.tensor([0, 1])
+    >>> len(rewind_rates(nn.Linear(2, 2), data, steps=2, of=4, lr=0.1, progress=False).losses)
+    2
     """
     return train(model, data, steps=steps, lr_schedule=Tail(of, lr_schedule), **options)
 
@@ -148,6 +176,11 @@ def rewind_weights(
     """`rewind` to the state the model had at step `of - steps` of its first training, and train on from there.
 
     Otherwise `rewind_rates`: the same steps, the same learning rates, with the pruned weights missing.
+
+    >>> net, data = nn.Linear(2, 2), (torch.eye(2), torch.tensor([0, 1]))
+    >>> early = state_of(net)
+    >>> len(rewind_weights(net, early, data, steps=2, of=4, lr=0.1, progress=False).losses)
+    2
     """
     rewind(model, early)
     return rewind_rates(model, data, steps=steps, of=of, **options)
@@ -184,8 +217,8 @@ def recalibrate_batchnorm(model: nn.Module, data: Any, *, batch_size: int = 64, 
                 norm.train()
                 norm.reset_running_stats()
                 norm.momentum = None  # torch's way to say: the plain average
-            for inputs, _ in batches(data, size=batch_size, shuffle=dice):
-                attempt(model, to(inputs, device))
+            for batch in batches(data, size=batch_size, shuffle=dice):
+                attempt(model, to(pair(batch)[0], device))
     except BaseException:
         for norm, held in zip(norms, before, strict=True):
             for name, buffer in norm.named_buffers(recurse=False):

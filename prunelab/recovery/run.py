@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
 from ..checks import check_count, check_number
-from ..core import PruneError, device_of, lookup, places
+from ..core import PruneError, device_of, lookup, places, put_back, unsaved
 from ..data import batches, split_of, tensors
 from ..masking import current_masks, restore
 from ..measurement import Evaluation
@@ -110,22 +110,24 @@ def _first_batch(source: Any, seed: int) -> str:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of a state dict (masks are buffers in it), and the names of the tensors that wore a mask."""
+    """A copy of a state dict (masks are buffers in it), the tensors that wore a mask, and the buffers it leaves out."""
 
     state: dict[str, Tensor]
     masked: tuple[str, ...] = ()
+    unsaved: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module, earlier: Snapshot | None = None) -> Snapshot:
         """The model as it is now; what an earlier snapshot holds already, frozen weights say, is not copied again."""
         had = earlier.state if earlier else {}
         state = {k: had[k] if k in had and _same(had[k], t) else t.clone() for k, t in model.state_dict().items()}
-        return cls(state, tuple(current_masks(model)))
+        return cls(state, tuple(current_masks(model)), unsaved(model))
 
     def put_back(self, model: nn.Module) -> None:
         """Give the model these values again, whatever masks it has got or lost since."""
         _wear(model, self.masked)
         model.load_state_dict(self.state)
+        put_back(model, self.unsaved)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -22,7 +22,7 @@ from ..checks import check_count, check_number
 from ..core import PruneError, check_loaded, device_of, mode, places
 from ..data import Batch, batches, count, has_splits, to
 from ..measurement import Evaluation, evaluate
-from ..running import attempt
+from ..running import attempt, pair, seed_dice
 from ..text import describe, percent
 from .checkpoints import Checkpoint
 from .run import (
@@ -122,7 +122,7 @@ def train(
     ):
         if saved:
             run.settings |= _described(data, loss, on_step)
-        torch.manual_seed(seed)
+        seed_dice(seed, device)
         _go(run, lesson, on_step, saved, bar)
     return run.history
 
@@ -232,7 +232,7 @@ def _rest_of_epoch(run: Run, lesson: Lesson) -> Iterator[Batch]:
 
 
 def _step(run: Run, batch: Batch, objective: Objective) -> float:
-    inputs, targets = to(batch, device_of(run.model))
+    inputs, targets = to(pair(batch), device_of(run.model))
     run.optimizer.zero_grad(set_to_none=True)
     value = scalar_loss(objective.on(inputs), attempt(run.model, inputs), targets)
     value.backward()

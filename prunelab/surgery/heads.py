@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..attention import known
-from ..core import Group, Keep, PruneError
+from ..core import Group, Keep, PruneError, paths
 from ..decoders import config_at
 from .multihead import PrunedMultiheadAttention
 from .widths import agreed, says, told_around
@@ -18,6 +18,7 @@ from .widths import agreed, says, told_around
 COUNT = re.compile(r"^(?!linear|mamba).*heads?$")  # not those of what is no attention
 WIDTH = re.compile(r"(?<!all_)head_?(dim|size)$")
 SIZE = re.compile(r"^(?!hidden|.*(?<!all_)head_?(dim|size)).*(dim|size|width|embed)")
+QUERIES = ("in_proj_weight", "in_proj_bias", "q_proj_weight", "q_proj_bias")  # of torch's own
 REPEATS = re.compile(r"(key_value|kv)_groups$|n_rep$")
 
 
@@ -52,7 +53,8 @@ def settle(model: nn.Module, groups: Sequence[Group], keep: Keep, lines: Mapping
     if all its layers have the same count, and it says how wide a head is; else each layer has a copy of it that does.
     There `from_pretrained` refuses the weights, and `load_plan` rebuilds the model.
     """
-    for module in model.modules():
+    at = {path: module for module, path in paths(model).items()}
+    for module in at.values():
         if isinstance(module, nn.TransformerEncoder) and any(
             isinstance(m, PrunedMultiheadAttention) for m in module.modules()
         ):
@@ -65,9 +67,9 @@ def settle(model: nn.Module, groups: Sequence[Group], keep: Keep, lines: Mapping
     told = []
     for group in groups:
         own = {m.tensor for m in group.members}
-        rows = {m.tensor for m in group.members if m.dim == 0 and re.search(r"(in|q)_proj_(weight|bias)$", m.tensor)}
+        rows = {m.tensor for m in group.members if m.dim == 0 and m.tensor.endswith(QUERIES)}
         for path, inside in _holders(own).items():
-            holder: Any = model.get_submodule(path)
+            holder: Any = at[path] if path in at else model.get_submodule(path)  # which takes its time
             if isinstance(holder, nn.MultiheadAttention) and rows & inside:
                 done |= own  # its heads left, and it has been told
             declared = _declared(holder)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from .. import units
 from ..core import Group, Keep, Member, Part, PruneError, mask_of, paths, places, shape
-from ..files import alone, made, read_json, read_whole, write_whole
+from ..files import LARGEST, alone, made, read_json, read_whole, write_whole
+from ..text import size
 from .removal import gone, renamed
 from .shrinking import shrink
 
@@ -51,6 +52,11 @@ def save_plan(path: str | os.PathLike[str], groups: Sequence[Group], keep: Keep,
     }
     lines = ",\n  ".join(json.dumps(_described(g, keep)) for g in groups)
     text = json.dumps(plan, indent=1)[:-2] + f',\n "groups": [\n  {lines}\n ]\n}}\n'
+    if len(text) > LARGEST:
+        raise PruneError(
+            f"the plan would have {size(len(text))}, and `load_plan` reads {size(LARGEST)} at most, so that no file "
+            "fills the memory: save the model whole, with torch.save"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder / PLAN):
         before = named_weights(folder)
@@ -76,6 +82,17 @@ def load_plan(path: str | os.PathLike[str], fresh_model: nn.Module) -> nn.Module
 
     The fresh model is left as it is. Raises PruneError for missing or damaged files, and for a plan of another
     model, naming the first tensor that differs.
+
+    >>> from prunelab import granularity, shrink
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> groups = granularity.neurons(net, torch.zeros(1, 3))
+    >>> keep = {groups[0].name: torch.tensor([True, False, False, True])}
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     save_plan(folder, groups, keep, shrink(net, groups, keep)) == Path(folder)
+    ...     load_plan(folder, net)[0].out_features
+    True
+    2
     """
     folder = Path(path)
     most = max(FEW, sum(t.numel() for t in units.named(fresh_model).values()) + len(paths(fresh_model)))

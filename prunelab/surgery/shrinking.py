@@ -32,6 +32,13 @@ def shrink(model: nn.Module, groups: Sequence[Group], keep: Keep) -> nn.Module:
 
     Raises PruneError for groups of another model, single weights (which leave no hole to close), and a group of
     which nothing is kept.
+
+    >>> from prunelab import granularity
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> groups = granularity.neurons(net, torch.zeros(1, 3))
+    >>> small = shrink(net, groups, {groups[0].name: torch.tensor([True, False, False, True])})
+    >>> small[0].weight.equal(net[0].weight[[0, 3]]), small[2].in_features, net[2].in_features
+    (True, 2, 4)
     """
     lines, bare = cuts(model, groups, keep), _norm_cuts(model, groups, keep)
     if any(map(masks_on, paths(model))):
@@ -106,10 +113,10 @@ def _channels(norm: Any, path: str, group: str) -> int:
 
 def _pieces(model: nn.Module, lines: Lines) -> dict[int, Tensor]:
     """What is left of each tensor, by the id of the whole."""
-    shared = lookup_all(model, {name for name, _ in lines})
+    tensors = units.named(model)
     pieces: dict[int, Tensor] = {}
     for (name, dim), line in lines.items():
-        whole = shared[name][0].tensor
+        whole = tensors[name]
         pieces[id(whole)] = _cut_off(pieces.get(id(whole), whole), dim, line)
     return pieces
 
@@ -141,9 +148,9 @@ def _resize(model: nn.Module, lines: Lines) -> None:
     held: dict[str, list[str]] = {}  # module -> its attributes that may be such sizes
     known = tuple(DECLARED)
     for module, path in paths(model).items():
-        names = [n for n, v in vars(module).items() if type(v) is int and HOLDS_A_SIZE.search(n)]
-        if names and not isinstance(module, known):
-            held[path] = names
+        if not isinstance(module, known):
+            held[path] = [n for n, v in vars(module).items() if type(v) is int and HOLDS_A_SIZE.search(n)]
+    held = {path: names for path, names in held.items() if names}
     for path, sizes in _sizes(model, lines, held).items():
         module = model.get_submodule(path)
         for attribute in held[path]:

@@ -54,6 +54,10 @@ def scans() -> tuple[Tensor, Tensor]:
     """The 1797 scans as they are: images (1797, 8, 8), 0 = paper to 1 = ink, and labels (1797,), int64.
 
     `zoo.load("digits").origin[split]` counts in this order.
+
+    >>> images, labels = scans()
+    >>> tuple(images.shape), labels[:5].tolist()
+    ((1797, 8, 8), [0, 1, 2, 3, 4])
     """
     bunch = load_digits()
     return torch.tensor(bunch.images / 16, dtype=torch.float32), torch.tensor(bunch.target, dtype=torch.int64)
@@ -79,6 +83,9 @@ def more_views(count: int, *, seed: int = 1) -> TensorDataset:
     """`count` further pictures of each *training* scan, for a network that needs more than four: images and labels.
 
     View after view: any 1000 pictures in a row are of all scans. The same seed gives the same pictures.
+
+    >>> len(more_views(2)), tuple(more_views(1)[0][0].shape)
+    (2000, (1, 16, 16))
     """
     images, labels = scans()
     random = np.random.RandomState(seed)

@@ -41,7 +41,11 @@ class File:
 
 
 def cache_dir(root: str | Path | None = None) -> Path:
-    """Where downloads are kept: `root`, else $PRUNELAB_CACHE, else the system's place for caches."""
+    """Where downloads are kept: `root`, else $PRUNELAB_CACHE, else the system's place for caches.
+
+    >>> cache_dir("here").name
+    'here'
+    """
     return Path(root or os.environ.get("PRUNELAB_CACHE") or user_cache_dir("prunelab")).expanduser()
 
 
@@ -270,6 +274,10 @@ def load(name: str, *, root: str | Path | None = None, download: bool = True) ->
     The splits are fixed and every load gives the same images. Downloads are kept in `root`, else in
     $PRUNELAB_CACHE, else where the system keeps caches. Raises ZooError for an unknown name, a file that is
     missing with `download=False`, a download that fails, and a file that is not the published one.
+
+    >>> data = load("digits")
+    >>> len(data.train), len(data.valid), len(data.test), tuple(data.train[0][0].shape)
+    (4000, 1200, 1988, (1, 16, 16))
     """
     if not isinstance(name, str) or name not in _DATASETS:
         raise ZooError(f"there is no data set {name!r}: the names are {', '.join(_DATASETS)}")

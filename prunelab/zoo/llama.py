@@ -85,6 +85,9 @@ def reference_text() -> str:
     """The Python reference that comes with Python (`pydoc_data.topics`): real text, and no download.
 
     Its topics in alphabetical order. The text differs a little from one Python version to the next.
+
+    >>> len(reference_text()) > 100_000
+    True
     """
     topics = pydoc_data.topics.topics
     return "\n\n".join(topics[name] for name in sorted(topics))

@@ -21,6 +21,9 @@ def cnn(classes: int = 10, channels: int = 1, width: int = 32, *, seed: int = 0)
 
     82,282 parameters for 10 classes of grey images. The seed decides the initial weights, whatever torch's
     global generator has been through, which is left alone. Raises ZooError for a size that is no count.
+
+    >>> sum(p.numel() for p in cnn().parameters()), tuple(cnn()(torch.zeros(2, 1, 16, 16)).shape)
+    (82282, (2, 10))
     """
     counts(classes=classes, channels=channels, width=width)
     wide = 2 * width
@@ -51,6 +54,9 @@ def mlp(classes: int = 10, inputs: int = 256, hidden: tuple[int, ...] = (300, 10
 
     108,210 parameters for 16x16 images. The seed decides the initial weights; torch's global generator is
     left alone. Raises ZooError for a size that is no count.
+
+    >>> sum(p.numel() for p in mlp().parameters()), tuple(mlp()(torch.zeros(2, 1, 16, 16)).shape)
+    (108210, (2, 10))
     """
     counts(classes=classes, inputs=inputs, **{f"hidden[{i}]": size for i, size in enumerate(hidden)})
 
@@ -131,6 +137,9 @@ def resnet(
 
     The seed decides the initial weights; torch's global generator is left alone. Raises ZooError for a size that is
     no count. He et al. 2016, arXiv 1512.03385.
+
+    >>> tuple(resnet(channels=3)(torch.zeros(2, 3, 32, 32)).shape)
+    (2, 10)
     """
     counts(classes=classes, channels=channels, **{f"widths[{i}]": size for i, size in enumerate(widths)})
     return seeded(seed, lambda: ResidualNetwork(classes, channels, tuple(widths)))
@@ -232,6 +241,9 @@ def vit(
     `depth` blocks, each of `heads` heads and an MLP of `hidden` neurons; the image is cut in squares of `patch` pixels.
     The seed decides the initial weights; torch's global generator is left alone. Raises ZooError for a size that is
     no count, and for a patch or a number of heads that does not divide. Dosovitskiy et al. 2021, arXiv 2010.11929.
+
+    >>> tuple(vit(depth=2)(torch.zeros(2, 1, 16, 16)).shape)
+    (2, 10)
     """
     sizes = {"classes": classes, "channels": channels, "pixels": pixels, "patch": patch, "width": width}
     counts(**sizes, depth=depth, heads=heads, hidden=hidden)

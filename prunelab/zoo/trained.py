@@ -30,7 +30,11 @@ NEW = ".safetensors.new"  # the weights of a card just written, until they have 
 
 
 def data_dir() -> Path:
-    """Where the checkpoints lie: `data/` beside the package in a checkout, inside it once installed."""
+    """Where the checkpoints lie: `data/` beside the package in a checkout, inside it once installed.
+
+    >>> (data_dir() / "checkpoints.json").is_file()
+    True
+    """
     package = Path(__file__).resolve().parents[1]
     # Not just any `data` beside the package: in site-packages that would be some other project's.
     checkout = (package.parent / "pyproject.toml").is_file()
@@ -41,6 +45,9 @@ def cards(folder: Path | None = None) -> dict[str, dict[str, Any]]:
     """What is known of each checkpoint, by name: hash, architecture, data, licence, training, accuracy.
 
     Raises ZooError if the card file is missing or damaged.
+
+    >>> cards()["digits-cnn"]["architecture"]
+    'cnn'
     """
     path = (folder or data_dir()) / CARDS
     try:
@@ -57,7 +64,11 @@ def cards(folder: Path | None = None) -> dict[str, dict[str, Any]]:
 
 
 def checkpoints(folder: Path | None = None) -> tuple[str, ...]:
-    """The names of the trained networks."""
+    """The names of the trained networks.
+
+    >>> "digits-vit" in checkpoints()
+    True
+    """
     return tuple(cards(folder))
 
 
@@ -65,6 +76,9 @@ def checkpoint(name: str, *, folder: Path | None = None) -> nn.Module:
     """A trained network by name, on the CPU and in eval mode; a fresh one every time.
 
     Raises ZooError for an unknown name, and for a file that is missing or not the one on the card.
+
+    >>> sum(p.numel() for p in checkpoint("digits-mlp").parameters())
+    108210
     """
     folder = folder or data_dir()
     known = cards(folder)
@@ -81,6 +95,14 @@ def save_checkpoint(
     `card` must say "architecture" (a name in ARCHITECTURES) and "arguments", from which `checkpoint` rebuilds
     the network. Each file is replaced whole: at no moment is one half written. The table in the folder's
     README.md follows. Raises ZooError, before anything is written, if the card doesn't describe the model.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from prunelab.zoo import mlp
+    >>> with TemporaryDirectory() as folder:
+    ...     plan = {"architecture": "mlp", "arguments": {"hidden": [4]}}
+    ...     card = save_checkpoint("tiny", mlp(hidden=(4,)), plan, folder=Path(folder))
+    ...     checkpoint("tiny", folder=Path(folder))[1].out_features
+    4
     """
     folder = folder or data_dir()
     if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):

@@ -16,6 +16,7 @@ from typing import Any
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
+from ... import __version__
 from ...core import PruneError
 from ...files import write_whole
 from ..learn.exercise import Exercise
@@ -66,7 +67,8 @@ def hosted(nb: Notebook) -> Notebook:
         "you to restart the session, do so, and go on below it. Your progress lasts as long as the session. Where a "
         "panel does not move, its picture and its table say the same."
     )
-    install = new_code_cell(f'%pip install --quiet "prunelab @ git+{SOURCE}"', id="install")
+    # Of one version, but without constraints.txt: it would replace the kernel that Colab itself stands on.
+    install = new_code_cell(f'%pip install --quiet "prunelab @ git+{SOURCE}@v{__version__}"', id="install")
     nb.cells = [new_markdown_cell(words, id="hosted"), install, *nb.cells]
     return nb
 
