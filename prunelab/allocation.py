@@ -488,7 +488,7 @@ class Report:
     def __str__(self) -> str:
         wide = max(len(r.name) for r in (*self.layers, self.total))
         lines = [
-            f"{r.name:<{wide}}  {r.kept:>10,} of {r.units:>10,} kept  {r.sparsity:7.2%} removed"
+            f"{r.name:<{wide}}  {r.kept:>10,} of {r.units:>10,} kept  {100 * r.sparsity:6.2f} % removed"
             for r in (*self.layers, self.total)
         ]
         if self.emptied:
@@ -519,8 +519,8 @@ def report(groups: Sequence[Group], keep: Keep, model: nn.Module | None = None) 
 
     >>> groups = [Group("a", 4, (Member("w"),))]
     >>> print(report(groups, {"a": torch.tensor([True, False, True, True])}))
-    a               3 of          4 kept   25.00% removed
-    total           3 of          4 kept   25.00% removed
+    a               3 of          4 kept   25.00 % removed
+    total           3 of          4 kept   25.00 % removed
     """
     counts = at_once([torch.count_nonzero(kept_of(g, keep)) for g in groups])
     layers = []

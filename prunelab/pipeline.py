@@ -32,6 +32,7 @@ from .layerwise import LayerRule
 from .masking import apply, current_masks, restore
 from .recovery.run import Described
 from .registry import Registry
+from .text import percent
 from .units import contract, expand, tensors_of
 
 STRATEGIES: dict[str, Registry[Any]] = {  # a recipe's fields that are names, or what is registered under them
@@ -159,7 +160,8 @@ def gradually(
         moments = {round(until * total * n / recipe.rounds): n / recipe.rounds for n in range(1, recipe.rounds + 1)}
         if len(moments) < recipe.rounds or 0 in moments:
             raise PruneError(
-                f"{recipe.rounds} rounds do not fit into {until:.0%} of {total} steps: train longer, or prune in fewer"
+                f"{recipe.rounds} rounds do not fit into {percent(until, digits=0)} of {total} steps: "
+                "train longer, or prune in fewer"
             )
         if done in moments:
             masked = current_masks(model)

@@ -43,14 +43,14 @@ def size(count: int) -> str:
     return next((f"{count / unit:.1f} {name}" for name, unit in THOUSANDS if count >= unit), f"{count} B")
 
 
-def percent(share: float, low: float | None = None, high: float | None = None) -> str:
-    """A share of one, with its interval where that is given.
+def percent(share: float, low: float | None = None, high: float | None = None, *, digits: int = 1) -> str:
+    """A share of one, with its interval where that is given; `digits` stand behind the point.
 
-    >>> percent(0.944), percent(0.944, 0.91, 0.97)
-    ('94.4 %', '94.4 % [91.0, 97.0]')
+    >>> percent(0.944), percent(0.944, 0.91, 0.97), percent(0.944, digits=0)
+    ('94.4 %', '94.4 % [91.0, 97.0]', '94 %')
     """
-    spread = "" if low is None or high is None else f" [{100 * low:.1f}, {100 * high:.1f}]"
-    return f"{100 * share:.1f} %{spread}"
+    spread = "" if low is None or high is None else f" [{100 * low:.{digits}f}, {100 * high:.{digits}f}]"
+    return f"{100 * share:.{digits}f} %{spread}"
 
 
 def plural(n: int, noun: str) -> str:

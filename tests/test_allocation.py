@@ -257,7 +257,7 @@ def test_report_by_hand():
     report = pl.report(GROUPS, allocate(SCORES, GROUPS, 0.5, "layer"))
     assert [(r.name, r.units, r.kept, r.sparsity) for r in report.layers] == [("a", 6, 3, 0.5), ("b", 4, 2, 0.5)]
     assert (report.total.units, report.total.kept, report.sparsity) == (10, 5, 0.5)
-    assert str(report).splitlines()[-1].split() == ["total", "5", "of", "10", "kept", "50.00%", "removed"]
+    assert str(report).splitlines()[-1].split() == ["total", "5", "of", "10", "kept", "50.00", "%", "removed"]
 
 
 def test_report_names_emptied_layers():

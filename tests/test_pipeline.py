@@ -312,7 +312,7 @@ def test_gradually_in_too_short_a_run(build, lesson, snapshot):
     model = build("mlp")
     before = snapshot(model)
     step = pl.pipeline.gradually(model, Recipe(sparsity=0.5, rounds=5, schedule="linear"))
-    with pytest.raises(PruneError, match="5 rounds do not fit into 75% of 6 steps"):
+    with pytest.raises(PruneError, match="5 rounds do not fit into 75 % of 6 steps"):
         pl.recovery.train(model, lesson, steps=6, batch_size=16, on_step=step, progress=False)
     assert snapshot(model) == before
 

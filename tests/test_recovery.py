@@ -27,7 +27,7 @@ def test_it_learns_and_reports(build, lesson):
     assert history.losses[-1] < history.losses[0] / 2
     assert history.seconds > 0
     assert repr(history).startswith("History(24 steps in ")
-    assert repr(history).endswith("validation accuracy 100.0%)")
+    assert repr(history).endswith("validation accuracy 100.0 %)")
     assert repr(History()) == "History(no steps)"
 
 
@@ -289,7 +289,7 @@ def test_the_best_weights_by_validation_come_back(build, lesson):
         if done % 3 == 0:
             states.append({k: v.clone() for k, v in model.state_dict().items()})
 
-    with pytest.raises(PruneError, match=r"diverged.*best weights \(100\.0% on validation\)"):
+    with pytest.raises(PruneError, match=r"diverged.*best weights \(100\.0 % on validation\)"):
         quietly(model, lesson, epochs=6, lr=0.2, lr_schedule="constant", loss=loss, on_step=keep)
     found = [
         i for i, state in enumerate(states) if all(torch.equal(v, state[k]) for k, v in model.state_dict().items())

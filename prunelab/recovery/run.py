@@ -19,7 +19,7 @@ from ..core import PruneError, device_of, lookup, places, put_back, unsaved
 from ..data import batches, split_of, tensors
 from ..masking import current_masks, restore
 from ..measurement import Evaluation
-from ..text import describe
+from ..text import describe, percent
 
 
 @dataclass
@@ -42,7 +42,7 @@ class History:
     def __repr__(self) -> str:
         if not self.losses:
             return "History(no steps)"
-        last = f", validation accuracy {self.valid[-1].accuracy:.1%}" if self.valid else ""
+        last = f", validation accuracy {percent(self.valid[-1].accuracy)}" if self.valid else ""
         return f"History({self.steps} steps in {self.seconds:.1f} s, last loss {self.losses[-1]:.3f}{last})"
 
 

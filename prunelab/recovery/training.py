@@ -23,7 +23,7 @@ from ..core import PruneError, check_loaded, device_of, mode, places
 from ..data import Batch, batches, count, has_splits, to
 from ..measurement import Evaluation, evaluate
 from ..running import attempt, pair, seed_dice
-from ..text import describe
+from ..text import describe, percent
 from .checkpoints import Checkpoint
 from .run import (
     ONE_CYCLE,
@@ -206,7 +206,7 @@ def _go(run: Run, lesson: Lesson, on_step: OnStep | None, saved: Checkpoint | No
         _refuse_divergence(run)
         _end_epoch(run, lesson)
         if run.history.valid:
-            bar.set_postfix_str(f"validation {run.history.valid[-1].accuracy:.1%}")
+            bar.set_postfix_str(f"validation {percent(run.history.valid[-1].accuracy)}")
     run.history.seconds = time.perf_counter() - start
     if saved:
         saved.save(run)
@@ -322,7 +322,9 @@ def _refuse_divergence(run: Run) -> None:
     run.safe.put_back(run.model)
     what = "a weight became NaN or infinite" if math.isfinite(last) else f"the loss became {last}"
     best, peak = _best(run.history), max(group.get("max_lr", group["lr"]) for group in run.optimizer.param_groups)
-    kept = f"its best weights ({best.accuracy:.1%} on validation)" if best else "the weights it had before this epoch"
+    kept = (
+        f"its best weights ({percent(best.accuracy)} on validation)" if best else "the weights it had before this epoch"
+    )
     raise PruneError(
         f"training diverged: {what} at step {run.done} with lr={peak:g}. The model has {kept}; try lr={peak / 10:g}"
     )

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ..files import alone, read_json, read_whole, write_whole
+from ..text import percent
 from .data import ZooError
 from .networks import cnn, mlp, resnet, vit
 
@@ -164,7 +165,7 @@ def with_table(readme: str, everything: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _percent(card: Mapping[str, Any], split: str) -> str:
     result = card.get("accuracy", {}).get(split)
-    return f"{result['value']:.1%} ± {result['error']:.1%}" if result else ""
+    return f"{percent(result['value'])} ± {percent(result['error'])}" if result else ""
 
 
 def _content(path: Path, card: Mapping[str, Any]) -> bytes:

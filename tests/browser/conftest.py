@@ -63,6 +63,7 @@ def lab_url(browser: object) -> Iterator[str]:
             sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
             f"--ServerApp.root_dir={root / 'notebooks'}", "--IdentityProvider.token=",
             "--ServerApp.port_retries=0", "--LabApp.expose_app_in_browser=True",
+            "--JupyterNotebookApp.expose_app_in_browser=True",  # Notebook 7, where it is installed
         ]  # fmt: skip
         _no_news(root / "settings")
         with (root / "jupyterlab.log").open("w") as log:

@@ -45,6 +45,7 @@ class Opened:
     page: Any
     name: str
     shots: Path
+    classic: bool = False  # in Notebook 7
     console: list[str] = field(default_factory=list)
 
     def open(self, url: str) -> None:
@@ -53,8 +54,8 @@ class Opened:
         self.page.on("pageerror", lambda error: self._note(str(error), True))
         self.page.set_default_timeout(STEP)
         # In a workspace of its own: the shared one would open the notebook before beside it.
-        own = self.name.split(".")[0]
-        self.page.goto(f"{url}/lab/workspaces/{own}/tree/{self.name}", timeout=90_000)
+        place = "notebooks" if self.classic else f"lab/workspaces/{self.name.split('.')[0]}/tree"
+        self.page.goto(f"{url}/{place}/{self.name}", timeout=90_000)
         self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=90_000)
         self.page.wait_for_function(f"() => {NOTEBOOK}.parent.sessionContext.isReady", timeout=90_000)
         self._until_idle(60)

@@ -1,7 +1,11 @@
-"""What a learner finds again: notebook 01 run here, opened again without a kernel, and as a fresh clone not trusted."""
+"""What a learner finds again: notebook 01 run here, opened again without a kernel, and as a fresh clone not trusted.
+
+In JupyterLab, and in Notebook 7 where that is installed.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import re
 import statistics
@@ -12,6 +16,7 @@ from driver import Opened
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 LESSON, CLONE = "01_which_weights.ipynb", "01_as_cloned.ipynb"
 PANEL = ".pl-explorer"
+APPS, WAYS = ("JupyterLab", "Notebook 7"), ("run here", "opened again", "not trusted")
 
 # The notebook as a stranger's file: the same outputs, and no signature of this server's.
 COPY = f"""async () => {{
@@ -46,18 +51,21 @@ DRAG = """async (panel) => {
 }"""
 
 
-@pytest.fixture(scope="module", params=["run here", "opened again", "not trusted"])
+@pytest.fixture(scope="module", params=itertools.product(APPS, WAYS), ids=" ".join)
 def view(request, browser, lab_url, screenshots):
     """Notebook 01 in one of three ways that a reader meets it; they come in this order, each from the one before."""
+    app, way = request.param
+    if app == "Notebook 7" and importlib.util.find_spec("notebook") is None:
+        pytest.skip("Notebook 7 is not installed: pip install notebook")
     page = browser.new_page(viewport={"width": 1440, "height": 1000})
-    opened = Opened(page, CLONE if request.param == "not trusted" else LESSON, screenshots)
+    opened = Opened(page, CLONE if way == "not trusted" else LESSON, screenshots, classic=app == "Notebook 7")
     opened.open(lab_url)
-    if request.param == "run here":
+    if way == "run here":
         opened.run_all()
         page.evaluate(COPY)
     else:
         page.evaluate("() => window.jupyterapp.serviceManager.sessions.shutdownAll()")
-    opened.way = request.param
+    opened.app, opened.way = app, way
     yield opened
     opened.close()
 
@@ -95,7 +103,7 @@ def test_no_output_is_dead(view):
     """Where a widget's model is gone, its place says what to do; all else is there to be read."""
     guess = re.compile("You (have not )?guessed")  # this server's progress may hold one, of another test
     for kind, words in (("lab.predict(", "Your prediction."), ("lab.exercise(", "Exercise 01-"),
-                        ("lab.reveal(", guess), ("lab.scoreboard.show(", "time on cpu")):  # fmt: skip
+                        ("lab.reveal(", guess), ("lab.scoreboard.show(", "MACs")):  # fmt: skip
         for index in view.cells(kind):
             cell = view.show(index)
             cell.get_by_text(words).first.wait_for()
@@ -123,7 +131,8 @@ def test_it_looks_well_in_either_theme(view):
             for index in view.cells("lab.figure(") + view.cells("lab.explorer("):
                 view.show(index)
                 view.page.wait_for_timeout(300)
-                view.shoot(f"{view.way.replace(' ', '-')}-{index:02}-{'dark' if dark else 'light'}-{width}")
+                what = f"{view.app}-{view.way}-{index:02}-{'dark' if dark else 'light'}-{width}"
+                view.shoot(what.replace(" ", "-"))
     view.page.set_viewport_size({"width": 1440, "height": 1000})
     view.theme(False)
 

@@ -87,7 +87,7 @@ def test_the_front_fills_in(capsys):
     assert "1 tried so far. None is within the budget yet." in watch.picture.value
     for t in TRIALS[1:]:
         watch(t)
-    assert "4 tried so far. The most accurate within the budget: a, 80.0%." in watch.picture.value
+    assert "4 tried so far. The most accurate within the budget: a, 80.0 %." in watch.picture.value
     assert "<img" in watch.picture.value
 
 
@@ -141,7 +141,7 @@ def test_luck_is_what_a_lead_loses_on_other_digits():
 def test_the_marks(ratio, hidden, kept):
     marks = exam.judged(ratio, dict(zip(("dense", "yours", "equal shares"), hidden, strict=True)), budget=0.5)
     assert tuple(m.kept for m in marks) == kept
-    assert "50% allowed" in marks[0].found
+    assert "50 % allowed" in marks[0].found
     assert ("too little to tell" in marks[2].found) == (abs(hidden[1] - hidden[2]) < exam.TIE)
 
 

@@ -144,7 +144,7 @@ DRAWINGS = {
             ax,
             digits(8),
             list(range(8)),
-            dict.fromkeys(("dense", "half of it zero"), Reading([8] * 8, 0.1)),
+            dict.fromkeys(("dense", "half of it zero", "95 % zero", "fresh statistics", "end"), Reading([8] * 8, 0.1)),
         ),
     ),
     "curves": (shape(figsize=(7, 3.4)), lambda ax: plots.curves(ax, LEVELS, SEEDS)),

@@ -63,7 +63,7 @@ def test_a_stored_guess_that_no_longer_fits_is_left_out(stored):
 
 def test_slider_guesses_lock_too():
     guess = ask(slider=(0, 1, 0.05, "%"))
-    guess.control.value = 0.7
+    guess.control.value = 70
     guess.button.click()
     assert ask(slider=(0, 1, 0.05, "%")).value == 0.7
     assert "70 %" in guess.status.value
@@ -93,7 +93,7 @@ def test_bad_questions_are_refused(kind):
     ("kind", "mine", "answer", "why"),
     [
         ({"options": OPTIONS}, "ten times as fast", "just as fast", WHY),
-        ({"slider": (0, 1, 0.05, "%")}, 0.95, 0.5, "Redundancy is easy to underestimate."),
+        ({"slider": (0, 1, 0.05, "%")}, 95, 0.5, "Redundancy is easy to underestimate."),
     ],
 )
 def test_nothing_that_is_compared_depends_on_the_learners_answer(shown, kind, mine, answer, why):

@@ -111,7 +111,7 @@ def test_saving_adds_to_the_cards_and_keeps_the_others(folder):
     readme = (folder / "README.md").read_text()
     assert readme.startswith("above\n<!-- checkpoints -->\n| name")
     assert readme.endswith("|\n<!-- /checkpoints -->\nbelow\n")
-    assert "| 50.0% ± 10.0% | 25.0% ± 12.5% |" in readme
+    assert "| 50.0 % ± 10.0 % | 25.0 % ± 12.5 % |" in readme
     zoo.save_checkpoint("other", small(2), CARD, folder=folder)
     assert torch.equal(zoo.checkpoint("other", folder=folder).fc1.weight, small(2).fc1.weight)
 

@@ -13,6 +13,7 @@ from ... import zoo
 from ...core import mode
 from ...data import batches
 from ...recovery import train
+from ...text import percent
 from ..learn import exam
 
 
@@ -63,7 +64,7 @@ def remake(names: Sequence[str] = ()) -> None:
         how: dict[str, Any] = {"lr": plan.lr, "weight_decay": plan.weight_decay, "batch_size": BATCH}
         history = train(model, pictures, epochs=plan.epochs, **how, seed=plan.seed)
         card = zoo.save_checkpoint(name, model, _card(plan, model, data, history.seconds))
-        print(f"{name}: test {card['accuracy']['test']['value']:.2%}, sha256 {card['sha256'][:16]}")
+        print(f"{name}: test {percent(card['accuracy']['test']['value'], digits=2)}, sha256 {card['sha256'][:16]}")
 
 
 def _card(plan: Plan, model: nn.Module, data: zoo.Data, seconds: float) -> dict[str, Any]:

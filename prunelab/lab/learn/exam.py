@@ -14,6 +14,7 @@ from ...budget import GoalNotMet, SearchOptions, fit_budget
 from ...core import PruneError
 from ...measurement import compare, evaluate
 from ...recovery import History, distil, finetune
+from ...text import percent
 from ..show import display
 from ..show.measuring import measured
 from . import exercise
@@ -148,7 +149,7 @@ def judged(ratio: float, hidden: dict[str, float], budget: float = BUDGET) -> tu
         Mark(
             "It is within the budget",
             ratio <= budget,
-            f"it takes {measured(ratio, '%')} of the time, {budget:.0%} allowed",
+            f"it takes {measured(ratio, '%')} of the time, {percent(budget, digits=0)} allowed",
         ),
         Mark("It still reads", lost <= LOST, f"{measured(lost, 'points')} of the hidden digits lost, 5 allowed"),
         Mark("It beats equal shares", lead >= TIE, f"{beaten} {measured(abs(lead), 'points')}{close}"),

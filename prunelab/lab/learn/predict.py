@@ -13,7 +13,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from ..show import display, figure
-from ..show.measuring import measured, quantity
+from ..show.measuring import SHARES, exact, measured
 from . import progress
 
 Slider = tuple[float, float, float, str]  # low, high, step, unit
@@ -39,7 +39,8 @@ class Prediction:
         if self.locked or self.control.value is None:
             self._say()
             return
-        self.value, self.locked = self.control.value, True
+        chosen = self.control.value
+        self.value, self.locked = chosen if self.slider is None else round(chosen / self.scale, 9), True
         when = datetime.now(UTC).isoformat(timespec="seconds")
         progress.current().record("predictions", self.id, {"guess": self.value, "at": when})
         self._say()
@@ -48,9 +49,9 @@ class Prediction:
         """Take up a guess of a former run, if the question still allows it."""
         record = progress.current().read()["predictions"].get(self.id)
         guess = record.get("guess") if isinstance(record, dict) else None
-        if self.allows(guess):
+        if guess is not None and self.allows(guess):
             self.value, self.locked = guess, True
-            self.control.value = guess
+            self.control.value = guess if isinstance(guess, str) else self.scale * guess
         self._say()
 
     def allows(self, guess: Any) -> bool:
@@ -59,9 +60,20 @@ class Prediction:
             return guess in self.options
         return isinstance(guess, (int, float)) and self.slider[0] <= guess <= self.slider[1]
 
+    @property
+    def scale(self) -> int:
+        """What the slider shows of a guess of one: shares are fractions here, and hundredths for the eye."""
+        return 100 if self.slider is not None and self.slider[3] in SHARES else 1
+
     def written(self, value: Any) -> str:
         """A guess as text."""
         return str(value) if self.slider is None else exact(value, self.slider[3])
+
+    def result(self, answer: Any) -> str:
+        """The answer as text: a whole number was counted, any other measured."""
+        if self.slider is None or isinstance(answer, int):
+            return self.written(answer)
+        return measured(answer, self.slider[3])
 
     def _say(self) -> None:
         self.control.disabled = self.button.disabled = self.locked
@@ -87,8 +99,8 @@ def predict(
     >>> guess = predict("00-loss", "How many of the weights can go?", slider=(0, 1, 0.05, "%"))  # doctest: +SKIP
     >>> guess = predict("00-fast", "Is it faster?", options=["twice", "the same"])               # doctest: +SKIP
 
-    Give `options` or `slider=(low, high, step, unit)`; the unit "%" takes fractions. Without a default, one is drawn
-    with the id as the seed. A guess locked in during a former run is taken up again.
+    Give `options` or `slider=(low, high, step, unit)`; the units "%" and "points" take fractions. Without a default,
+    one is drawn with the id as the seed. A guess locked in during a former run is taken up again.
     """
     _check(options, slider)
     asked = Prediction(id, question, tuple(options), slider)
@@ -123,7 +135,7 @@ def reveal(prediction: Prediction, answer: Any, explain: Mapping[Any, str] | str
     """
     if not prediction.allows(answer):
         raise ValueError(f"the answer {answer!r} is not a possible answer to {prediction.id!r}")
-    result = str(answer) if prediction.slider is None else measured(answer, prediction.slider[3])
+    result = prediction.result(answer)
     alt = f"The guess beside the result for: {prediction.question} The result: {result}."
     painted = _paint_options if prediction.slider is None else _paint_slider
     height = 0.35 + 0.36 * len(prediction.options) if prediction.slider is None else 1.5
@@ -167,8 +179,9 @@ def _check(options: Sequence[str], slider: Slider | None) -> None:
         return
     if len(slider) != 4 or not slider[0] < slider[1] or not 0 < slider[2] <= slider[1] - slider[0]:
         raise ValueError(f"slider={slider!r}: give (low, high, step, unit) with low < high and a step that fits")
-    if slider[3] == "%" and slider[1] > 1:
-        raise ValueError(f'slider={slider!r}: "%" takes fractions; did you mean (..., {slider[1] / 100:g}, ..., "%")?')
+    if slider[3] in SHARES and slider[1] > 1:
+        meant = f"(..., {slider[1] / 100:g}, ..., {slider[3]!r})"
+        raise ValueError(f"slider={slider!r}: {slider[3]!r} takes fractions; did you mean {meant}?")
 
 
 def _seeded(asked: Prediction) -> Any:
@@ -178,11 +191,6 @@ def _seeded(asked: Prediction) -> Any:
         return source.choice(asked.options)
     low, high, step, _unit = asked.slider
     return round(low + step * source.randint(0, round((high - low) / step)), 9)
-
-
-def exact(value: float, unit: str) -> str:
-    """A chosen value, not a measured one: no more digits than it has."""
-    return f"{100 * value:g} %" if unit == "%" else f"{value:g} {unit}".rstrip()
 
 
 def _control(asked: Prediction) -> widgets.Widget:
@@ -199,16 +207,16 @@ def _control(asked: Prediction) -> widgets.Widget:
         )
         radios.add_class("prunelab-keys")
         return radios
-    low, high, step, unit = asked.slider
-    decimals = max(0, len(f"{step * (100 if unit == '%' else 1):g}".partition(".")[2]))
+    low, high, step = (asked.scale * x for x in asked.slider[:3])
+    unit = asked.slider[3]
     return widgets.FloatSlider(
-        value=asked.default,
+        value=asked.scale * asked.default,
         min=low,
         max=high,
         step=step,
-        description="My guess" + (f" ({unit})" if unit not in ("", "%") else ""),
+        description="My guess" + (f" ({unit})" if unit else ""),
         tooltip=asked.question,
-        readout_format=f".{decimals}%" if unit == "%" else f".{decimals}f",
+        readout_format=f".{len(f'{step:g}'.partition('.')[2])}f",
         style={"description_width": "initial"},
         layout=widgets.Layout(width="34em", max_width="100%"),
     )
@@ -238,7 +246,7 @@ def _paint_slider(ax: Any, prediction: Prediction, answer: float) -> None:
     ax.spines["left"].set_visible(False)
     ax.xaxis.set_major_formatter(lambda x, _position: exact(x, unit))
     guess = prediction.value, "o", 11, 1, f"guess: {exact(prediction.value, unit)}", 0.45
-    result = answer, "*", 17, 0, f"result: {quantity(answer, unit)}", -0.75
+    result = answer, "*", 17, 0, f"result: {prediction.result(answer).removeprefix('≈ ')}", -0.75
     if prediction.locked:
         ax.plot([prediction.value, answer], [0, 0], marker="", linestyle=":", color="#777777")
     for value, marker, size, colour, written, y in (guess, result) if prediction.locked else (result,):

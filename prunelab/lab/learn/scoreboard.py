@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from ... import measurement
-from ...measurement import Measurement
+from ...measurement import Measurement, Speedup
 from ..show import display, figure
 from ..show.measuring import measured, quantity
 from . import progress
 
-COLUMNS = ["network", "accuracy ± spread (seeds)", "stored, indices included", "MACs", "time on cpu, p50 [p10, p90]"]
-CUDA = "time on cuda, p50 [p10, p90]"  # a column only where there is a figure
-Latency = tuple[float, float, float]  # p50, p10, p90 in seconds
+COLUMNS = ["network", "accuracy ± spread (seeds)", "stored, indices included", "MACs"]
+# The one clock: timed in turns with the dense network. Seconds would differ from notebook to notebook
+# with whatever else the machine does. A column only where there is a figure.
+SPEED = "times faster than dense, on cpu"
 
 _here: dict[str, dict[str, dict[str, Any]]] = {}  # this kernel's rows: notebook -> name -> row
 
@@ -24,16 +24,15 @@ def add(
     accuracy: float,
     bytes: int | str,
     macs: int | str,
-    latency: Latency | None = None,
-    latency_cuda: Latency | None = None,
+    speed: Speedup | None = None,
     spread: float | None = None,
     seeds: int = 1,
 ) -> None:
     """Put one network's row on the scoreboard; the same notebook and name replace it.
 
     `accuracy` and `spread` (standard deviation over the seeds) are fractions; `bytes` counts the stored file with its
-    indices; the latencies are (p50, p10, p90) in seconds. Bytes and MACs are counts, compared to the letter: pass
-    `lab.measured(...)` where one depends on the run.
+    indices; `speed` is that of a `pl.measure.compare` with the dense network as its first. Bytes and MACs are counts,
+    compared to the letter: pass `lab.measured(...)` where one depends on the run.
     """
     if not 0 <= accuracy <= 1:
         raise ValueError(f"accuracy={accuracy!r} is a fraction of the test images; did you mean {accuracy / 100:g}?")
@@ -43,35 +42,21 @@ def add(
         "seeds": int(seeds),
         "bytes": bytes if isinstance(bytes, str) else int(bytes),
         "macs": macs if isinstance(macs, str) else int(macs),
-        "latency": _latency(latency),
-        "latency_cuda": _latency(latency_cuda),
+        "speed": speed and [speed.ratio, speed.low, speed.high],
     }
     _here.setdefault(notebook, {})[name] = row
     progress.current().record("scoreboard", f"{notebook} {name}", row)
 
 
-def add_measured(
-    notebook: str, name: str, measured: Measurement, latency: measurement.Latency | None = None, **more: Any
-) -> None:
+def add_measured(notebook: str, name: str, measured: Measurement, speed: Speedup | None = None, **more: Any) -> None:
     """`add` the row of a `pl.measure` result: its bytes are those of the smallest format that counts its indices.
 
-    `latency`: that of a `compare`, timed in turns with the others; else the measurement's own. `more`: spread, seeds.
+    `more`: spread, seeds.
     """
-    times = {"cpu": latency or measured.latency.get("cpu"), "cuda": measured.latency.get("cuda")}
-    cpu, cuda = (None if t is None else (t.p50, t.p10, t.p90) for t in times.values())
     if measured.accuracy is None:
         raise ValueError(f"{name!r} was measured without data: the scoreboard needs its accuracy")
     smallest = min(measured.bytes[f] for f in ("dense", "csr", "bitmask") if f in measured.bytes)
-    add(
-        notebook,
-        name,
-        accuracy=measured.accuracy,
-        bytes=smallest,
-        macs=measured.macs,
-        latency=cpu,
-        latency_cuda=cuda,
-        **more,
-    )
+    add(notebook, name, accuracy=measured.accuracy, bytes=smallest, macs=measured.macs, speed=speed, **more)
 
 
 def show(notebook: str) -> None:
@@ -81,7 +66,7 @@ def show(notebook: str) -> None:
     for key, row in progress.current().read()["scoreboard"].items():
         number, _, name = key.partition(" ")
         if _whole(row) and number != notebook:
-            others.setdefault(number, {})[name] = row
+            others.setdefault(number, {})[name] = {"speed": None} | row  # rows of before hold seconds, which say little
     tables = [_table(f"Notebook {number}", rows)[1] for number, rows in sorted(others.items())]
     more = display.folded("The other notebooks you have run", "".join(tables)) if tables else ""
     display.show(text, html=html + display.yours(_picture(_here.get(notebook, {})) + more))
@@ -96,11 +81,11 @@ LARGEST = 900  # points², the disc of the largest file
 
 
 def _picture(rows: dict[str, dict[str, Any]]) -> str:
-    """Accuracy against time, the file's size as area, for the networks that have all three; "" for fewer than two."""
-    shown = {name: row for name, row in rows.items() if row["latency"] and isinstance(row["bytes"], int)}
+    """Accuracy against speed, the file's size as area, for the networks that have all three; "" for fewer than two."""
+    shown = {name: row for name, row in rows.items() if row["speed"] and isinstance(row["bytes"], int)}
     if len(shown) < 2:
         return ""
-    alt = "Accuracy against time; the area is the file's size."
+    alt = "Accuracy against speed; the area is the file's size."
     drawn, _ = figure.drawing(lambda ax: _paint(ax, shown), alt, figsize=(5.0, 3.6))
     return f'<div class="pl-scores">{BESIDE}{drawn}</div>'
 
@@ -108,13 +93,13 @@ def _picture(rows: dict[str, dict[str, Any]]) -> str:
 def _paint(ax: Any, rows: dict[str, dict[str, Any]]) -> None:
     largest = max(row["bytes"] for row in rows.values())
     for n, (name, row) in enumerate(sorted(rows.items(), key=lambda item: -item[1]["bytes"])):
-        middle, low, high = (1000 * t for t in row["latency"])
+        middle, low, high = row["speed"]
         at, colour = (middle, 100 * row["accuracy"]), figure.COLOURS[n % len(figure.COLOURS)]
         spread = 100 * (row["spread"] or 0)
         ax.errorbar(*at, spread or None, [[middle - low], [high - middle]], color=colour, marker="", lw=1)
         label = f"{name}, {quantity(row['bytes'], 'B')}"
         ax.scatter(*at, LARGEST * row["bytes"] / largest, color=colour, marker="o", alpha=0.6, lw=0, label=label)
-    ax.set(xlabel="time on cpu, ms (p50, and p10 to p90)", ylabel="accuracy, %")
+    ax.set(xlabel=SPEED, ylabel="accuracy, %")
     ax.set_xlim(left=0)
     ax.margins(y=0.25)
     ax.legend(loc="upper left", bbox_to_anchor=(0, -0.22), markerscale=0.4)
@@ -122,8 +107,7 @@ def _paint(ax: Any, rows: dict[str, dict[str, Any]]) -> None:
 
 def _table(title: str, rows: dict[str, dict[str, Any]]) -> tuple[str, str]:
     ordered = sorted(rows.items(), key=lambda item: -item[1]["accuracy"])
-    cuda = any(row["latency_cuda"] for row in rows.values())
-    columns = COLUMNS + [CUDA] * cuda
+    columns = COLUMNS + [SPEED] * any(row["speed"] for row in rows.values())
     return figure.render_table(title, columns, [_cells(name, row)[: len(columns)] for name, row in ordered])
 
 
@@ -132,29 +116,15 @@ def rows(notebook: str) -> dict[str, dict[str, Any]]:
     return {name: dict(row) for name, row in _here.get(notebook, {}).items()}
 
 
-def _latency(latency: Latency | None) -> list[float] | None:
-    if latency is None:
-        return None
-    p50, p10, p90 = (float(x) for x in latency)
-    if not 0 < p10 <= p50 <= p90:
-        raise ValueError(f"latency={latency!r}: give (p50, p10, p90) in seconds, with p10 <= p50 <= p90")
-    return [p50, p10, p90]
-
-
 def _cells(name: str, row: dict[str, Any]) -> list[str]:
     accuracy = measured(row["accuracy"], "%", spread=row["spread"])
     seeds = f"{row['seeds']} seed" + ("s" if row["seeds"] != 1 else "")
     counts = [
         v if isinstance(v, str) else quantity(v, unit) for v, unit in ((row["bytes"], "B"), (row["macs"], "MACs"))
     ]
-    times = [_time(row[on], "not timed") for on in ("latency", "latency_cuda")]
-    return [name, f"{accuracy} ({seeds})", *counts, *times]
-
-
-def _time(latency: list[float] | None, otherwise: str) -> str:
-    return otherwise if latency is None else measured(latency[0], "s", interval=(latency[1], latency[2]))
+    speed = measured(row["speed"][0], "×", interval=row["speed"][1:]) if row["speed"] else "not timed"
+    return [name, f"{accuracy} ({seeds})", *counts, speed]
 
 
 def _whole(row: Any) -> bool:
-    known = {"accuracy", "spread", "seeds", "bytes", "macs", "latency", "latency_cuda"}
-    return isinstance(row, dict) and set(row) >= known
+    return isinstance(row, dict) and set(row) >= {"accuracy", "spread", "seeds", "bytes", "macs"}

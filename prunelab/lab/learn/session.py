@@ -50,7 +50,8 @@ def _journey(notebook: str) -> str:
     for number in exercise.numbers():
         done, total = len(solved & all_of.get(number, set())), len(all_of.get(number, ()))
         mark = "●" if done == total else "◐" if done else "○"
-        step = f'<span title="notebook {number}: {done} of {total} exercises solved">{mark} {number}</span>'
+        said = f"notebook {number}: {done} of {total} exercises solved"
+        step = f'<span role="img" aria-label="{said}" title="{said}">{mark} {number}</span>'
         steps.append(f"<strong>{step}</strong>" if number == notebook else step)
     left = len(all_of.get(notebook, set()) - solved)
     here = f"{left} of its exercises are left." if left else "All of its exercises are solved."

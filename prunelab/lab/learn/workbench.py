@@ -29,7 +29,7 @@ class Workbench:
             options=list(COSTS), value="time", description="budget of", style=STYLE, layout=WIDTH
         )
         self.share = widgets.FloatSlider(
-            value=0.5, min=0.1, max=0.95, step=0.05, readout_format=".0%", description="at most, of dense", style=STYLE,
+            value=0.5, min=0.1, max=0.95, step=0.05, description="share of dense", style=STYLE,
             layout=WIDTH,
         )  # fmt: skip
         self.steps = widgets.IntSlider(

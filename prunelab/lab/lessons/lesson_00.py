@@ -9,6 +9,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from ...text import percent
 from ..learn.claim import plain
 from ..learn.exercise import call
 from ..show.figure import SHADES
@@ -34,7 +35,7 @@ def filmstrip(ax: Axes, images: Tensor, truth: Sequence[int], stages: Mapping[st
     _rows(ax, [(images[:ROW], truth[:ROW], found.labels[:ROW]) for found in stages.values()])
     side = images.shape[-1]
     for row, (name, found) in enumerate(stages.items()):
-        text = f"{name}\n{found.accuracy:.0%} read correctly"
+        text = f"{name}\n{percent(found.accuracy, digits=0)} read correctly"
         ax.text(-GAP, row * (side + LABEL) + side / 2, text, ha="right", va="center", fontsize=9)
 
 
@@ -56,7 +57,7 @@ def _rows(ax: Axes, rows: Sequence[tuple[Tensor, Sequence[int], Sequence[int]]])
                 ax.plot(*frame, color=WRONG, lw=2, ls="-", marker="")
     ax.imshow(board.numpy(), cmap=SHADES, vmin=0, vmax=1, extent=(0, ROW * wide, len(rows) * high, 0))
     ax.set(xlim=(-1, ROW * wide), ylim=(len(rows) * high, -1))
-    ax.set_aspect("equal")
+    ax.set_aspect("equal", anchor="W")  # at the left, where the layout has left room for the names of the rows
     ax.axis("off")
 
 

@@ -16,6 +16,7 @@ from ...criteria import Random, magnitude
 from ...granularity import weights
 from ...layers import prunable
 from ...masking import apply, bake
+from ...text import percent
 from ..learn.claim import plain
 from ..learn.exercise import call
 from ..learn.stored_grid import Grid, Resumable, Run
@@ -82,7 +83,7 @@ def three_orders(axes: Sequence[Axes], found: Mapping[str, Mapping[str, Any]]) -
     for ax, (which, runs) in zip(axes, found.items(), strict=True):
         plots.curves(ax, range(len(SHARES)), runs, legend=ax is axes[1])  # equal steps: a hundredth is seen too
         ax.set(title=which, xlabel="share removed")
-        ax.set_xticks(range(len(SHARES)), [f"{share:.0%}" for share in SHARES])
+        ax.set_xticks(range(len(SHARES)), [percent(share, digits=0) for share in SHARES])
     for ax in axes[1:]:
         ax.set_ylabel("")
 
@@ -100,9 +101,9 @@ def marked_curve(
         ax.plot(x, values, label=name, alpha=1.0 if name == chosen else 0.3)
     y = runs[chosen][list(x).index(at)]
     ax.plot([at], [y], marker="o", markersize=13, markerfacecolor="none", markeredgecolor=INK, linestyle="none")
-    ax.annotate(f"{y:.0%}", (at, y), textcoords="offset points", xytext=(12, 8), fontweight="bold")
-    ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
-    ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
+    ax.annotate(percent(y, digits=0), (at, y), textcoords="offset points", xytext=(12, 8), fontweight="bold")
+    ax.xaxis.set_major_formatter(lambda v, _: percent(v, digits=0))
+    ax.yaxis.set_major_formatter(lambda v, _: percent(v, digits=0))
     ax.set(xlabel=xlabel, ylabel="validation accuracy", ylim=(0, 1.08))
     ax.legend(loc="center left", bbox_to_anchor=(0.22, 0.52))
 
@@ -158,7 +159,7 @@ def check_ruin(answer: Any) -> str | None:
     read = refreshed(bake(apply(model, masks)), zoo.load("digits"), "valid")
     if read < RUINED:
         return None
-    return f"{_where_taken(taken)} It still reads {read:.0%} of the digits."
+    return f"{_where_taken(taken)} It still reads {percent(read, digits=0)} of the digits."
 
 
 def _not_masks(masks: Any, weights: Mapping[str, Tensor]) -> str | None:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox
 from torch import Tensor
 
+from ...text import percent
 from ..learn.exercise import call
 from ..show.figure import COLOURS
 from ..show.vector import INK, PAPER
@@ -23,9 +24,9 @@ def crossings(ax: Axes, runs: Mapping[str, tuple[Sequence[float], Sequence[float
     for name, (sparsities, ratios) in runs.items():
         ax.plot([1 - s for s in sparsities], ratios, label=name)
     levels = sorted({s for sparsities, _ in runs.values() for s in sparsities})
-    ax.set(xscale="log", yscale="log", xlabel="zeros", ylabel="times faster than dense")
+    ax.set(xscale="log", yscale="log", xlabel="zeros, %", ylabel="times faster than dense")
     ax.invert_xaxis()  # more zeros to the right
-    ax.set_xticks([1 - s for s in levels], [f"{s:.0%}" for s in levels])
+    ax.set_xticks([1 - s for s in levels], [f"{100 * s:g}" for s in levels])
     ax.set_yticks(_POWERS, [f"{v:g}×" for v in _POWERS])
     ax.minorticks_off()
     low, high = (pick(r for _, ratios in runs.values() for r in ratios) for pick in (min, max))
@@ -42,7 +43,7 @@ def weighed(ax: Axes, shares: Mapping[str, float]) -> None:
     colours = [INK, *[COLOURS[0]] * (len(shares) - 1), COLOURS[2]]  # the last is the limit, no format
     ax.barh(list(bars), list(bars.values()), color=colours)
     ax.invert_yaxis()
-    ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
+    ax.xaxis.set_major_formatter(lambda v, _: percent(v, digits=0))
     ax.set(xlim=(0, 3.1), xlabel="bytes, of the dense file")
     ax.grid(axis="y", visible=False)
 

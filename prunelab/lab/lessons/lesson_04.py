@@ -16,6 +16,7 @@ from ...granularity import weights
 from ...masking import apply
 from ...measurement import evaluate
 from ...recovery import finetune
+from ...text import percent
 from ..learn.claim import plain
 from ..learn.exercise import call
 from ..learn.stored_grid import Grid, Resumable, Run
@@ -71,7 +72,7 @@ def shares(ax: Axes, layers: Sequence[str], removed: Mapping[str, Sequence[float
         where = places + (i - (len(removed) - 1) / 2) * width
         ax.bar(where, values, width, label=name, color=COLOURS[i], hatch=hatches[i], edgecolor=PAPER, linewidth=0)
     ax.set_xticks(places, layers)
-    ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
+    ax.yaxis.set_major_formatter(lambda v, _: percent(v, digits=0))
     ax.set(ylabel="removed of the layer", ylim=(0, 1.05))
     ax.grid(axis="x", visible=False)
     ax.legend(ncols=len(removed), loc="upper center", bbox_to_anchor=(0.5, 1.16))
@@ -83,7 +84,7 @@ def left(ax: Axes, layers: Sequence[str], removed: Sequence[float], title: str =
     for place, share in enumerate(removed):
         if share == 1:
             ax.text(place, 0.03, "empty", color=WRONG, rotation=90, ha="center", va="bottom", fontweight="bold")
-    ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
+    ax.yaxis.set_major_formatter(lambda v, _: percent(v, digits=0))
     ax.set(ylim=(0, 1.05), ylabel="left of the layer", title=title)
     ax.grid(axis="x", visible=False)
 
@@ -155,15 +156,17 @@ def check_budget(answer: Any) -> str | None:
     keep = spread(model, shares)
     gone = report(weights(model), keep).sparsity
     if gone < BUDGET - 5e-4:
-        return f"that removes {gone:.1%} of all weights, and {BUDGET:.0%} must go. Count weights, not layers."
+        most = percent(BUDGET, digits=0)
+        return f"that removes {percent(gone)} of all weights, and {most} must go. Count weights, not layers."
     read = refreshed(apply(model, expand(model, weights(model), keep)), zoo.load("digits"), "valid")
     if read >= ENOUGH:
         return None
     if len({round(share, 3) for share in shares.values()}) == 1:
-        return f"that is the local rule, the same share from each: it reads {read:.0%}. Whom would you spare?"
+        found = percent(read, digits=0)
+        return f"that is the local rule, the same share from each: it reads {found}. Whom would you spare?"
     most = max(shares, key=lambda name: shares[name]).removesuffix(".weight")
     where = "The first and the last layer still pay." if shares["conv1.weight"] > 0.6 else f"{most} pays too much."
-    return f"it reads {read:.0%}, and nine in ten are asked. {where}"
+    return f"it reads {percent(read, digits=0)}, and nine in ten are asked. {where}"
 
 
 def _shares(answer: Any, groups: Sequence[Any]) -> dict[str, float] | str:

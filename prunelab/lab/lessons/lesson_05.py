@@ -22,6 +22,7 @@ from ...masking import apply, bake
 from ...measurement import Evaluation, evaluate
 from ...recovery import recalibrate_batchnorm
 from ...sensitivity import Curve, Scan, scan
+from ...text import percent
 from ..learn.claim import plain
 from ..learn.exercise import call
 from ..learn.stored_grid import Grid, Run
@@ -116,8 +117,8 @@ def two_scans(
     for ax, (title, accuracy) in zip(axes, scans.items(), strict=True):
         for name, values in accuracy.items():
             ax.plot([0.0, *levels], [dense, *values], label=name)
-        ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
-        ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
+        ax.xaxis.set_major_formatter(lambda v, _: percent(v, digits=0))
+        ax.yaxis.set_major_formatter(lambda v, _: percent(v, digits=0))
         ax.set(title=title, xlabel="removed of this layer alone", ylim=(0, 1.02))
     axes[0].set_ylabel("validation accuracy")
     axes[0].legend(title="layer", loc="lower left")
@@ -126,9 +127,9 @@ def two_scans(
 def spent(ax: Axes, run: Run, layers: Sequence[str]) -> None:
     """What a rule takes from each layer, and what the network then reads."""
     ax.bar(layers, run["removed"], color=COLOURS[0], edgecolor=PAPER, linewidth=0)
-    ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
+    ax.yaxis.set_major_formatter(lambda v, _: percent(v, digits=0))
     ax.set(ylim=(0, 1), ylabel="removed of the layer")
-    ax.set_title(f"{run['accuracy']:.1%} read correctly with fresh statistics")
+    ax.set_title(f"{percent(run['accuracy'])} read correctly with fresh statistics")
     ax.grid(axis="x", visible=False)
 
 
@@ -172,7 +173,8 @@ def check_spend(answer: Any) -> str | None:
         return "a share is a fraction between 0 and 1: 0.9 is nine weights in ten."
     gone = sum(round(shares[g.name] * g.units) for g in groups) / sum(g.units for g in groups)
     if gone < BUDGET - 0.0005:
-        return f"that removes {gone:.1%} of all weights, and at least {BUDGET:.0%} must go. A layer counts by its size."
+        least = percent(BUDGET, digits=0)
+        return f"that removes {percent(gone)} of all weights, and at least {least} must go. A layer counts by its size."
     if any(s == 1 for s in shares.values()):
         return "a layer that loses everything lets nothing through: leave each of them something."
     twin = bake(_cut(model, spread(model, shares)))
@@ -184,7 +186,7 @@ def _verdict(read: float, shares: Mapping[str, float]) -> str | None:
     """None for a network that reads enough, or what the shares say of how they were chosen."""
     if read >= ENOUGH:
         return None
-    said = f"measured: it reads {read:.1%}, and {ENOUGH:.0%} can be had. "
+    said = f"measured: it reads {percent(read)}, and {percent(ENOUGH, digits=0)} can be had. "
     if len(set(shares.values())) == 1:
         return said + "You took the same of every layer, and both scans say that they differ."
     if shares["fc2.weight"] > 0.5:

@@ -15,6 +15,7 @@ from ... import zoo
 from ...granularity import weights
 from ...measurement import evaluate
 from ...recovery import recalibrate_batchnorm, train
+from ...text import percent
 from ..learn.claim import plain
 from ..learn.exercise import call
 from ..learn.stored_grid import Ahead, Grid, Resumable, Run, ahead, collect
@@ -142,7 +143,7 @@ def against_small(runs: Sequence[Run]) -> dict[float, Ahead]:
         leads[sparsity] = at = ahead(*map(np.array, both))
         width = small_width(zoo.checkpoint(CNNS[0]), sparsity)
         by = measured(float(at.mean), "points", interval=(float(at.low), float(at.high)))
-        rows.append([f"{sparsity:.0%}", np.mean(both[0]), f"{width} for 32", np.mean(both[1]), by])
+        rows.append([percent(sparsity, digits=0), np.mean(both[0]), f"{width} for 32", np.mean(both[1]), by])
     table("Pruned against small: the same parameters, the same steps (95 % interval)", columns, rows)
     return leads
 
@@ -173,7 +174,7 @@ def cliffs(ax: Axes, stages: Sequence[float], runs: Mapping[str, np.ndarray], de
     for name, found in runs.items():
         curves(ax, places[-found.shape[1] :], {name: found}, ylabel="test accuracy", legend=False)
     ax.axhline(dense, color=INK, lw=1.2, ls=(0, (4, 3)), marker="", label="dense, never cut")
-    ax.set_xticks(range(len(stages)), [f"{s:.0%}" for s in stages])
+    ax.set_xticks(range(len(stages)), [percent(s, digits=0) for s in stages])
     ax.set_ylim(0, 1.02)
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False)  # no curve beneath it
 
@@ -187,8 +188,8 @@ def crossing(ax: Axes, stages: Sequence[float], found: np.ndarray, reference: Se
     if at is not None:
         ax.axvspan(float(at.low), float(at.high), color=COLOURS[1], alpha=0.25, lw=0)
         ax.axvline(float(at.mean), color=COLOURS[1], lw=1.6, ls="-", marker="")
-    ax.set_title("no point of no return on this curve" if at is None else f"comes back up to {float(at.mean):.1%}")
-    ax.set_xticks(list(stages), [f"{s:.0%}" for s in stages])
+    ax.set_title("no point of no return on this curve" if at is None else f"comes back up to {percent(float(at.mean))}")
+    ax.set_xticks(list(stages), [percent(s, digits=0) for s in stages])
     ax.set_ylim(max(0, enough - 0.3), 1)
 
 

@@ -18,6 +18,7 @@ from ...measurement import evaluate
 from ...pipeline import Recipe, gradually
 from ...recovery import Early, rewind_rates, rewind_weights, train
 from ...recovery.methods import State
+from ...text import percent
 from ..learn.claim import plain
 from ..learn.exercise import call
 from ..learn.stored_grid import Ahead, Grid, Resumable, Run, ahead
@@ -204,7 +205,7 @@ def entrants(ax: Axes, runs: Sequence[Run]) -> None:
                     label=None if row else name)  # fmt: skip
     ax.set_yticks(range(len(runs)), [run["way"] for run in runs])
     ax.set(ylim=(len(runs) - 0.5, -0.5), xlabel="test accuracy at 98 % zeros, five networks")
-    ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
+    ax.xaxis.set_major_formatter(lambda v, _: percent(v, digits=0))
     ax.grid(axis="y", visible=False)
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)  # no row beneath it
 

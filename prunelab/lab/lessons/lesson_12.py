@@ -24,6 +24,7 @@ from ...granularity import heads
 from ...measurement import evaluate
 from ...recovery import finetune
 from ...surgery import shrink
+from ...text import percent
 from ..learn.exercise import call
 from ..learn.stored_grid import Grid, Resumable, Run
 from ..show import plots
@@ -234,7 +235,8 @@ def left(ax: Axes, picture: Tensor, maps: Sequence[Tensor], run: Mapping[str, An
     """The heads that a run of the grid has left, under what the network reads without the others."""
     _lay(ax, picture, maps, lambda b, h, look: look if run["kept"][b][h] == "1" else np.full_like(look, OFF))
     there = sum(block.count("1") for block in run["kept"])
-    ax.set_title(f"{there} heads: {run['before']:.0%} read correctly; {run['after']:.0%} after a short retraining")
+    before, after = (percent(run[when], digits=0) for when in ("before", "after"))
+    ax.set_title(f"{there} heads: {before} read correctly; {after} after a short retraining")
 
 
 def _lay(ax: Axes, picture: Tensor, maps: Sequence[Tensor], shade: Callable[[int, int, np.ndarray], Any]) -> int:
@@ -327,7 +329,7 @@ def check_spend(answer: Any) -> str | None:
     if found >= ENOUGH:
         return None
     why = "the board frames those that are missed" if gone[0] >= 4 else "ask more than one judge, and mind the pairs"
-    return f"without these eight it reads {found:.1%} of the test digits; {ENOUGH:.1%} are asked for. {why}."
+    return f"without these eight it reads {percent(found)} of the test digits; {percent(ENOUGH)} are asked for. {why}."
 
 
 CASES = (  # heads, size of one, width of the stream, the head that goes, numbers of which kind

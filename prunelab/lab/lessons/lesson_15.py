@@ -22,6 +22,7 @@ from ...layers import prunable
 from ...measurement import perplexity
 from ...recovery import train
 from ...surgery import shrink
+from ...text import percent
 from ..learn.claim import plain
 from ..learn.exercise import call
 from ..learn.stored_grid import Grid, Resumable, Run, grid
@@ -210,7 +211,7 @@ def slopes(axes: Sequence[Axes], whole: float, parameters: int) -> None:
             ax.plot([0, 1], values, color=colour, marker=marker, markersize=9, lw=2.5, label=way)
             left = 1 - pair[0]["parameters"] / parameters
         ax.axhline(whole, color=INK, lw=1, ls="--", marker="", label="the whole Llama")
-        ax.set(yscale="log", xlim=(-0.2, 1.2), title=f"{left:.0%} of the parameters gone")
+        ax.set(yscale="log", xlim=(-0.2, 1.2), title=f"{percent(left, digits=0)} of the parameters gone")
         ax.set_xticks([0, 1], ["cut", "and distilled"])
     axes[0].set_ylabel("perplexity")
     axes[1].legend(loc="upper right")

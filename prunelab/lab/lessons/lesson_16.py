@@ -20,6 +20,7 @@ from ...measurement import evaluate, macs
 from ...pipeline import Recipe, prune
 from ...recovery import finetune, recalibrate_batchnorm
 from ...surgery import shrink
+from ...text import percent
 from ..learn import exam
 from ..learn.claim import plain
 from ..learn.exercise import call
@@ -322,13 +323,14 @@ def check_spend(answer: Any) -> str | None:
         return macs(small, batch) / macs(model, batch), evaluate(small, data, "valid").accuracy
 
     work, right = read(widths)
+    done = percent(work, digits=0)
     if work > WORK:
-        return f"it does {work:.0%} of the work, and {WORK:.0%} was allowed: over the budget."
+        return f"it does {done} of the work, and {percent(WORK, digits=0)} was allowed: over the budget."
     equal = read({name: round(EQUAL * n) for name, n in units.items()})[1]
     if right < equal + AHEAD:
         cut = min(widths, key=lambda name: widths[name] / units[name])
         return (
-            f"it does {work:.0%} of the work and reads {right:.1%}; equal shares read {equal:.1%}, and a point more "
-            f"was asked for. You cut {cut} hardest, to {widths[cut]:g} of {units[cut]}. Where did the loop cut?"
+            f"it does {done} of the work and reads {percent(right)}; equal shares read {percent(equal)}, and a point "
+            f"more was asked for. You cut {cut} hardest, to {widths[cut]:g} of {units[cut]}. Where did the loop cut?"
         )
     return None

@@ -66,13 +66,16 @@ def show(
 
 
 # What the first cell brings to the page. Once the kernel is gone, JupyterLab writes an error in a widget's place:
-# instead, it says what can be done. And the keys that a notebook takes for itself reach what is chosen or unfolded.
+# instead, it says what can be done. And the keys that a notebook takes for itself reach what is chosen or unfolded;
+# what listens to keys itself gets a mark, which Notebook 7 looks for, on the focused element alone, before all others.
 AGAIN = "Run this cell to answer."
 PAGE = (
     "<style>.jupyter-widgets:not(:has(*)) {font-size: 0} .jupyter-widgets:not(:has(*))::after "
-    f"{{content: '{AGAIN}'; font-size: var(--jp-content-font-size1, 14px); font-style: italic}}</style>"
+    "{content: 'Run this cell again.'; font-size: var(--jp-content-font-size1, 14px); font-style: italic}</style>"
     "<script>window.prunelabKeys = window.prunelabKeys || (addEventListener('keydown', event => "
-    "{if (event.target.closest?.('.prunelab-keys, summary')) event.stopPropagation()}, true), true)</script>"
+    "{const at = event.target; if (at.closest?.('.prunelab-keys, summary')) event.stopPropagation(); "
+    "else if (at.closest?.('.pl-explorer, .jupyter-widgets [role=slider]')) at.dataset.lmSuppressShortcuts = 'true'}"
+    ", true), true)</script>"
 )
 
 

@@ -53,6 +53,7 @@
     const pull = element("label", "pl-pull", bar), pulled = element("span", "pl-pulled", pull);
     const slider = element("input", "", pull);
     slider.type = "range";
+    slider.setAttribute("aria-label", "How much goes");
     const said = element("p", "pl-said", live), heard = element("p", "pl-hidden", live);
     heard.setAttribute("aria-live", "polite");
     const net = element("div", "pl-net", live);
@@ -64,7 +65,7 @@
       start += layer.rows * layer.columns * layer.kernel[0] * layer.kernel[1];
     }
     const key = element("p", "pl-key", live);
-    key.innerHTML = "Each square is a weight: <i></i> above zero, <b></b> below; the fuller, the larger.";
+    key.innerHTML = "Each square is a weight: <i></i> green above zero, <b></b> grey below; the fuller, the larger.";
     const stats = {};
     const list = element("div", "pl-stats", live);
     const shown = { weights: "weights left", parameters: "parameters", bytes: "bytes stored", macs: "MACs a digit" };
@@ -164,6 +165,7 @@
     // The digits: each drawn once, as a mask that is filled with the page's own ink.
     function pictures(parent) {
       const side = facts.side, grey = bytes(facts.digits), box = element("ul", "pl-digits", parent);
+      box.setAttribute("aria-label", "What it reads, digit by digit; a ✗ stands before what is wrong");
       return facts.truth.map((_, i) => {
         const canvas = document.createElement("canvas"), context = canvas.getContext("2d");
         canvas.width = canvas.height = side;

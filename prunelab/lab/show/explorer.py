@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from . import display, figure, vector
+from .measuring import SHARES, exact
 
 MOST_POINTS = 400  # pictures; more than this takes minutes to draw, and nobody tries them all
 MOST_BYTES = 1_000_000  # of HTML: a notebook with it still opens at once
@@ -39,16 +40,17 @@ def explorer(
     """Show controls over every combination of their values, each picture drawn once by `render(ax, **state)`.
 
     >>> explorer(draw, {"sparsity": [0.0, 0.5, 0.9]}, alt=lambda sparsity: f"...",
-    ...          formats={"sparsity": "{:.0%}"}, figsize=(6, 3))  # doctest: +SKIP
+    ...          formats={"sparsity": "%"}, figsize=(6, 3))  # doctest: +SKIP
 
     Numbers get a slider, anything else buttons. `alt(**state)` describes each picture; `start` is where the controls
     stand at first (each one's first value): there a page that runs no script stays, so choose the most telling;
-    `labels` and `formats` say how a control and its values are written; `subplots` are those of `lab.figure`.
+    `labels` and `formats` say how a control and its values are written ("%" or "points": as hundredths, in that unit);
+    `subplots` are those of `lab.figure`.
     `numbers(**state)` says what each picture shows as {column: value}: the panel's table, for those who can't see it.
     Raises ValueError for too many pictures, or pictures too large.
     """
     names = {name: (labels or {}).get(name, name.replace("_", " ")) for name in controls}
-    texts = [[(formats or {}).get(name, "{}").format(v) for v in values] for name, values in controls.items()]
+    texts = [[_written(v, (formats or {}).get(name, "{}")) for v in values] for name, values in controls.items()]
     chosen = _places(controls, start or {})
     states = [dict(zip(controls, point, strict=True)) for point in itertools.product(*controls.values())]
     alts = [figure.check_alt(alt(**state) if callable(alt) else alt) for state in states]
@@ -72,6 +74,10 @@ def explorer(
     if len(html) > MOST_BYTES:
         raise ValueError(f"the pictures take {len(html):,} bytes, at most {MOST_BYTES:,}: draw less, or fewer values")
     display.show(alts[at], html=html, png=still, alt=alts[at])
+
+
+def _written(value: Any, form: str) -> str:
+    return exact(value, form) if form in SHARES else form.format(value)
 
 
 def _places(controls: Mapping[str, Sequence[Any]], start: Mapping[str, Any]) -> list[int]:

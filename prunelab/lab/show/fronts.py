@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from ...budget import Trial, draw_front
+from ...text import percent
 from . import display, figure
 
 SIZE = (6.5, 3.6)
@@ -41,7 +42,7 @@ class Watch:
             return "None is within the budget yet."
         best = max(within, key=lambda t: t.accuracy)
         where = "" if self.budget is None else " within the budget"
-        return f"The most accurate{where}: {best.name}, {best.accuracy:.1%}."
+        return f"The most accurate{where}: {best.name}, {percent(best.accuracy)}."
 
 
 def watch(budget: float | None = None) -> Watch:

@@ -15,6 +15,7 @@ _UNIT = r"(?: ?(?:%|×|points?|[nµm]?s|[kMG]?B|[kMG]?MACs|CUDA devices?)(?!\w))
 _QUANTITY = _NUMBER + _UNIT
 PATTERN = rf"≈ {_QUANTITY}(?: ± {_QUANTITY})?(?: \[{_QUANTITY}, {_QUANTITY}\])?|{NO_CUDA}"
 
+SHARES = ("%", "points")  # the units of fractions, of which a hundredth is one
 _SCALES = {
     "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")),
     "B": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")),
@@ -22,6 +23,11 @@ _SCALES = {
     "%": ((0.01, "%"),),
     "points": ((0.01, "points"),),
 }
+
+
+def exact(value: float, unit: str = "") -> str:
+    """A chosen or counted value, not a measured one: no more digits than it has."""
+    return f"{100 * value if unit in SHARES else value:g} {unit}".rstrip()
 
 
 def number(value: float, digits: int = 3) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from ...text import percent
 from .figure import COLOURS
 from .vector import INK
 
@@ -23,8 +24,8 @@ def curves(
         (line,) = ax.plot(x, table.mean(0), label=name)
         if len(table) > 1:
             ax.fill_between(x, table.min(0), table.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
-    ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
-    ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
+    ax.xaxis.set_major_formatter(lambda v, _: percent(v, digits=0))
+    ax.yaxis.set_major_formatter(lambda v, _: percent(v, digits=0))
     ax.set(xlabel="sparsity (share of the weights that are zero)", ylabel=ylabel, ylim=(0, 1))
     if legend:
         ax.legend()

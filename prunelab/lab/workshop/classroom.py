@@ -11,7 +11,7 @@ from typing import Any
 from ...core import PruneError
 from ...files import LARGEST, read_whole
 from ..learn import progress
-from ..learn.predict import exact
+from ..show.measuring import exact
 from . import contents, course
 
 FEWEST = 3  # learners; a count over fewer would tell who guessed what
