@@ -11,7 +11,7 @@ from prunelab.lab import real_pictures
 from prunelab.lab.author import grids
 from prunelab.lab.learn import stored_grid
 
-KEYS = ("network", "rule", "sparsity", "layer", "scope", "criterion", "way", "share", "kind")
+KEYS = ("network", "rule", "sparsity", "layer", "scope", "criterion", "way", "share")
 
 
 @pytest.fixture
@@ -45,22 +45,3 @@ def test_the_stored_grids_are_whole(name):
     runs = stored_grid.grid(name)
     asked = [{key: p[key] for key in KEYS if key in p} for p in points]
     assert [{key: run[key] for key in KEYS if key in run} for run in runs] == asked
-
-
-def test_what_is_read_is_counted_in_tenths():
-    labels = torch.arange(200) % 10  # twenty of each class, two in each tenth
-    right = labels == 3
-    right[0] = True
-    counts = real_pictures.in_folds(right, labels)
-    assert counts[3] == [2] * 10
-    assert counts[0] == [1] + [0] * 9
-    assert sum(map(sum, counts)) == int(right.sum())
-
-
-def test_what_classes_pay_agrees_between_halves_if_a_class_pays(monkeypatch):
-    fair = [[90] * 10 for _ in range(10)]
-    unfair = [[90 - label] * 10 for label in range(10)]
-    runs = [{"kind": "trained on", "read": fair}, {"kind": "90 %", "read": unfair}]
-    monkeypatch.setattr(stored_grid, "grid", lambda name: runs)
-    assert real_pictures.tolls("90 %")[:, 0].tolist() == list(range(10))
-    assert real_pictures.reliable("90 %") == pytest.approx(1)

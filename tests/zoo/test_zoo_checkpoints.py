@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from prunelab import zoo
+from prunelab.lab import real_pictures
 from prunelab.zoo import trained
 
 CARD = {
@@ -75,8 +76,7 @@ def reads_as_its_card_says(model, card):
 def test_the_course_has_its_checkpoints_and_the_readme_their_numbers():
     cnns = [f"digits-cnn{seed}" for seed in ("", "-1", "-2", "-3", "-4")]
     vits = [f"digits-vit{seed}" for seed in ("", "-1", "-2", "-3", "-4")]
-    reals = [f"cifar10-resnet{seed}" for seed in ("", "-1", "-2")]
-    assert sorted(zoo.checkpoints()) == [*reals, *cnns, "digits-mlp", *vits, "exam"]
+    assert sorted(zoo.checkpoints()) == [*real_pictures.NETWORKS, *cnns, "digits-mlp", *vits, "exam"]
     readme = (zoo.data_dir() / "README.md").read_text(encoding="utf-8")
     assert trained.with_table(readme, zoo.cards()) == readme
     assert "digits-cnn` |" in readme
@@ -98,7 +98,7 @@ def test_every_vit_is_near_the_cnn():
 
 def test_the_networks_on_photographs_say_what_they_were_trained_on():
     cards = {name: card for name, card in zoo.cards().items() if card["data"] == "cifar10"}
-    assert set(cards) == {"cifar10-resnet", "cifar10-resnet-1", "cifar10-resnet-2"}
+    assert tuple(cards) == real_pictures.NETWORKS
     for card in cards.values():
         assert "JPEG" in card["pictures"]
         assert "none is stated" in card["data_license"]

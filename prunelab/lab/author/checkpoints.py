@@ -14,6 +14,7 @@ from ...core import mode
 from ...data import batches
 from ...recovery import train
 from ..learn import exam
+from ..lessons import real_pictures
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,7 @@ PLANS = {
     "digits-mlp": Plan("mlp", MLP, epochs=20),
     "digits-vit": _vit(0),
     **{f"digits-vit-{seed}": _vit(seed) for seed in (1, 2, 3, 4)},
-    "cifar10-resnet": _real(0),
-    **{f"cifar10-resnet-{seed}": _real(seed) for seed in (1, 2)},
+    **{name: _real(seed) for seed, name in enumerate(real_pictures.NETWORKS)},
     "exam": Plan("resnet", {"classes": 10, "channels": 1, "widths": [32, 48, 64]}, epochs=6, spares=exam.HELD_BACK),
 }
 LICENSES = {

@@ -1,16 +1,14 @@
-"""Three residual networks on CIFAR-10, against which notebooks 00, 04, 05, 06 and 11 hold what the digits told them.
+"""Residual networks on CIFAR-10, against which notebooks 00, 04, 05 and 06 hold what the digits told them.
 
 `zoo.load("cifar10")` downloads the published pictures; no notebook does: what is found stands in the stored grids.
 """
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
-from torch import Tensor, nn
+from torch import nn
 
 from ... import zoo
 from ...allocation import choose, expand, unit_scores
@@ -19,17 +17,15 @@ from ...criteria import by_name as criterion_named
 from ...granularity import filters, weights
 from ...masking import apply
 from ...measurement import evaluate, macs
-from ...pipeline import Recipe, prune
 from ...recovery import finetune, recalibrate_batchnorm
 from ...surgery import shrink
 from ..learn import stored_grid
 from ..learn.stored_grid import Grid, Resumable, Run
 from ..show.figure import table
 from ..show.measuring import measured
-from .lesson_11 import binned, bits, judged, unpacked
 from .pruned_networks import FAST, RULES, pruned, spread
 
-NETWORKS = ("cifar10-resnet", "cifar10-resnet-1", "cifar10-resnet-2")  # differing in nothing but the seed
+NETWORKS = ("cifar10-resnet", "cifar10-resnet-1")  # differing in nothing but the seed
 NOTES = 1280  # training pictures that BatchNorm statistics are estimated from
 TESTED = 2500  # test pictures that an experiment without retraining is read on; all 10,000 where it is retrained
 BATCH = 128
@@ -58,7 +54,7 @@ def refreshed(model: nn.Module, data: zoo.Data) -> float:
 
 
 def shares() -> Resumable:
-    """Notebooks 00 and 04: three CIFAR-10 networks, four rules, four levels, statistics old (of one rule) and fresh."""
+    """Notebooks 00 and 04: the CIFAR-10 networks, four rules, four levels, statistics old (of one rule) and fresh."""
     points = [{"network": n, "rule": r, "sparsity": s} for n in NETWORKS for r in RULES for s in LEVELS]
     data = zoo.load("cifar10")
 
@@ -71,7 +67,7 @@ def shares() -> Resumable:
 
 
 def scans() -> Resumable:
-    """Notebook 05: three CIFAR-10 networks, nine tenths of each layer alone removed, statistics old and fresh."""
+    """Notebook 05: the CIFAR-10 networks, nine tenths of each layer alone removed, statistics old and fresh."""
     layers = [g.name for g in weights(network(NETWORKS[0]))]
     points = [{"network": n, "layer": layer} for n in NETWORKS for layer in ("none", *layers)]
     data = zoo.load("cifar10")
@@ -94,7 +90,7 @@ SHARES = (0.3, 0.5)  # of the filters, that go; the larger is retrained where th
 
 
 def judges() -> Resumable:
-    """Notebook 06: three CIFAR-10 networks, filters removed by seven judges; statistics fresh, then half an epoch."""
+    """Notebook 06: the CIFAR-10 networks, filters removed by seven judges; statistics fresh, then half an epoch."""
     points = [{"network": n, "scope": scope, "criterion": criterion, "way": way, "share": share}
               for n in NETWORKS for scope, criterion, way in JUDGES for share in SHARES]  # fmt: skip
     data = zoo.load("cifar10")
@@ -114,45 +110,12 @@ def judges() -> Resumable:
     return points, run
 
 
-KINDS = {"dense": 0.0, "trained on": 0.0, "70 %": 0.7, "90 %": 0.9}
-FOLDS = 10
-
-
-def forgotten() -> Resumable:
-    """Notebook 11: three CIFAR-10 networks, dense, trained on, and pruned and retrained: which test pictures are read.
-
-    Of each class, `read` counts the pictures read in each tenth of them; a hundred pictures are such a tenth.
-    """
-    points = [{"network": name, "kind": kind} for name in NETWORKS for kind in KINDS]
-    data = zoo.load("cifar10")
-
-    def run(point: Run) -> Run:
-        model, kind = network(point["network"]), point["kind"]
-        if KINDS[kind]:
-            prune(model, Recipe(sparsity=KINDS[kind]))
-        if kind != "dense":
-            retrained(model, data, point["network"])
-        images, labels = data.test.tensors
-        sure, right = judged(model, images, labels)
-        return {"right": bits(right), "bins": binned(sure, right), "read": in_folds(right, labels)}
-
-    return points, run
-
-
 def retrained(model: nn.Module, data: zoo.Data, name: str) -> None:
     """Half an epoch, in place, at the gentle rate of `finetune`."""
     finetune(model, data.train, steps=STEPS, batch_size=BATCH, seed=NETWORKS.index(name), progress=False)
 
 
-def in_folds(right: Tensor, labels: Tensor) -> list[list[int]]:
-    """How many pictures are read of each class (a row) in each tenth of its pictures, dealt out like cards."""
-    own = [right[labels == label] for label in range(10)]
-    return [[int(one[fold::FOLDS].sum()) for fold in range(FOLDS)] for one in own]
-
-
-GRIDS: dict[str, Grid] = {
-    "cifar-shares": shares, "cifar-scans": scans, "cifar-judges": judges, "cifar-forgotten": forgotten,
-}  # fmt: skip
+GRIDS: dict[str, Grid] = {"cifar-shares": shares, "cifar-scans": scans, "cifar-judges": judges}
 
 
 # What the notebooks measure on them
@@ -173,24 +136,3 @@ def by_rule() -> None:
     columns = {"rule": None, **{f"{level:.0%} zero": None for level in LEVELS}}
     rows = [[r, *(mean_and_range(found("shares", "fresh", rule=r, sparsity=s)) for s in LEVELS)] for r in RULES]
     table("CIFAR-10, statistics fresh: mean [lowest, highest network]", columns, rows)
-
-
-def reads(kind: str) -> np.ndarray:
-    """Which of the 10,000 test pictures the networks of a kind read: (networks, pictures) of bool."""
-    runs = [run["right"] for run in stored_grid.grid("cifar-forgotten") if run["kind"] == kind]
-    return np.stack([unpacked(right, 10_000) for right in runs])
-
-
-def tolls(kind: str, beside: str = "trained on") -> np.ndarray:
-    """Points that each class pays beside the dense twin, in each tenth of its pictures: (classes, tenths)."""
-    counts = [[run["read"] for run in stored_grid.grid("cifar-forgotten") if run["kind"] == k] for k in (beside, kind)]
-    before, after = (np.mean(each, axis=0) for each in counts)
-    return before - after  # of a hundred pictures each
-
-
-def reliable(kind: str, beside: str = "trained on") -> float:
-    """Split-half reliability: the mean rank correlation of what classes pay, over all halvings of the ten tenths."""
-    toll, every = tolls(kind, beside), range(FOLDS)
-    halves = [list(half) for half in itertools.combinations(every, FOLDS // 2) if 0 in half]
-    pairs = [(toll[:, half].mean(1), np.delete(toll, half, axis=1).mean(1)) for half in halves]
-    return float(np.mean([spearmanr(one, other).statistic for one, other in pairs]))
