@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from prunelab import zoo
+from prunelab.lab import real_pictures
 from prunelab.zoo import trained
 
 CARD = {
@@ -57,6 +58,11 @@ def test_the_course_checkpoints_are_what_their_cards_say(name):
     assert not any(module.training for module in model.modules())
     assert sum(p.numel() for p in model.parameters()) == card["parameters"]
     assert all(t.isfinite().all() for t in model.state_dict().values())
+    if card["data"] == "digits":  # photographs would have to be downloaded
+        reads_as_its_card_says(model, card)
+
+
+def reads_as_its_card_says(model, card):
     data = zoo.load("digits")
     for split in ("valid", "test"):
         images, labels = getattr(data, split).tensors
@@ -70,7 +76,7 @@ def test_the_course_checkpoints_are_what_their_cards_say(name):
 def test_the_course_has_its_checkpoints_and_the_readme_their_numbers():
     cnns = [f"digits-cnn{seed}" for seed in ("", "-1", "-2", "-3", "-4")]
     vits = [f"digits-vit{seed}" for seed in ("", "-1", "-2", "-3", "-4")]
-    assert sorted(zoo.checkpoints()) == [*cnns, "digits-mlp", *vits, "exam"]
+    assert sorted(zoo.checkpoints()) == [*real_pictures.NETWORKS, *cnns, "digits-mlp", *vits, "exam"]
     readme = (zoo.data_dir() / "README.md").read_text(encoding="utf-8")
     assert trained.with_table(readme, zoo.cards()) == readme
     assert "digits-cnn` |" in readme
@@ -88,6 +94,16 @@ def test_every_vit_is_near_the_cnn():
         cnn, vit = (cards[f"digits-{kind}{seed}"]["accuracy"]["test"]["value"] for kind in ("cnn", "vit"))
         assert cnn - 0.03 < vit < 0.98
         assert cards[f"digits-vit{seed}"]["bytes"] < 500_000
+
+
+def test_the_networks_on_photographs_say_what_they_were_trained_on():
+    cards = {name: card for name, card in zoo.cards().items() if card["data"] == "cifar10"}
+    assert tuple(cards) == real_pictures.NETWORKS
+    for card in cards.values():
+        assert "JPEG" in card["pictures"]
+        assert "none is stated" in card["data_license"]
+        assert 0.74 < card["accuracy"]["test"]["value"] < 0.80
+        assert card["accuracy"]["test"]["images"] == 10_000
 
 
 def test_what_is_saved_comes_back(folder):

@@ -18,11 +18,13 @@ from tqdm.auto import tqdm
 from ...files import write_whole
 from ..learn import exercise, stored_grid
 from ..learn.stored_grid import Grid, Run
+from ..lessons import real_pictures
 
 
 def known() -> dict[str, Grid]:
-    """Every lesson's grids by name."""
-    return {name: grid for n in exercise.numbers() for name, grid in getattr(exercise.lesson(n), "GRIDS", {}).items()}
+    """Every lesson's grids by name, and those on real pictures, which several lessons read."""
+    rooms = [*map(exercise.lesson, exercise.numbers()), real_pictures]
+    return {name: grid for room in rooms for name, grid in getattr(room, "GRIDS", {}).items()}
 
 
 def remake(names: list[str] | None = None) -> None:

@@ -41,10 +41,15 @@ def pick(name: str = "digits-cnn", *, pixels: int = 32, steps: int = STEPS, prog
         return _torchvision(name.partition(":")[2], pixels, steps, progress)
     if name.endswith(".py") or "/" in name:
         return _own(Path(name))
-    if name not in zoo.checkpoints():
-        there = ", ".join(zoo.checkpoints())
+    if name not in checkpoints():
+        there = ", ".join(checkpoints())
         raise PruneError(f"no network is called {name!r}: the zoo has {there}; or give torchvision:NAME, or a .py file")
     return zoo.checkpoint(name), zoo.load("digits")
+
+
+def checkpoints() -> list[str]:
+    """The zoo's networks that read digits."""
+    return [name for name, card in zoo.cards().items() if card.get("data") == "digits"]
 
 
 def _torchvision(name: str, pixels: int, steps: int, progress: bool) -> tuple[nn.Module, Any]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ipywidgets as widgets
 
-from ... import zoo
 from ...budget import GoalNotMet, Result, fit_budget
 from ...core import PruneError
 from ...exports import export
 from ...running import first_inputs
 from ..show import display, fronts
-from .network_choice import pick
+from .network_choice import checkpoints, pick
 
 COSTS = {"time": "latency", "bytes": "bytes", "MACs": "macs"}
 WIDTH = widgets.Layout(width="34em", max_width="100%")
@@ -22,7 +21,7 @@ class Workbench:
 
     def __init__(self) -> None:
         self.network = widgets.Combobox(
-            value="digits-cnn", options=[*zoo.checkpoints(), "torchvision:resnet18"], description="network",
+            value="digits-cnn", options=[*checkpoints(), "torchvision:resnet18"], description="network",
             placeholder="a checkpoint, torchvision:NAME, or my_model.py", style=STYLE, layout=WIDTH,
         )  # fmt: skip
         self.cost = widgets.Dropdown(
