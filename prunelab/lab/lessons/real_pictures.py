@@ -133,6 +133,6 @@ def mean_and_range(values: np.ndarray) -> str:
 
 def by_rule() -> None:
     """Show what each rule leaves at each level, statistics fresh."""
-    columns = {"rule": None, **{f"{level:.0%} zero": None for level in LEVELS}}
+    columns = {"rule": None, **{f"{100 * level:g} % zero": None for level in LEVELS}}
     rows = [[r, *(mean_and_range(found("shares", "fresh", rule=r, sparsity=s)) for s in LEVELS)] for r in RULES]
     table("CIFAR-10, statistics fresh: mean [lowest, highest network]", columns, rows)
