@@ -299,6 +299,25 @@ def test_a_trial_that_fails_blames_what_the_failing_module_reads(monkeypatch):
     assert tried == [7, 6]  # and not half of them, a quarter, ...
 
 
+def test_a_module_that_fails_costs_only_what_was_assumed_of_it():
+    """Splits of a fixed width look like halves; where they fail, what else lies in their modules stays removable."""
+
+    def forward(s, x):
+        a, b = s.wide(x).split(4, 1)
+        return s.join(torch.cat([a, s.inner(b)], 1))
+
+    def stage():
+        inner = nn.Sequential(*[layer for _ in range(5) for layer in (conv(4, 4), nn.ReLU())])
+        return Net(forward, wide=conv(4, 8), inner=inner, join=conv(8, 4))
+
+    model = nn.Sequential(conv(2, 4), *[stage() for _ in range(8)], conv(4, 3))
+    with pytest.warns(UserWarning, match=r"left out: 1\.wide was tried.*equal parts"):
+        groups = granularity.filters(model, images())
+    inner = {f"{stage}.inner.{layer}" for stage in range(1, 9) for layer in range(0, 10, 2)}
+    assert {g.name for g in groups} == inner | {"0", *(f"{stage}.join" for stage in range(1, 9))}
+    assert {path for path, why in groups.stays.items() if "equal parts" in why} == {f"{n}.wide" for n in range(1, 9)}
+
+
 def test_what_meets_the_input_or_the_output_stays():
     net = Net(lambda s, x: s.b(s.a(x) + x), a=conv(2, 2), b=conv(2, 3))
     message = "no filter of a convolution that could be removed. What stays, and why: a: meets a tensor of a fixed size"

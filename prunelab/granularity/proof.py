@@ -59,9 +59,9 @@ def proven(model: nn.Module, groups: Sequence[Group], assumed: Mapping[str, str]
     kept = list(groups)
     unsure: list[Group] = []
     while kept and trial.failure(kept) is not None:
-        blamed = next(filter(None, ([g for g in kept if _inside(g, place)] for place in trial.places)), [])
-        blamed = blamed or [g for g in kept if g.name in assumed] or kept
-        if len(blamed) == 1:
+        inside = next(filter(None, ([g for g in kept if _inside(g, place)] for place in trial.places)), [])
+        blamed = [g for g in inside or kept if g.name in assumed] or inside or kept
+        if len(inside or blamed) == 1:
             trial.why[blamed[0].name] = trial.last
         else:
             unsure += blamed  # some of them may hold after all
