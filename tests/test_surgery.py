@@ -196,6 +196,29 @@ def test_a_declared_size_follows_where_only_one_cut_can_be_meant(shapes, cut, si
     assert (small[0].hidden_size, small[0].count, model[0].hidden_size) == (size, 4, 4)
 
 
+class Attends(nn.Module):
+    """An attention whose own width is, by chance, that of the stream, as timm's."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed_dim = self.attn_dim = 8
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.down(self.up(x).reshape(len(x), 2, self.attn_dim).sum(1))
+
+
+def test_an_attention_keeps_its_own_width_where_the_stream_loses_some():
+    model = nn.Sequential(nn.Linear(3, 8), Attends(), nn.Linear(8, 2))
+    ends = {"0.weight": 0, "0.bias": 0, "1.up.weight": 1, "1.down.weight": 0, "1.down.bias": 0, "2.weight": 1}
+    stream = Group("stream", 8, tuple(Member(name, dim) for name, dim in ends.items()))
+    keep, x = {"stream": torch.arange(8) < 4}, torch.randn(5, 3)
+    small = shrink(model, [stream], keep)
+    assert (small[1].embed_dim, small[1].attn_dim) == (4, 8)
+    with pl.masked(model, pl.expand(model, [stream], keep)):
+        torch.testing.assert_close(small(x), model(x))
+
+
 def test_heads_that_leave_do_not_change_the_width_that_a_model_declares():
     """Both are 32 wide; the position of a head's columns is no position of the residual stream."""
     vit = torchvision.models.VisionTransformer(16, 8, 1, 4, 32, 48, num_classes=3).eval()

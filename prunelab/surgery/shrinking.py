@@ -17,6 +17,7 @@ from . import experts, heads, widths
 from .removal import gone, remove
 
 HOLDS_A_SIZE = re.compile(r"dim|width|hidden|intermediate|channels|features|planes|d_model|embed|(^|_)(c|ch|nf)$")
+INNER = re.compile(r"attn|inner")  # what such a size is of, by its name
 Lines = dict[tuple[str, int], Tensor]  # (tensor name, dimension) -> bool (size,), True = stays
 
 
@@ -157,7 +158,8 @@ def _resize(model: nn.Module, lines: Lines) -> None:
             size = getattr(module, attribute)
             counts = sizes.get(size, collections.Counter())
             cut = [after for after in counts if after != size]
-            if len(cut) == 1 and counts[cut[0]] > counts.get(size, 0):
+            inner = INNER.search(attribute) and size in counts  # an attention's own width, which is as large as before
+            if len(cut) == 1 and counts[cut[0]] > counts.get(size, 0) and not inner:
                 setattr(module, attribute, cut[0])
 
 
