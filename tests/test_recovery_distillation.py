@@ -36,7 +36,7 @@ def test_by_hand():
     assert two.item() == pytest.approx(0.5 * 4 * apart + 0.5 * math.log(2))
 
 
-@pytest.mark.parametrize("shape", [(5, 3), (5, 3, 4)], ids=["classes", "classes and positions"])
+@pytest.mark.parametrize("shape", [(5, 3), (5, 3, 4), (5, 3, 3)], ids=["classes", "classes and positions", "as many"])
 def test_against_probabilities_written_out(shape):
     dice = torch.Generator().manual_seed(0)
     said, outputs = torch.randn(shape, generator=dice), torch.randn(shape, generator=dice)

@@ -41,7 +41,8 @@ class Distillation:
     def __call__(self, inputs: Any, outputs: Tensor, targets: Tensor) -> Tensor:
         with torch.no_grad(), mode(self.teacher, training=False):
             said = call(self.teacher, inputs)
-        by_token = outputs.dim() > 2 and targets.shape == outputs.shape[:-1]
+        positions = (*outputs.shape[:1], *outputs.shape[2:])  # torch's own order; where both would do, it is that
+        by_token = targets.shape == outputs.shape[:-1] and targets.shape != positions
         classes = -1 if by_token else 1
         soft, wanted = ((x / self.temperature).log_softmax(classes) for x in (outputs, said))
         apart = F.kl_div(soft, wanted, reduction="none", log_target=True).sum(classes).mean()

@@ -110,7 +110,7 @@ class Number:
             raise ClaimError(
                 f'"{self.says}": `{self.value}` can\'t be computed here ({type(error).__name__}: {error})'
             ) from error
-        return None if self.bound.holds(found) else f'"{self.says}" ({self.bound}). Here it is {found!r}.'
+        return None if self.bound.holds(found) else f'"{self.says}" ({self.bound}). Here it is {_short(found)}.'
 
 
 def numbers_of(notebook: str) -> tuple[Number, ...]:
@@ -146,6 +146,10 @@ def _verdict(count: int, other: list[str]) -> str:
     if not other:
         return "all hold."
     return f"{count - len(other)} hold. {OWN_TIMES}; here it is otherwise with {' And with '.join(other)}"
+
+
+def _short(found: Any) -> str:
+    return f"{found:.4g}" if isinstance(found, float) else repr(found)
 
 
 def plain(value: Any) -> Any:
