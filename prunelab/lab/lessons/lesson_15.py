@@ -126,7 +126,7 @@ def smaller(model: nn.Module, groups: Sequence[Group], keep: Keep, *, scaled: bo
 # The same small distillation for all
 
 
-STEPS = 64  # a page each, 255 tokens
+STEPS, TOKENS = 64, 128  # a piece of a page each
 COURSE = (8, 16, 32)  # steps after which it is looked at
 RATE = 3e-4  # at its highest
 Look = Callable[[int, int], None]
@@ -156,7 +156,7 @@ def distil(
 POINT = ("way", "rule", "scope", "like", "steps", "seed")
 SIZES = (8, 15)  # blocks' worth of parameters: 21 and 39 % of the Llama
 HEADS = 3  # blocks' worth where heads are compared: all attentions together have less than eight blocks have
-SOME, TESTED = 4, 8  # pages to calibrate on, and to test on
+SOME, TESTED = 4, 8  # pages to calibrate on, and of code to test on; of prose to test on
 EVERY = 6  # of the pages to train on
 
 
@@ -166,7 +166,7 @@ def shapes_grid() -> Resumable:
     text, code, asked = text_for(llama), text_for(llama, "code"), questions()
     calib, test = text.some(SOME), text.test[:TESTED]
     loud = loudness(llama.model, calib)
-    ids = text.train[::EVERY][:STEPS, :-1]
+    ids = text.train[::EVERY][:STEPS, :TOKENS]
     taught: list[Tensor] = []
     scores: dict[str, Scores] = {}
 
@@ -195,7 +195,7 @@ def shapes_grid() -> Resumable:
         main = point["like"] != HEADS and BEST.get(point["way"], ("", "")) == (point["rule"], point["scope"])
         found = judged(model, llama, test, writes=main or not point["like"])
         if "text" in found:
-            other = perplexity(model, code.test[:TESTED])
+            other = perplexity(model, code.test[:SOME])
             found |= {"code": other.value, "code losses": [round(x, 5) for x in other.losses]}
             found |= {"answers": answered(model, llama.tokenizer, asked)}
         if not point["like"]:
@@ -208,7 +208,7 @@ def shapes_grid() -> Resumable:
 def _points() -> list[Run]:
     """The mains at both sizes, before and after; then heads, other rules, and what the loudest neurons alone do."""
     points: list[tuple[Any, ...]] = [("whole", "", "", 0, 0, 0)]
-    points += [(way, *rule, like, steps, 0) for steps in (0, STEPS) for like in SIZES for way, rule in BEST.items()]
+    points += [(way, *rule, like, steps, 0) for like in SIZES for steps in (0, STEPS) for way, rule in BEST.items()]
     points += [("neurons", *how, 8, 0, 0) for how in CONTROLS.values() if how != BEST["neurons"]]
     points += [("width", "loudness", "layer, unscaled", 8, 0, 0)]
     points += [(way, rule, "global", HEADS, 0, 0) for way, rule in AT_HEADS.items()]

@@ -50,7 +50,7 @@ tear tore torn tearing, swear swore sworn swearing, shrink shrank shrunk shrinki
 do did done doing, forgive forgave forgiven forgiving, arise arose arisen arising, weave wove woven weaving
 """
 FRAMES = ("Tomorrow my sister will", "Last week my sister", "My sister has already", "My sister could not stop")
-BATCH, LONGEST = 16, 8  # texts at once; tokens of an option
+BATCH = 16  # texts at once
 SHIFTS = (0, 13, 27, 41)  # in the list of 56 capitals: each is right once, and wrong three times
 
 
@@ -131,8 +131,10 @@ def likelihoods(model: Any, tokenizer: Any, pairs: set[tuple[str, str]]) -> dict
     with mode(model, training=False), torch.no_grad():
         for same in asked.values():
             for some in torch.tensor(list(same)).split(BATCH):
-                hidden = model.model(some, use_cache=False).last_hidden_state[:, -LONGEST:]
-                for row, said in zip(some.tolist(), model.lm_head(hidden).log_softmax(-1), strict=True):
-                    for pair, last in same[tuple(row)]:
+                rows = [same[tuple(row)] for row in some.tolist()]
+                longest = max(len(last) for row in rows for _, last in row)
+                hidden = model.model(some, use_cache=False).last_hidden_state[:, -longest:]
+                for row, said in zip(rows, model.lm_head(hidden).log_softmax(-1), strict=True):
+                    for pair, last in row:
                         found[pair] = float(said[-len(last) :].gather(1, torch.tensor(last)[:, None]).sum())
     return found
