@@ -204,7 +204,7 @@ def test_drawings():
         (lambda ax: lesson_13.damage(ax, dots, {"low": (0.1, 20.0)}, 17.0), {}),
         (lambda axes: lesson_14.shouts(axes, torch.ones(8), {"in": [1.0, 2.0]}), {"nrows": 2}),
         (lambda ax: lesson_15.neurons_seen(ax, torch.ones(8), torch.ones(8), torch.arange(8) < 3), {}),
-        (lambda axes: lesson_15.courses(axes, 17.5, 134515008), {"ncols": 2}),
+        (lambda axes: lesson_15.judges(axes, lesson_15.stored()["whole", "", "", 0, False]), {"ncols": 2}),
         (lambda ax: llamas.said(ax, "2 out", {"perplexity": 30.0, "text": "It costs $5 and $6. " * 60}), {}),
         (lambda ax: llamas.said(ax, "all out", {"perplexity": 3e5, "text": ""}), {}),
     ):
@@ -242,7 +242,7 @@ def test_the_grids_run(llama, tmp_path, monkeypatch):
     shapes = made_by(lesson_15.shapes_grid)
     assert all(math.isfinite(r["perplexity"]) for r in shapes)
     assert len({r["parameters"] for r in shapes if r["way"] == "blocks"}) == 3
-    assert [done for done, _ in shapes[-1]["course"]] == [8]
+    assert [r["course"][0][0] for r in shapes if r["steps"]] == [8, 8, 8]
     assert {len(lesson_15.verdicts(shapes[0], r)) for r in shapes if "answers" in r} == {5}
     assert lesson_15.verdicts(shapes[0], shapes[0]) == ["cannot tell"] * 5
     json.dumps([runs, shapes])

@@ -22,7 +22,6 @@ from ...layers import prunable
 from ...measurement import mean_interval, perplexity
 from ...recovery import train
 from ...surgery import shrink
-from ...text import percent
 from ..learn.claim import plain
 from ..learn.exercise import call
 from ..learn.stored_grid import Grid, Resumable, Run, grid
@@ -126,7 +125,8 @@ def smaller(model: nn.Module, groups: Sequence[Group], keep: Keep, *, scaled: bo
 # The same small distillation for all
 
 
-STEPS, TOKENS = 64, 128  # a piece of a page each
+STEPS = 64  # with a piece of a page each
+TOKENS = 128  # of a page
 COURSE = (8, 16, 32)  # steps after which it is looked at
 RATE = 3e-4  # at its highest
 Look = Callable[[int, int], None]
@@ -156,7 +156,7 @@ def distil(
 POINT = ("way", "rule", "scope", "like", "steps", "seed")
 SIZES = (8, 15)  # blocks' worth of parameters: 21 and 39 % of the Llama
 HEADS = 3  # blocks' worth where heads are compared: all attentions together have less than eight blocks have
-SOME, TESTED = 4, 8  # pages to calibrate on, and of code to test on; of prose to test on
+SOME, TESTED = 4, 8  # pages to calibrate on, and to test the controls and code on; to test the race on
 EVERY = 6  # of the pages to train on
 
 
@@ -193,8 +193,9 @@ def shapes_grid() -> Resumable:
         model = made(*how) if point["like"] else llama.model
         course = distilled(model, seed) if steps else {}
         main = point["like"] != HEADS and BEST.get(point["way"], ("", "")) == (point["rule"], point["scope"])
-        found = judged(model, llama, test, writes=main or not point["like"])
-        if "text" in found:
+        main = main or not point["like"]
+        found = judged(model, llama, test if main else test[:SOME], writes=main)
+        if main:
             other = perplexity(model, code.test[:SOME])
             found |= {"code": other.value, "code losses": [round(x, 5) for x in other.losses]}
             found |= {"answers": answered(model, llama.tokenizer, asked)}
@@ -208,11 +209,11 @@ def shapes_grid() -> Resumable:
 def _points() -> list[Run]:
     """The mains at both sizes, before and after; then heads, other rules, and what the loudest neurons alone do."""
     points: list[tuple[Any, ...]] = [("whole", "", "", 0, 0, 0)]
-    points += [(way, *rule, like, steps, 0) for like in SIZES for steps in (0, STEPS) for way, rule in BEST.items()]
+    points += [(way, *rule, 8, steps, 0) for steps in (0, STEPS) for way, rule in BEST.items()]
+    points += [(way, *rule, 15, 0, 0) for way, rule in BEST.items()]
     points += [("neurons", *how, 8, 0, 0) for how in CONTROLS.values() if how != BEST["neurons"]]
     points += [("width", "loudness", "layer, unscaled", 8, 0, 0)]
     points += [(way, rule, "global", HEADS, 0, 0) for way, rule in AT_HEADS.items()]
-    points += [(way, *BEST[way], 8, STEPS, 1) for way in ("neurons", "blocks")]
     return [dict(zip(POINT, p, strict=True)) for p in points]
 
 
@@ -220,17 +221,21 @@ GRIDS: dict[str, Grid] = {"llama-shapes": shapes_grid}
 
 
 def stored() -> dict[tuple[str, str, str, int, bool], Run]:
-    """The runs of the grid by way, rule, scope, blocks' worth, and whether they are distilled; the first draw's."""
-    first = [r for r in grid("llama-shapes") if not r["seed"]]
-    return {(r["way"], r["rule"], r["scope"], r["like"], r["steps"] > 0): r for r in first}
+    """The runs of the grid by way, rule, scope, blocks' worth, and whether they are distilled."""
+    return {(r["way"], r["rule"], r["scope"], r["like"], r["steps"] > 0): r for r in grid("llama-shapes")}
 
 
 def mains(like: int) -> dict[str, list[Run]]:
-    """Of each way, at a size, the run before and the run after the distillation; of some a second draw's as well."""
-    return {
-        way: [r for r in grid("llama-shapes") if (r["way"], r["rule"], r["scope"], r["like"]) == (way, *rule, like)]
-        for way, rule in BEST.items()
-    }
+    """Of each way, at a size, the run before the distillation and, at the smaller size, the run after it."""
+    runs = stored()
+    found = {way: [runs.get((way, *rule, like, after)) for after in (False, True)] for way, rule in BEST.items()}
+    return {way: [run for run in both if run] for way, both in found.items()}
+
+
+def controls() -> dict[str, float]:
+    """Perplexity on the first four pages, a third of the neurons gone by each of the rules."""
+    runs = [(name, stored()["neurons", *how, 8, False]["losses"][:SOME]) for name, how in CONTROLS.items()]
+    return {name: math.exp(sum(losses) / SOME) for name, losses in runs}
 
 
 def verdicts(one: Run, other: Run) -> list[str]:
@@ -255,19 +260,22 @@ def shares(run: Run) -> list[float]:
 # Drawings
 
 
-def courses(axes: Sequence[Axes], whole: float, parameters: int) -> None:
-    """Perplexity over the steps of the distillation, a line a way, and a panel a size; a second draw is dotted."""
-    for ax, like in zip(axes, SIZES, strict=True):
-        for (way, (bare, *draws)), colour, marker in zip(mains(like).items(), COLOURS, "os^", strict=False):
-            for run, style in zip(draws, ("-", ":"), strict=False):
-                points = [[0, bare["perplexity"]], *run["course"], [STEPS, run["perplexity"]]]
-                ax.plot(*zip(*points, strict=True), color=colour, marker=marker, ls=style, label=way * (style == "-"))
-        ax.axhline(whole, color=INK, lw=1, ls="--", marker="", label="the whole Llama")
-        left = 1 - bare["parameters"] / parameters
-        ax.set(yscale="log", xlabel="steps", title=f"{percent(left, digits=0)} of the parameters gone")
-        ax.set_xticks([0, *COURSE, STEPS])
-    axes[0].set_ylabel("perplexity")
-    axes[1].legend(loc="upper right")
+def judges(axes: Sequence[Axes], whole: Run) -> None:
+    """Perplexity over the steps of the distillation, a line a way; and what each has right, cut and distilled."""
+    for i, ((way, (bare, run)), colour, marker) in enumerate(zip(mains(8).items(), COLOURS, "os^", strict=False)):
+        points = [[0, bare["perplexity"]], *run["course"], [STEPS, run["perplexity"]]]
+        axes[0].plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=9, lw=2.5, label=way)
+        for j, pair in enumerate(zip(shares(bare), shares(run), strict=True)):
+            place = [4 * j + i, 4 * j + i + 0.5]
+            axes[1].plot(place, [100 * x for x in pair], color=colour, marker=marker, markersize=9, lw=2.5)
+    axes[0].axhline(whole["perplexity"], color=INK, lw=1, ls="--", marker="", label="the whole Llama")
+    for j, share in enumerate(shares(whole)):
+        axes[1].plot([4 * j - 0.3, 4 * j + 2.8], [100 * share] * 2, color=INK, lw=1, ls="--", marker="")
+    axes[0].set(yscale="log", xlabel="steps of distillation", ylabel="perplexity: lower is better")
+    axes[0].set_xticks([0, *COURSE, STEPS])
+    axes[0].legend(loc="upper right")
+    axes[1].set(ylabel="% right, cut and distilled", ylim=(0, 102))
+    axes[1].set_xticks([1.25, 5.25, 9.25], ["facts", "sums", "verb forms"])
 
 
 def neurons_seen(ax: Axes, size: Tensor, loud: Tensor, gone: Tensor) -> None:
@@ -323,20 +331,20 @@ ROOM, CONTEXT = 1.45e9, 24_000  # bytes, tokens
 
 
 def check_ship(answer: Any) -> str | None:
-    """Of ways and sizes: the lowest perplexity after distillation among those whose weights and cache fit."""
+    """Of ways and sizes: the lowest perplexity among those whose weights and cache fit."""
     given = plain(answer)
     if not isinstance(given, (tuple, list)) or len(given) != 2:
         return 'give a way and how many blocks\' worth leave, such as `("width", 15)`.'
     way, like = str(given[0]).strip().lower(), plain(given[1])
     if way not in BEST or like not in SIZES:
-        return f"the ways are {', '.join(BEST)}, the sizes {SIZES[0]} and {SIZES[1]}."
-    needs = {(w, k): _bytes(w, k, pair[1]) for k in SIZES for w, pair in mains(k).items()}
+        return f"the ways are {', '.join(BEST)}, the sizes {' and '.join(map(str, SIZES))}."
+    needs = {(w, k): _bytes(w, k, pair[-1]) for k in SIZES for w, pair in mains(k).items()}
     if needs[way, like] > ROOM:
         return (
             f"{way} at {like} needs {needs[way, like] / 1e9:.2f} GB: the cache counts *blocks*, and no neuron and no "
             "channel that leaves makes it smaller."
         )
-    fits = {key: mains(key[1])[key[0]][1]["perplexity"] for key, need in needs.items() if need <= ROOM}
+    fits = {key: mains(key[1])[key[0]][-1]["perplexity"] for key, need in needs.items() if need <= ROOM}
     if fits[way, like] > min(fits.values()):
         return f"it fits, with a perplexity of {fits[way, like]:.0f}; another one that fits has a lower one."
     return None
