@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from tiny_decoders import decoder, token_ids
 
 import prunelab as pl
 from prunelab import zoo
-from prunelab.lab.lessons import lesson_13, lesson_14, lesson_15, llamas
+from prunelab.lab.lessons import lesson_13, lesson_14, lesson_15, llamas, questions
 from prunelab.lab.show import figure
 from prunelab.language import next_token_loss, next_tokens
 from prunelab.reconstruction import SparseGPT, Wanda
@@ -97,9 +98,7 @@ def test_ways_at_equal_parameters(way, monkeypatch):
     monkeypatch.setattr(lesson_15, "PACK", 1)
     model = decoder()
     groups = lesson_15.groups_of(model, way)
-    share = lesson_15.share_of(model, way, 1)
-    keep = lesson_15.keep_of(groups, pl.criteria.magnitude(model), share, "layer", {})
-    small = lesson_15.smaller(model, groups, keep)
+    small = lesson_15.cut(model, way, 1, pl.criteria.magnitude(model), "layer")
     count, less = (sum(p.numel() for p in m.parameters()) for m in (model, small))
     unit = count / model.config.hidden_size if way == "width" else 4 * count / sum(g.units for g in groups)
     block = sum(p.numel() for p in model.model.layers[0].parameters())
@@ -107,17 +106,16 @@ def test_ways_at_equal_parameters(way, monkeypatch):
     assert bool(torch.isfinite(small(token_ids(1, 8)).logits).all())
 
 
-def test_loud_neurons_stay_or_go(monkeypatch):
-    monkeypatch.setattr(lesson_15, "LOUD", 4)
+def test_loud_neurons_stay_or_go():
     model = decoder()
     loud, groups = lesson_15.loudness(model, CALIB), lesson_15.groups_of(model, "neurons")
     scores = pl.criteria.magnitude(model)
-    for scope, share, kept in (("layer, loud stay", 0.5, 4), ("layer, loud go", 0.5, 0), ("loud alone", 0.5, 0)):
+    for scope, share, kept in (("layer, 8 % stay", 0.5, 4), ("layer, 8 % go", 0.5, 0), ("8 % alone", 0.5, 0)):
         keep = lesson_15.keep_of(groups, scores, share, scope, loud)
         for name, mask in keep.items():
             top = loud[f"{name}.down_proj.weight"][0].topk(4).indices
             assert int(mask[top].sum()) == kept
-            assert int((~mask).sum()) == (4 if scope == "loud alone" else len(mask) // 2)
+            assert int((~mask).sum()) == (4 if scope == "8 % alone" else len(mask) // 2)
 
 
 def test_a_narrower_norm_gives_as_much():
@@ -145,6 +143,43 @@ def test_the_student_comes_nearer():
     assert same == pytest.approx([0, 0], abs=1e-5), "the whole one has nothing to learn from itself"
 
 
+def test_questions():
+    """At least 150 a kind, four different options each; towns and verb forms are right once, and wrong three times."""
+    asked = questions.questions()
+    assert len(asked) == len({(q.text, q.options[0]) for q in asked})
+    for kind in ("facts", "arithmetic", "grammar"):
+        mine = [q for q in asked if q.kind == kind]
+        assert len(mine) >= 150
+        assert {len(set(q.options)) for q in mine} == {4}
+    for part in ("capital", "sister"):
+        given = Counter(option for q in asked if part in q.text for option in q.options)
+        assert set(given.values()) == {4}
+    for q in asked:
+        if q.kind == "arithmetic":
+            assert eval(q.text.removesuffix("=")) == int(q.options[0])
+            assert {len(option) for option in q.options} == {2}
+
+
+def test_answers_are_those_of_the_plain_way():
+    """Each option alone, all of it through the model: the same likelihoods."""
+    model, asked = decoder(), [q for q in questions.questions() if "Buenos Aires" in q.options][:2]
+    found = questions.likelihoods(model, Words(), {(q.text, option) for q in asked for option in q.options})
+    for (text, option), value in found.items():
+        first, last = (Words().encode(part, add_special_tokens=False, verbose=False) for part in (text, option))
+        ids = torch.tensor([first + last])
+        said = model(ids[:, :-1]).logits[0].detach().log_softmax(-1)[-len(last) :]
+        assert value == pytest.approx(float(said.gather(1, torch.tensor(last)[:, None]).sum()), abs=1e-4)
+
+
+def test_right_is_the_likeliest(monkeypatch):
+    asked = [questions.Question("facts", "a b", ("c", "d")), questions.Question("grammar", "e", ("f", "g"))]
+    said = {("a b", "c"): -1, ("a b", "d"): -2, ("e", "f"): -3, ("e", "g"): -3}
+    said |= {("blind", option): -len(said) - i for i, option in enumerate("dcgf")}
+    monkeypatch.setattr(questions, "likelihoods", lambda model, tokenizer, pairs: {pair: said[pair] for pair in pairs})
+    assert questions.answered(None, None, asked) == {"facts": "1", "grammar": "0"}, "a tie is not right"
+    assert questions.answered(None, None, asked, "blind") == {"facts": "0", "grammar": "0"}
+
+
 def test_agreement_and_streams():
     assert lesson_13.agreement([1, 2, 3], [10, 30, 50]) == pytest.approx(1)
     assert lesson_13.agreement([1, 2, 3], [5, 4, 1]) == pytest.approx(-1)
@@ -169,7 +204,7 @@ def test_drawings():
         (lambda ax: lesson_13.damage(ax, dots, {"low": (0.1, 20.0)}, 17.0), {}),
         (lambda axes: lesson_14.shouts(axes, torch.ones(8), {"in": [1.0, 2.0]}), {"nrows": 2}),
         (lambda ax: lesson_15.neurons_seen(ax, torch.ones(8), torch.ones(8), torch.arange(8) < 3), {}),
-        (lambda axes: lesson_15.slopes(axes, 17.5, 134515008), {"ncols": 2}),
+        (lambda axes: lesson_15.judges(axes, lesson_15.stored()["whole", "", "", 0, False]), {"ncols": 2}),
         (lambda ax: llamas.said(ax, "2 out", {"perplexity": 30.0, "text": "It costs $5 and $6. " * 60}), {}),
         (lambda ax: llamas.said(ax, "all out", {"perplexity": 3e5, "text": ""}), {}),
     ):
@@ -201,10 +236,13 @@ def test_the_grids_run(llama, tmp_path, monkeypatch):
     assert [len(r["out"]) for r in runs] == [r["removed"] for r in runs]
     assert {r["what"] for r in runs if "text" in r} == {"layers", "mlps", "attentions"}
     assert len(made_by(lesson_14.weights_grid)) == 18
-    monkeypatch.setattr(lesson_15, "distil", lambda *_: [0.5])
+    monkeypatch.setattr(lesson_15, "distil", lambda *given: [given[4](8, 64), 0.5][1:])
+    monkeypatch.setattr(lesson_15, "questions", lambda: questions.questions()[::50])
     monkeypatch.setattr(lesson_15, "PACK", 1)
-    monkeypatch.setattr(lesson_15, "LOUD", 2)
     shapes = made_by(lesson_15.shapes_grid)
     assert all(math.isfinite(r["perplexity"]) for r in shapes)
     assert len({r["parameters"] for r in shapes if r["way"] == "blocks"}) == 3
+    assert [r["course"][0][0] for r in shapes if r["steps"]] == [8, 8, 8]
+    assert {len(lesson_15.verdicts(shapes[0], r)) for r in shapes if "answers" in r} == {5}
+    assert lesson_15.verdicts(shapes[0], shapes[0]) == ["cannot tell"] * 5
     json.dumps([runs, shapes])

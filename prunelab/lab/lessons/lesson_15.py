@@ -19,16 +19,16 @@ from ...core import Group, Keep, Scores
 from ...criteria import BlockInfluence, magnitude, random, taylor, wanda
 from ...granularity import by_name as granularity_named
 from ...layers import prunable
-from ...measurement import perplexity
+from ...measurement import mean_interval, perplexity
 from ...recovery import train
 from ...surgery import shrink
-from ...text import percent
 from ..learn.claim import plain
 from ..learn.exercise import call
 from ..learn.stored_grid import Grid, Resumable, Run, grid
 from ..show.figure import COLOURS
 from ..show.vector import INK
 from .llamas import Text, answer, heard, judged, said, text_for
+from .questions import answered, questions
 
 __all__ = ["Text", "answer", "heard", "said", "text_for"]  # what the notebook finds here as well
 
@@ -45,17 +45,19 @@ RULES: dict[str, Any] = {
     "influence": BlockInfluence(), "magnitude": magnitude, "Wanda": wanda, "Taylor": taylor, "loudness": loudness,
     "random": random,
 }  # fmt: skip
-BEST = {"blocks": ("influence", "global"), "neurons": ("Taylor", "global"), "width": ("loudness", "layer")}
+AT_HEADS = {"heads": "Taylor", "neurons": "Taylor", "blocks": "influence"}
+BEST = {"neurons": ("loudness", "layer"), "blocks": ("influence", "global"), "width": ("loudness", "layer")}
 CONTROLS = {
-    "Taylor, all blocks compared": ("Taylor", "global"), "Taylor, within each block": ("Taylor", "layer"),
-    "Wanda": ("Wanda", "layer"), "the quietest, no weights asked": ("loudness", "layer"),
-    "at random": ("random", "layer"), "magnitude": ("magnitude", "layer"),
+    "the quietest, no weights asked": ("loudness", "layer"), "Taylor, within each block": ("Taylor", "layer"),
+    "Taylor, all blocks compared": ("Taylor", "global"), "Wanda": ("Wanda", "layer"),
+    "the loudest 1 % and no others": ("Taylor", "1 % alone"),
+    "Taylor, but the loudest 1 % go": ("Taylor", "layer, 1 % go"),
+    "at random": ("random", "layer"), "at random, but the loudest 1 % stay": ("random", "layer, 1 % stay"),
+    "at random, but the loudest 20 % stay": ("random", "layer, 20 % stay"), "magnitude": ("magnitude", "layer"),
+    "magnitude, but the loudest 1 % stay": ("magnitude", "layer, 1 % stay"),
+    "magnitude, but the loudest 20 % stay": ("magnitude", "layer, 20 % stay"),
     "magnitude, all blocks compared": ("magnitude", "global"),
-    "magnitude, but the loudest 1 % stay": ("magnitude", "layer, loud stay"),
-    "Taylor, but the loudest 1 % go": ("Taylor", "layer, loud go"),
-    "the loudest 1 % and no others": ("Taylor", "loud alone"),
 }  # fmt: skip
-LOUD = 15  # neurons of a block's 1,536: the loudest hundredth
 PACK = 8  # channels: widths are multiples of it
 
 
@@ -80,16 +82,30 @@ def share_of(model: Any, way: str, like: int) -> float:
 def keep_of(groups: Sequence[Group], scores: Scores, share: float, scope: str, loud: Scores) -> Keep:
     """What stays of a way's groups, the lowest scores gone.
 
-    Of "layer, loud stay" the loudest hundredth of a block's neurons stays whatever it scores, of "layer, loud go" it
-    goes; as many leave as of "layer". Of "loud alone" nothing else goes.
+    Of "layer, 20 % stay" the loudest fifth of a block's neurons stays whatever it scores, of "layer, 1 % go" the
+    loudest hundredth goes; as many leave as of "layer". Of "1 % alone" nothing else goes.
     """
-    if "loud" not in scope:
+    if "%" not in scope:
         return allocate(scores, groups, share, scope)
-    values = unit_scores(scores, groups)
+    values, some = unit_scores(scores, groups), int(scope.removeprefix("layer, ").split()[0]) / 100
     for name, value in values.items():
-        share = LOUD / len(value) if scope == "loud alone" else share
-        value[loud[f"{name}.down_proj.weight"][0].topk(LOUD).indices] = math.inf if "stay" in scope else -math.inf
+        count = max(round(some * len(value)), 1)
+        share = count / len(value) if "alone" in scope else share
+        value[loud[f"{name}.down_proj.weight"][0].topk(count).indices] = math.inf if "stay" in scope else -math.inf
     return {n: v >= v.topk(len(v) - round(share * len(v))).values[-1] for n, v in values.items()}
+
+
+def cut(
+    model: nn.Module, way: str, like: int, scores: Scores, scope: str = "", loud: Scores | None = None
+) -> nn.Module:
+    """The model without as many parameters as `like` blocks have, by a way; really gone.
+
+    Without a scope it is the plan of the stored students: the same scores give the same network.
+    """
+    groups, scope = groups_of(model, way), scope or BEST[way][1]
+    share = share_of(model, way, like)
+    keep = keep_of(groups, scores, share, scope.removesuffix(", unscaled"), loud or {})
+    return smaller(model, groups, keep, scaled="unscaled" not in scope)
 
 
 def smaller(model: nn.Module, groups: Sequence[Group], keep: Keep, *, scaled: bool = True) -> nn.Module:
@@ -109,11 +125,16 @@ def smaller(model: nn.Module, groups: Sequence[Group], keep: Keep, *, scaled: bo
 # The same small distillation for all
 
 
-STEPS = 8  # a page each, 255 tokens
-RATE = 3e-4
+STEPS = 64  # with a piece of a page each
+TOKENS = 128  # of a page
+COURSE = (8, 16, 32)  # steps after which it is looked at
+RATE = 3e-4  # at its highest
+Look = Callable[[int, int], None]
 
 
-def distil(student: nn.Module, head: nn.Module, ids: Tensor, heard: Tensor) -> list[float]:
+def distil(
+    student: nn.Module, head: nn.Module, ids: Tensor, heard: Tensor, look: Look | None = None, seed: int = 0
+) -> list[float]:
     """Train all of a student to say what the teacher says: KL(teacher || student), nats a token. The losses, in order.
 
     `heard` (pages, tokens, hidden) is what the teacher's head hears on these pages; each is a step, in another order.
@@ -125,65 +146,74 @@ def distil(student: nn.Module, head: nn.Module, ids: Tensor, heard: Tensor) -> l
         return F.kl_div(logits.log_softmax(-1), wanted, reduction="sum", log_target=True) / hidden.shape[:2].numel()
 
     adam = AdamW(student.parameters(), lr=RATE, weight_decay=0.0, fused=True)
-    settings: dict[str, Any] = {"steps": len(ids), "lr": RATE, "batch_size": 1, "progress": False}
-    return train(student, (ids, heard), loss=apart, optimizer=lambda _: adam, **settings).losses
+    settings: dict[str, Any] = {"steps": len(ids), "lr": RATE, "batch_size": 1, "seed": seed, "progress": False}
+    return train(student, (ids, heard), loss=apart, optimizer=lambda _: adam, on_step=look, **settings).losses
 
 
 # The stored grid: the Llama made smaller by several ways, before and after the distillation
 
 
-POINT = ("way", "rule", "scope", "like", "steps")
+POINT = ("way", "rule", "scope", "like", "steps", "seed")
 SIZES = (8, 15)  # blocks' worth of parameters: 21 and 39 % of the Llama
 HEADS = 3  # blocks' worth where heads are compared: all attentions together have less than eight blocks have
-SOME = 4  # pages to calibrate on, and to test on
+SOME, TESTED = 4, 8  # pages to calibrate on, and to test the controls and code on; to test the race on
+EVERY = 6  # of the pages to train on
 
 
 def shapes_grid() -> Resumable:
     """Notebook 15: as many parameters out of the Llama by blocks, neurons, heads and width, then distilled."""
     llama = zoo.llama()
-    text, code = text_for(llama), text_for(llama, "code")
-    calib = text.some(SOME)
+    text, code, asked = text_for(llama), text_for(llama, "code"), questions()
+    calib, test = text.some(SOME), text.test[:TESTED]
     loud = loudness(llama.model, calib)
-    ids = text.train[::24][:STEPS, :-1]
+    ids = text.train[::EVERY][:STEPS, :TOKENS]
     taught: list[Tensor] = []
     scores: dict[str, Scores] = {}
 
-    def cut(way: str, rule: str, scope: str, like: int) -> nn.Module:
+    def made(way: str, rule: str, scope: str, like: int) -> nn.Module:
         if rule not in scores:
             scores[rule] = RULES[rule](llama.model, calib)
-        groups = groups_of(llama.model, way)
-        keep = keep_of(groups, scores[rule], share_of(llama.model, way, like), scope.removesuffix(", unscaled"), loud)
-        return smaller(llama.model, groups, keep, scaled="unscaled" not in scope)
+        return cut(llama.model, way, like, scores[rule], scope, loud)
 
-    def run(point: Run) -> Run:
-        *how, steps = (point[key] for key in POINT)
-        model = cut(*how) if point["like"] else llama.model
-        if steps and not taught:
+    def distilled(model: nn.Module, seed: int) -> Run:
+        if not taught:
             with torch.no_grad():
                 taught.append(torch.cat([llama.model.model(one).last_hidden_state for one in ids.split(1)]))
-        losses = distil(model, llama.model.lm_head, ids, taught[0]) if steps else []
+        course = []
+
+        def look(done: int, _: int) -> None:
+            if done in COURSE:
+                course.append([done, perplexity(model, test).value])
+
+        losses = distil(model, llama.model.lm_head, ids, taught[0], look, seed)
+        return {"course": course, "kl": [round(x, 4) for x in losses]}
+
+    def run(point: Run) -> Run:
+        *how, steps, seed = (point[key] for key in POINT)
+        model = made(*how) if point["like"] else llama.model
+        course = distilled(model, seed) if steps else {}
         main = point["like"] != HEADS and BEST.get(point["way"], ("", "")) == (point["rule"], point["scope"])
-        found = judged(model, llama, text.test[:SOME], writes=main or not point["like"])
-        if "text" in found:
-            found["code"] = perplexity(model, code.test[:SOME]).value
-        return found | {"kl": [round(x, 4) for x in losses]}
+        main = main or not point["like"]
+        found = judged(model, llama, test if main else test[:SOME], writes=main)
+        if main:
+            other = perplexity(model, code.test[:SOME])
+            found |= {"code": other.value, "code losses": [round(x, 5) for x in other.losses]}
+            found |= {"answers": answered(model, llama.tokenizer, asked)}
+        if not point["like"]:
+            found |= {"blind": answered(model, llama.tokenizer, asked, "The answer is")}
+        return found | course
 
     return _points(), run
 
 
 def _points() -> list[Run]:
     """The mains at both sizes, before and after; then heads, other rules, and what the loudest neurons alone do."""
-    points: list[tuple[Any, ...]] = [("whole", "", "", 0, 0)]
-    points += [(way, *rule, 8, 0) for way, rule in BEST.items()]
-    points += [(way, *rule, 8, STEPS) for way, rule in BEST.items()]
-    points += [(way, *rule, 15, 0) for way, rule in BEST.items()]
-    points += [("neurons", "Taylor", scope, 8, 0) for scope in ("layer", "layer, loud go", "loud alone")]
-    points += [("neurons", "magnitude", scope, 8, 0) for scope in ("layer", "global", "layer, loud stay")]
-    points += [("neurons", rule, "layer", 8, 0) for rule in ("Wanda", "loudness", "random")]
-    points += [("width", "loudness", "layer, unscaled", 8, 0)]
-    points += [("heads", "Taylor", "global", HEADS, 0)]
-    points += [(way, *BEST[way], HEADS, 0) for way in ("neurons", "blocks")]
-    points += [(way, *rule, 15, STEPS) for way, rule in BEST.items()]
+    points: list[tuple[Any, ...]] = [("whole", "", "", 0, 0, 0)]
+    points += [(way, *rule, 8, steps, 0) for steps in (0, STEPS) for way, rule in BEST.items()]
+    points += [(way, *rule, 15, 0, 0) for way, rule in BEST.items()]
+    points += [("neurons", *how, 8, 0, 0) for how in CONTROLS.values() if how != BEST["neurons"]]
+    points += [("width", "loudness", "layer, unscaled", 8, 0, 0)]
+    points += [(way, rule, "global", HEADS, 0, 0) for way, rule in AT_HEADS.items()]
     return [dict(zip(POINT, p, strict=True)) for p in points]
 
 
@@ -196,25 +226,56 @@ def stored() -> dict[tuple[str, str, str, int, bool], Run]:
 
 
 def mains(like: int) -> dict[str, list[Run]]:
-    """Of each way, at a size, the run before and the run after the distillation."""
-    return {way: [stored()[way, *rule, like, after] for after in (False, True)] for way, rule in BEST.items()}
+    """Of each way, at a size, the run before the distillation and, at the smaller size, the run after it."""
+    runs = stored()
+    found = {way: [runs.get((way, *rule, like, after)) for after in (False, True)] for way, rule in BEST.items()}
+    return {way: [run for run in both if run] for way, both in found.items()}
+
+
+def controls() -> dict[str, float]:
+    """Perplexity on the first four pages, a third of the neurons gone by each of the rules."""
+    runs = [(name, stored()["neurons", *how, 8, False]["losses"][:SOME]) for name, how in CONTROLS.items()]
+    return {name: math.exp(sum(losses) / SOME) for name, losses in runs}
+
+
+def verdicts(one: Run, other: Run) -> list[str]:
+    """Which way of two is ahead on prose, on code and on each kind of question: pages paired, and questions.
+
+    "cannot tell" where the 95 % interval of the mean difference holds zero.
+    """
+    pairs: list[Any] = [zip(other[key], one[key], strict=True) for key in ("losses", "code losses")]
+    pairs += [zip(map(int, right), map(int, other["answers"][k]), strict=True) for k, right in one["answers"].items()]
+    found = []
+    for pair in pairs:
+        _, low, high = mean_interval([a - b for a, b in pair])
+        found.append(one["way"] if low > 0 else other["way"] if high < 0 else "cannot tell")
+    return found
+
+
+def shares(run: Run) -> list[float]:
+    """The shares of facts, sums and verb forms that a run has right."""
+    return [right.count("1") / len(right) for right in run["answers"].values()]
 
 
 # Drawings
 
 
-def slopes(axes: Sequence[Axes], whole: float, parameters: int) -> None:
-    """Perplexity before and after the distillation, a line a way, and a panel a size."""
-    for ax, like in zip(axes, SIZES, strict=True):
-        for (way, pair), colour, marker in zip(mains(like).items(), COLOURS, "os^", strict=False):
-            values = [r["perplexity"] for r in pair]
-            ax.plot([0, 1], values, color=colour, marker=marker, markersize=9, lw=2.5, label=way)
-            left = 1 - pair[0]["parameters"] / parameters
-        ax.axhline(whole, color=INK, lw=1, ls="--", marker="", label="the whole Llama")
-        ax.set(yscale="log", xlim=(-0.2, 1.2), title=f"{percent(left, digits=0)} of the parameters gone")
-        ax.set_xticks([0, 1], ["cut", "and distilled"])
-    axes[0].set_ylabel("perplexity")
-    axes[1].legend(loc="upper right")
+def judges(axes: Sequence[Axes], whole: Run) -> None:
+    """Perplexity over the steps of the distillation, a line a way; and what each has right, cut and distilled."""
+    for i, ((way, (bare, run)), colour, marker) in enumerate(zip(mains(8).items(), COLOURS, "os^", strict=False)):
+        points = [[0, bare["perplexity"]], *run["course"], [STEPS, run["perplexity"]]]
+        axes[0].plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=9, lw=2.5, label=way)
+        for j, pair in enumerate(zip(shares(bare), shares(run), strict=True)):
+            place = [4 * j + i, 4 * j + i + 0.5]
+            axes[1].plot(place, [100 * x for x in pair], color=colour, marker=marker, markersize=9, lw=2.5)
+    axes[0].axhline(whole["perplexity"], color=INK, lw=1, ls="--", marker="", label="the whole Llama")
+    for j, share in enumerate(shares(whole)):
+        axes[1].plot([4 * j - 0.3, 4 * j + 2.8], [100 * share] * 2, color=INK, lw=1, ls="--", marker="")
+    axes[0].set(yscale="log", xlabel="steps of distillation", ylabel="perplexity: lower is better")
+    axes[0].set_xticks([0, *COURSE, STEPS])
+    axes[0].legend(loc="upper right")
+    axes[1].set(ylabel="% right, cut and distilled", ylim=(0, 102))
+    axes[1].set_xticks([1.25, 5.25, 9.25], ["facts", "sums", "verb forms"])
 
 
 def neurons_seen(ax: Axes, size: Tensor, loud: Tensor, gone: Tensor) -> None:
@@ -270,20 +331,20 @@ ROOM, CONTEXT = 1.45e9, 24_000  # bytes, tokens
 
 
 def check_ship(answer: Any) -> str | None:
-    """Of ways and sizes: the lowest perplexity after distillation among those whose weights and cache fit."""
+    """Of ways and sizes: the lowest perplexity among those whose weights and cache fit."""
     given = plain(answer)
     if not isinstance(given, (tuple, list)) or len(given) != 2:
         return 'give a way and how many blocks\' worth leave, such as `("width", 15)`.'
     way, like = str(given[0]).strip().lower(), plain(given[1])
     if way not in BEST or like not in SIZES:
-        return f"the ways are {', '.join(BEST)}, the sizes {SIZES[0]} and {SIZES[1]}."
-    needs = {(w, k): _bytes(w, k, pair[1]) for k in SIZES for w, pair in mains(k).items()}
+        return f"the ways are {', '.join(BEST)}, the sizes {' and '.join(map(str, SIZES))}."
+    needs = {(w, k): _bytes(w, k, pair[-1]) for k in SIZES for w, pair in mains(k).items()}
     if needs[way, like] > ROOM:
         return (
             f"{way} at {like} needs {needs[way, like] / 1e9:.2f} GB: the cache counts *blocks*, and no neuron and no "
             "channel that leaves makes it smaller."
         )
-    fits = {key: mains(key[1])[key[0]][1]["perplexity"] for key, need in needs.items() if need <= ROOM}
+    fits = {key: mains(key[1])[key[0]][-1]["perplexity"] for key, need in needs.items() if need <= ROOM}
     if fits[way, like] > min(fits.values()):
         return f"it fits, with a perplexity of {fits[way, like]:.0f}; another one that fits has a lower one."
     return None
