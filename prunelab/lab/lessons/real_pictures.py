@@ -25,7 +25,7 @@ from ..show.figure import table
 from ..show.measuring import measured
 from .pruned_networks import FAST, RULES, pruned, spread
 
-NETWORKS = ("cifar10-resnet", "cifar10-resnet-1")  # differing in nothing but the seed
+NETWORKS = ("cifar10-resnet", "cifar10-resnet-1", "cifar10-resnet-2")  # differing in nothing but the seed
 NOTES = 1280  # training pictures that BatchNorm statistics are estimated from
 TESTED = 2500  # test pictures that an experiment without retraining is read on; all 10,000 where it is retrained
 BATCH = 128
