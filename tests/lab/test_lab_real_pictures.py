@@ -26,13 +26,16 @@ def noise(monkeypatch):
     monkeypatch.setattr(zoo, "load", lambda name: {"cifar10": data}[name])
     monkeypatch.setattr(zoo, "checkpoint", lambda name: zoo.resnet(channels=3, widths=(16, 16, 16)).eval())
     monkeypatch.setattr(real_pictures, "STEPS", 1)
+    monkeypatch.setattr(real_pictures, "SOON", 1.0)
+    monkeypatch.setattr(real_pictures, "RACE", {"steps": 9, "batch_size": 16})
+    monkeypatch.setattr(real_pictures, "BATCH", 16)
 
 
 @pytest.mark.usefixtures("noise")
 @pytest.mark.parametrize("name", real_pictures.GRIDS)
 def test_a_point_of_each_kind_runs(name):
     points, run = real_pictures.GRIDS[name]()
-    some = [p for p in points if p["network"] == real_pictures.NETWORKS[0]]
+    some = [p for p in points if p.get("network", real_pictures.NETWORKS[0]) == real_pictures.NETWORKS[0]]
     results = [run(point) for point in some]
     json.dumps(results)
     assert all(0 <= r.get(key, 0) <= 1 for r in results for key in ("old", "fresh", "after"))

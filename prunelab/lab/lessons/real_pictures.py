@@ -1,11 +1,11 @@
-"""Residual networks on CIFAR-10, against which notebooks 00, 04, 05, 06 and 11 hold what the digits told them.
+"""Residual networks on CIFAR-10, against which notebooks 00, 04, 05, 06, 10 and 11 hold what the digits told them.
 
 `zoo.load("cifar10")` downloads the published pictures; no notebook does: what is found stands in the stored grids.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations, permutations
 from typing import Any
 
@@ -21,14 +21,15 @@ from ...criteria import by_name as criterion_named
 from ...granularity import filters, weights
 from ...masking import apply
 from ...measurement import evaluate, macs
-from ...pipeline import Recipe, prune
-from ...recovery import finetune, recalibrate_batchnorm
+from ...pipeline import Recipe, gradually, prune
+from ...recovery import finetune, recalibrate_batchnorm, rewind_rates, train
 from ...surgery import shrink
 from ..learn import stored_grid
 from ..learn.stored_grid import Grid, Resumable, Run
 from ..show.figure import COLOURS, table
 from ..show.measuring import measured
 from ..show.vector import INK
+from .lesson_10 import leads, written
 from .lesson_11 import binned, bits, judged, unpacked
 from .pruned_networks import FAST, RULES, pruned, spread
 
@@ -150,9 +151,43 @@ def in_folds(right: Tensor, labels: Tensor) -> list[list[int]]:
     return [[int(one[fold::FOLDS].sum()) for fold in range(FOLDS)] for one in own]
 
 
+RACE = {"steps": 126, "batch_size": 64}  # of each way back, as on digits
+RATES = (0.003, 0.01, 0.03)
+RACED = 0.95  # of the weights, that are zero
+SOON = 0.1  # gradual's last cut, where the digits had it
+WAYS: dict[str, Callable[..., Any]] = {
+    "one full cycle": train,
+    "rates rewound": lambda model, pictures, **how: rewind_rates(model, pictures, of=2 * RACE["steps"], **how),
+    "gradual": lambda model, pictures, **how: train(model, pictures, **how, on_step=gradually(
+        model, Recipe("lamp", sparsity=RACED, schedule="cubic", rounds=9), until=SOON)),
+}  # fmt: skip
+
+
+def ways() -> Resumable:
+    """Notebook 10: three ways back from 95 % zeros; of three rates the best on validation, then each network."""
+    data = zoo.load("cifar10")
+
+    def back(name: str, way: str, lr: float) -> nn.Module:
+        model, seed = zoo.checkpoint(name), NETWORKS.index(name)
+        if way != "gradual":
+            prune(model, Recipe("lamp", sparsity=RACED))
+        WAYS[way](model, data.train, **RACE, lr=lr, seed=seed, progress=False)
+        return model.eval()
+
+    def run(point: Run) -> Run:
+        way = point["way"]
+        tried = [back(NETWORKS[0], way, lr) for lr in RATES]
+        valid = [evaluate(model, data, "valid").accuracy for model in tried]
+        best = int(np.argmax(valid))
+        raced = [tried[best], *(back(name, way, RATES[best]) for name in NETWORKS[1:])]
+        return {"valid": valid, "rate": RATES[best], "accuracy": [evaluate(m, data, "test").accuracy for m in raced]}
+
+    return [{"way": way} for way in WAYS], run
+
+
 GRIDS: dict[str, Grid] = {
     "cifar-shares": shares, "cifar-scans": scans, "cifar-judges": judges,
-    "cifar-forgotten": forgotten,
+    "cifar-forgotten": forgotten, "cifar-ways": ways,
 }  # fmt: skip
 
 
@@ -225,3 +260,13 @@ def agreements(kinds: Sequence[str] = KINDS[2:]) -> dict[str, tuple[float, float
     columns = {"network": None, "read": "%", "lost": "", "gained": "", "halves agree": "", "networks agree": ""}
     table("CIFAR-10, beside the dense twin, and who pays", columns, rows)
     return agree
+
+
+def ways_back() -> None:
+    """Show what each way's search saw, and the networks' mean with its lead over the first way."""
+    runs = stored_grid.grid("cifar-ways")
+    lead = leads({run["way"]: run["accuracy"] for run in runs}, first := runs[0]["way"])
+    rows = [[r["way"], *r["valid"], float(np.mean(r["accuracy"])), written(lead[r["way"]]) if r["way"] in lead else ""]
+            for r in runs]  # fmt: skip
+    columns = {"way": None, **{f"rate {rate:g}": "%" for rate in RATES}, "test": "%", f"ahead of {first}": None}
+    table("CIFAR-10, 95 % zeros: one network's search; then all, at the best rate (95 % interval)", columns, rows)
