@@ -33,7 +33,7 @@ def pytest_xdist_make_scheduler(config, log):
 
     class ByNotebook(LoadFileScheduling):
         def _split_scope(self, nodeid):
-            notebook = re.search(r"test_browser\.py::.*\[(\d\d_\w+)", nodeid)
+            notebook = re.search(r"test_(?:browser|lasting)\.py::.*\[.*?(\d\d_\w+)", nodeid)
             return f"{super()._split_scope(nodeid)} {notebook[1] if notebook else ''}"
 
     config.option.loadscopereorder = False  # by number of tests, a notebook of ninety seconds would come last

@@ -112,11 +112,12 @@ def allocate(
     else:
         share = check_target(sparsity, scope)
     by_output = isinstance(scope, NM) or scope == "row"
-    check_counts(floor, round_to)
-    if by_output and (floor is not None or round_to > 1):
-        raise PruneError(f"scope {scope} takes the same from every row: floor and round_to are for global and layer")
+    check_options(scope, reduce, floor, round_to)
     values = unit_scores(scores, groups, reduce)
     kept = None if within is None else {g.name: _fitting(within, g, values[g.name]) for g in groups}
+    most = {g.name: g.units for g in groups}
+    if kept is not None:  # what is gone stays gone, whatever a floor or a multiple would have
+        most = dict(zip(kept, map(int, at_once([k.sum() for k in kept.values()])), strict=True))
     if kept is not None and (by_output or floor or any(map(is_structure, groups))):  # or else `lowest` needs no copy
         values, kept = {name: lowest_where_gone(v, kept[name]) for name, v in values.items()}, None
     if by_output:
@@ -124,9 +125,10 @@ def allocate(
         _check_by_output(scores, groups, scope)
         removed = {g.name: _lowest_by_output(scores, g, values[g.name], scope, share) for g in groups}
     else:
-        removed = _select(values, share, str(scope), _least(groups, floor), kept)
+        least = {name: min(n, most[name]) for name, n in _least(groups, floor).items()}
+        removed = _select(values, share, str(scope), least, kept)
     if round_to > 1:
-        removed = {g.name: _rounded(removed[g.name], values[g.name], g, round_to) for g in groups}
+        removed = {g.name: _rounded(removed[g.name], values[g.name], g, round_to, most[g.name]) for g in groups}
     if within is not None:
         _check_nested(removed, within, share)
     return {name: gone.logical_not_() for name, gone in removed.items()}  # in place: no second copy of a mask
@@ -139,8 +141,7 @@ def unit_scores(scores: Scores, groups: Sequence[Group], reduce: str | None = No
     >>> unit_scores({"w": torch.tensor([[1.0, 2.0], [3.0, 4.0]])}, filters, "sum")
     {'conv': tensor([3., 7.])}
     """
-    if reduce is not None and reduce not in REDUCTIONS:
-        raise PruneError(f"reduce is {reduce!r}: give one of {', '.join(REDUCTIONS)}")
+    check_reduce(reduce)
     _check_scored(scores, groups)
     values = {g.name: _unit_scores(scores, g, reduce) for g in groups}
     if len(values) < len(groups):
@@ -197,17 +198,32 @@ def least_of(group: Group) -> int:
     return group.floor if is_structure(group) else 0
 
 
-def check_counts(floor: int | None, round_to: int) -> None:
-    """PruneError unless both are counts.
+def check_reduce(reduce: Any) -> None:
+    """PruneError for anything but a known way to make one score of a unit's many, or None.
 
-    >>> check_counts(floor=None, round_to=0)
+    >>> check_reduce("max")
+    Traceback (most recent call last):
+        ...
+    prunelab.core.PruneError: reduce is 'max': give one of relative, mean, sum
+    """
+    if reduce is not None and reduce not in REDUCTIONS:
+        raise PruneError(f"reduce is {reduce!r}: give one of {', '.join(REDUCTIONS)}")
+
+
+def check_options(scope: Any, reduce: Any, floor: Any, round_to: Any) -> None:
+    """PruneError unless the options of `allocate` are what they should be, and the scope has room for them.
+
+    >>> check_options("layer", None, floor=None, round_to=0)
     Traceback (most recent call last):
         ...
     prunelab.core.PruneError: round_to=0: give a whole number of at least 1
     """
+    check_reduce(reduce)
     for what, value, least in (("floor", floor, 0), ("round_to", round_to, 1)):
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
             raise PruneError(f"{what}={value!r}: give a whole number of at least {least}")
+    if (isinstance(scope, NM) or scope == "row") and (floor is not None or round_to > 1):
+        raise PruneError(f"scope {scope} takes the same from every row: floor and round_to are for global and layer")
 
 
 def check_scope(scope: Any) -> None:
@@ -332,14 +348,14 @@ def _say_if_short(wanted: int, possible: int, least: dict[str, int]) -> None:
         )
 
 
-def _rounded(gone: Tensor, values: Tensor, group: Group, round_to: int) -> Tensor:
-    """Bring back the best of what went, until the channels kept are a multiple of round_to, or all of them."""
+def _rounded(gone: Tensor, values: Tensor, group: Group, round_to: int, most: int) -> Tensor:
+    """Bring back the best of what went, until the channels kept are a multiple of round_to, or all that may stay."""
     if not is_structure(group) or group.parts:
         what = "whole modules" if group.parts else "single weights"
         raise PruneError(f"round_to={round_to} rounds counts of channels, but {group.name} holds {what}")
     step = round_to // math.gcd(round_to, group.members[0].block)
     kept = len(gone) - int(gone.sum())
-    goal = min(-(-kept // step) * step, len(gone))
+    goal = min(-(-kept // step) * step, most)
     return lowest([values], len(gone) - goal)[0]  # what went was the lowest of its group, so the best of it returns
 
 

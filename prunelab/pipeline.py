@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from .allocation import (
     Scope,
     Share,
     allocate,
+    check_options,
     check_shares,
     check_target,
     of_model,
@@ -41,9 +42,10 @@ STRATEGIES: dict[str, Registry[Any]] = {  # a recipe's fields that are names, or
     "schedule": schedules.SCHEDULES,
     "layerwise": layerwise.LAYER_RULES,
 }
+OPTIONS = ("reduce", "floor", "round_to")  # a recipe's, of `allocate`
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recipe:
     """What to prune and how, as plain values that can be printed, compared and shared.
 
@@ -52,6 +54,7 @@ class Recipe:
     group by its name.
     rounds: in how many steps the schedule gets there.
     layerwise: with scope "layer", the rule by which the sparsity becomes each group's, such as "erk".
+    reduce, floor, round_to: as in `allocate`; None is its default.
 
     >>> Recipe("taylor", "filters", 0.3).rounds, Recipe(scope=NM(2, 4)).sparsity
     (1, 0.5)
@@ -64,6 +67,9 @@ class Recipe:
     schedule: str | Schedule = "one_shot"
     rounds: int = 1
     layerwise: str | LayerRule | None = None
+    reduce: str | None = None
+    floor: int | None = None
+    round_to: int | None = None
 
     def __post_init__(self) -> None:
         asked = 0.5 if self.sparsity is None and not isinstance(self.scope, NM) else self.sparsity
@@ -79,6 +85,11 @@ class Recipe:
             )
         if not isinstance(self.rounds, int) or self.rounds < 1:
             raise PruneError(f"rounds={self.rounds!r}: prune in a whole number of them, at least 1")
+        check_options(self.scope, self.reduce, self.floor, 1 if self.round_to is None else self.round_to)
+
+    def __repr__(self) -> str:
+        given = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) is not None]
+        return f"Recipe({', '.join(f'{name}={value!r}' for name, value in given)})"
 
 
 @dataclass(frozen=True)
@@ -202,7 +213,8 @@ class _Job:
         """One pruning, so much of the way to the recipe's end by its schedule, within what earlier ones kept."""
         scores = criteria.by_name(self.recipe.criterion)(self.model, self.calib)
         share, scope = self._asked(schedules.by_name(self.recipe.schedule)(way))
-        found = allocate(scores, _scored(self.groups, scores, share), share, scope, within=keep)
+        how = {name: value for name in OPTIONS if (value := getattr(self.recipe, name)) is not None}
+        found = allocate(scores, _scored(self.groups, scores, share), share, scope, within=keep, **how)
         del scores  # as large as the model, and of no more use
         keep = {g.name: found.get(g.name, _as_it_is(g, keep)) for g in self.groups}
         apply(self.model, _within(masked, expand(self.model, self.groups, keep)))

@@ -122,6 +122,8 @@ def apart(one: Iterable[Tensor], other: Iterable[Tensor]) -> float:
 
     >>> apart([torch.tensor([1.0, -4.0])], [torch.tensor([1.0, -3.0])])
     0.25
+    >>> apart([torch.zeros(2)], [torch.tensor([0.0, 3.0])])  # of zeros there is no share: as it is
+    3.0
     """
     worst = 0.0
     for a, b in zip(one, other, strict=True):

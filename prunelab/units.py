@@ -62,23 +62,39 @@ def size(member: Member, tensor: Tensor) -> int:
     return tensor.numel() // tensor.shape[member.dim] * member.block
 
 
-def inside(part: Part, names: Iterable[str]) -> list[str]:
-    """Those of the tensors' names that lie in the part's module."""
-    return [name for name in names if name.startswith(f"{part.path}.")]
+def inside(paths: Iterable[str], names: Iterable[str]) -> dict[str, list[str]]:
+    """For each module's path, those of the tensors' names that lie in it: one pass, for many experts have many names.
+
+    >>> inside(["blocks.1", "head"], ["blocks.0.weight", "blocks.1.weight", "blocks.10.weight", "head.bias"])
+    {'blocks.1': ['blocks.1.weight'], 'head': ['head.bias']}
+    """
+    found: dict[str, list[str]] = {path: [] for path in paths}
+    for name in names:
+        path = name.rpartition(".")[0]
+        while path:
+            if path in found:
+                found[path].append(name)
+            path = path.rpartition(".")[0]
+    return found
+
+
+def inside_parts(parts: Sequence[Part], names: Iterable[str]) -> list[tuple[Part, list[str]]]:
+    """Each part with the names of the tensors that lie in its module."""
+    found = inside((part.path for part in parts), names)
+    return [(part, found[part.path]) for part in parts]
 
 
 def tensors_of(group: Group, names: Iterable[str]) -> set[str]:
     """Those of the tensors' names of which the group's units own something."""
     known = set(names)
     own = {m.tensor for m in group.members} & known
-    return own.union(*(inside(part, known) for part in group.parts))
+    return own.union(*inside((part.path for part in group.parts), known).values())
 
 
 def check_parts(group: Group, names: Iterable[str]) -> None:
     """PruneError if a whole module of the group is not in the model."""
-    known = tuple(names)
-    for part in group.parts:
-        if not 0 <= part.unit < group.units or not inside(part, known):
+    for part, own in inside_parts(group.parts, names):
+        if not 0 <= part.unit < group.units or not own:
             raise PruneError(
                 f"the model has no tensors in {part.path}, unit {part.unit} of {group.name}: the groups "
                 "are of another model"
@@ -87,7 +103,7 @@ def check_parts(group: Group, names: Iterable[str]) -> None:
 
 def totals(group: Group, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """(units,) sums of what each unit's modules hold in `tensors`, and (units,) how many entries that are."""
-    owned = [(part.unit, tensors[name]) for part in group.parts for name in inside(part, tensors)]
+    owned = [(part.unit, tensors[name]) for part, own in inside_parts(group.parts, tensors) for name in own]
     sums, counts = torch.zeros(group.units, dtype=torch.float64), torch.zeros(group.units, dtype=torch.float64)
     for unit, tensor in owned:
         sums[unit] += float(tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32)))
@@ -146,7 +162,7 @@ def expand(model: nn.Module, groups: Sequence[Group], keep: Keep) -> Masks:
 def _whole(model: nn.Module, group: Group, kept: Tensor, tensors: Mapping[str, Tensor]) -> Masks:
     """A mask without a single True for each parameter of the modules that go; the others need none."""
     check_parts(group, tensors)
-    gone = [name for part in group.parts if not kept[part.unit] for name in inside(part, tensors)]
+    gone = [name for part, own in inside_parts(group.parts, tensors) if not kept[part.unit] for name in own]
     return {n: torch.zeros_like(tensors[n], dtype=torch.bool) for n in gone if isinstance(tensors[n], nn.Parameter)}
 
 

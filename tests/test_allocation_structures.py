@@ -126,6 +126,19 @@ def test_round_to_is_of_structures_and_nests():
         pl.allocate({"w": torch.rand(4, 4)}, [Group("w", 16, (Member("w"),))], 0.5, round_to=8)
 
 
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_neither_a_floor_nor_a_multiple_brings_back_what_is_gone(scope):
+    """Two of eight are left by an earlier cut: a floor of four and multiples of eight find these two, and no more."""
+    scores = {"a.weight": torch.arange(8.0).view(8, 1), "b.weight": torch.arange(8.0).view(8, 1)}
+    groups, before = [group("a", 8), group("b", 8)], {"a": torch.arange(8) < 2, "b": torch.ones(8, dtype=torch.bool)}
+    for more in ({"floor": 4}, {"round_to": 8}):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that less can go than was asked
+            found = kept(pl.allocate(scores, groups, 0.75, scope, within=before, reduce="sum", **more))
+        assert found["a"] == [0, 1]
+        assert found["b"] == ([4, 5, 6, 7] if "floor" in more else list(range(8)))
+
+
 @pytest.mark.parametrize("more", [{"floor": -1}, {"floor": 0.5}, {"round_to": 0}, {"round_to": True}])
 def test_bad_counts(more):
     with pytest.raises(PruneError, match=f"{next(iter(more))}=.*: give a whole number"):

@@ -262,7 +262,7 @@ def layers_of(block: nn.Module) -> Iterator[str]:
 
 def plain_wanda(name: str, block: str, inputs: Any) -> dict[str, Tensor]:
     """Half of each row of the first block's Linear layers, by |W| norm(X), written anew."""
-    model, seen = copy.deepcopy(built(name)), {}
+    model, seen, hooks = built(name), {}, []
 
     def note(path: str) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -272,8 +272,10 @@ def plain_wanda(name: str, block: str, inputs: Any) -> dict[str, Tensor]:
 
     for path, m in model.get_submodule(block).named_modules():
         if isinstance(m, nn.Linear):
-            m.register_forward_pre_hook(note(f"{block}.{path}.weight"))
+            hooks.append(m.register_forward_pre_hook(note(f"{block}.{path}.weight")))
     outputs(model, inputs)
+    for hook in hooks:
+        hook.remove()
     masks = {}
     for full, squares in seen.items():
         scores = model.get_parameter(full).detach().abs() * squares.sqrt()

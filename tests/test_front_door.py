@@ -124,3 +124,15 @@ def test_a_checkpoint_of_torchs_prune_loads_as_the_page_says(build, data_for, tm
     loss.backward()
     torch.optim.SGD(model.parameters(), 0.1).step()
     assert torch.equal(model[0].weight == 0, old[0].weight_mask == 0), "the zeros are held"
+
+
+def test_the_hashed_requirements_are_the_constraints():
+    """Every package that pyproject.toml brings, in the version the tests run with, with the hashes of its files."""
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
+    pins = {re.sub("[._-]+", "-", name).lower(): version for name, version in pins.items()}
+    entries = re.findall(r"^([\w.-]+)==([\w.]+)((?:.*\\\n)*.*)", (ROOT / "requirements-hashed.txt").read_text(), re.M)
+    hashed = {re.sub("[._-]+", "-", name): version for name, version, _ in entries}
+    assert {n: hashed[n] for n in hashed.keys() & pins} == {n: pins[n] for n in hashed.keys() & pins}
+    assert all("--hash=sha256:" in rest for _, _, rest in entries)
+    direct = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert {re.match(r"[\w-]+", need)[0] for need in direct} <= hashed.keys()

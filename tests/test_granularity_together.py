@@ -29,6 +29,16 @@ def test_what_one_has_claimed_no_other_gets(data_for):
     assert Together(("coupled", "coupled")).found(model, x) == {"coupled": alone["coupled"]}
 
 
+def test_single_weights_are_left_only_where_no_slice_is_claimed(build, data_for):
+    x = data_for("mlp")[0]
+    model = nn.Sequential(build("mlp"), nn.LSTM(3, 2)).eval()  # no granularity of slices takes a part of the LSTM's
+    slices, rest = Together(("neurons", "weights")).found(model, x).values()
+    sliced, single = ({m.tensor for g in groups for m in g.members} for groups in (slices, rest))
+    assert all((sliced, single))
+    assert not sliced & single
+    assert list(Together(("weights", "neurons")).found(model, x)) == ["weights"]
+
+
 def test_bad_input(build, data_for):
     with pytest.raises(PruneError, match="no granularity is called 'grains'"):
         Together(("filters", "grains"))

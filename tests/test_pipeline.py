@@ -421,3 +421,24 @@ def test_a_report_shows_itself():
     groups = pl.granularity.weights(model)
     told = pl.report(groups, pl.allocate(pl.criteria.magnitude(model), groups, 0.5))
     assert repr(told) == str(told)
+
+
+def test_the_options_of_allocate_are_a_recipes(build, data_for):
+    """In rounds, too: as `allocate` called by hand; and each bad one is refused when the recipe is written."""
+    x = data_for("cnn")[0]
+    model = build("cnn")
+    groups = pl.granularity.filters(model, x)
+    keep, options = None, {"reduce": "mean", "floor": 2, "round_to": 2}
+    for share in (0.3, 0.6):
+        scores = pl.criteria.magnitude(pl.bake(copy.deepcopy(model)))
+        keep = pl.allocate(scores, groups, share, within=keep, **options)
+        pl.apply(model, pl.expand(model, groups, keep))
+    recipe = pl.Recipe(
+        granularity="filters", sparsity=0.6, schedule="linear", rounds=2, reduce="mean", floor=2, round_to=2
+    )
+    pruned = pl.prune(build("cnn"), recipe, example=x)
+    assert all(torch.equal(pruned.keep[name], keep[name]) for name in keep)
+    assert all(int(k.sum()) % 2 == 0 for k in keep.values())
+    for bad in ({"reduce": "max"}, {"floor": -1}, {"round_to": 0}, {"scope": "row", "floor": 1}):
+        with pytest.raises(PruneError, match=next(reversed(bad))):
+            Recipe(**bad)

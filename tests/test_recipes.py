@@ -19,6 +19,7 @@ RECIPES = {
     "default": Recipe(),
     "all by name": Recipe("taylor", "filters", 0.3, "layer", "cubic", 4),
     "n:m": Recipe(scope=NM(2, 4)),
+    "options": Recipe("magnitude", "filters", 0.6, reduce="mean", floor=2, round_to=4),
     "shares": Recipe(granularity="filters", sparsity={"conv 1": 0.25, 'a"b\\c\té\x7f': 1.0, "": 0.0}, scope="layer"),
     "a criterion's field": Recipe(Random(seed=7)),
     "a registered instance": Recipe(CRITERIA["grasp"]),

@@ -54,7 +54,7 @@ def fisher_information(model: nn.Module, calib: Calibration) -> dict[str, Tensor
     >>> fisher_information(layer, calib)["weight"]  # (4 + 16) / 2
     tensor([[10.]])
     """
-    return checked(over_samples(model, calib, lambda name, g: g.square()), prunable(model), "Fisher information")
+    return checked(over_samples(model, calib, lambda name, g: g.square_()), prunable(model), "Fisher information")
 
 
 def over_samples(
@@ -62,7 +62,8 @@ def over_samples(
 ) -> dict[str, Tensor]:
     """The mean over the samples of of(name, g), g (samples, *shape) the gradients of the single samples' losses.
 
-    `of` gives a tensor of (samples, ...); `names` are the weights to differentiate by, all prunable ones by default.
+    `of` gives a tensor of (samples, ...), and may write into g; `names` are the weights to differentiate by, all
+    prunable ones by default.
     Several samples at once by torch.func.vmap; where that can't follow a forward, one after another.
 
     >>> net = nn.Linear(1, 1, bias=False)
@@ -97,8 +98,8 @@ def hessian_gradient(model: nn.Module, calib: Calibration) -> dict[str, Tensor]:
     """
     fixed = gradients(model, calib)
     weights = prunable(model)
-    total = {name: torch.zeros_like(g) for name, g in fixed.items()}
     with differentiable(model), sdpa_kernel(PLAIN_ATTENTION):
+        total = {name: torch.zeros_like(g) for name, g in fixed.items()}
         for loss, share in losses(model, calib):
             first = _derivatives(loss, weights, create_graph=True)
             product = sum(((fixed[name] * g).sum() for name, g in first.items()), loss.new_zeros(()))
@@ -143,10 +144,11 @@ def _derivatives(of: Tensor, weights: Mapping[str, Tensor], *, create_graph: boo
     if not of.requires_grad:
         return {}
     try:
-        found = torch.autograd.grad(of, list(weights.values()), create_graph=create_graph, allow_unused=True)
+        found = list(torch.autograd.grad(of, list(weights.values()), create_graph=create_graph, allow_unused=True))
     except RuntimeError as error:
         raise PruneError(f"the loss cannot be differentiated: {error}") from error
-    return {name: wide(g) for name, g in zip(weights, found, strict=True) if g is not None}
+    found.reverse()  # so that each leaves as it is widened: together they are as large as the model
+    return {name: wide(g) for name in weights if (g := found.pop()) is not None}
 
 
 def _sum_over(
@@ -168,7 +170,8 @@ def _one_by_one(
     size = rows(inputs)
     for one in (slice(i, i + 1) for i in range(size)):
         loss = scalar_loss(calib.loss, attempt(model, _take(inputs, one, size)), _take(targets, one, size))
-        add(total, {name: of(name, g[None])[0] for name, g in _derivatives(loss, weights).items()})
+        each = _derivatives(loss, weights)
+        add(total, {name: of(name, each.pop(name)[None])[0] for name in list(each)})
     return total
 
 
@@ -182,7 +185,7 @@ def _all_at_once(
         return scalar_loss(calib.loss, call_with(model, parameters, inputs), target)
 
     each = vmap(grad(loss), in_dims=(None, 0, 0))(own, mapped(lambda t: t[:, None], inputs), targets[:, None])
-    return {name: of(name, wide(each[names[id(w)]])).sum(0) for name, w in weights.items()}
+    return {name: of(name, wide(each.pop(names[id(w)]))).sum(0) for name, w in weights.items()}
 
 
 def _take(nest: Any, which: slice, size: int) -> Any:

@@ -157,11 +157,11 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.itemsize < 4 else tensor
 
 
-def add(total: dict[str, Tensor], more: Mapping[str, Tensor], factor: float = 1.0) -> None:
-    """Add factor * more to the total, by name."""
-    for name, tensor in more.items():
-        part = tensor.detach() * factor
-        total[name] = total[name] + part if name in total else part
+def add(total: dict[str, Tensor], more: dict[str, Tensor], factor: float = 1.0) -> None:
+    """Add factor * more to the total, by name. `more` is emptied: each may be as large as the model."""
+    for name in list(more):
+        part = more.pop(name).detach() * factor
+        total[name] = total[name].add_(part) if name in total else part
 
 
 ENCODER, DECODER = "attention_mask", "decoder_attention_mask"

@@ -39,7 +39,7 @@ def gradient(model: nn.Module, calib: Calibration | None = None) -> Scores:
     tensor([[1., 1.]])
     """
     finite_weights(model)
-    return {name: g.abs() for name, g in gradients(model, needed(calib, "gradient")).items()}
+    return {name: g.abs_() for name, g in gradients(model, needed(calib, "gradient")).items()}
 
 
 @register("taylor")
@@ -56,7 +56,7 @@ def taylor(model: nn.Module, calib: Calibration | None = None) -> Scores:
     >>> taylor(layer, calib)["weight"]
     tensor([[3.0000, 0.5000]])
     """
-    return {name: product.abs() for name, product in _weight_times_gradient(model, needed(calib, "taylor")).items()}
+    return {name: product.abs_() for name, product in _weight_times_gradient(model, needed(calib, "taylor")).items()}
 
 
 @register("taylor_sum")
@@ -78,7 +78,7 @@ def taylor_sum(model: nn.Module, calib: Calibration | None = None) -> Scores:
 
 def _weight_times_gradient(model: nn.Module, calib: Calibration) -> Scores:
     weights = finite_weights(model)
-    return {name: weights[name] * g for name, g in gradients(model, calib).items()}
+    return {name: g.mul_(weights[name]) for name, g in gradients(model, calib).items()}
 
 
 @register("fisher")
@@ -97,7 +97,7 @@ def fisher(model: nn.Module, calib: Calibration | None = None) -> Scores:
     """
     weights = finite_weights(model)
     h = fisher_information(model, needed(calib, "fisher"))
-    return {name: h[name] * w.to(h[name].dtype).square() / 2 for name, w in weights.items()}
+    return {name: h[name].mul_(w.to(h[name].dtype).square()).div_(2) for name, w in weights.items()}
 
 
 @register("grasp")
@@ -124,7 +124,7 @@ class Grasp:
         weights, given = finite_weights(model), needed(calib, "grasp")
         cooled = replace(given, loss=lambda outputs, targets: given.loss(outputs / self.temperature, targets))
         found = hessian_gradient(model, given if self.temperature == 1 else cooled)
-        return {name: weights[name] * hg for name, hg in found.items()}
+        return {name: hg.mul_(weights[name]) for name, hg in found.items()}
 
 
 grasp = Grasp()

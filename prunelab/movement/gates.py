@@ -189,7 +189,7 @@ def _within_parts(model: nn.Module, groups: Sequence[Group]) -> list[str]:
     known = units.named(model)
     for group in groups:
         units.check_parts(group, known)
-    return list(dict.fromkeys(name for g in groups for part in g.parts for name in units.inside(part, known)))
+    return list(dict.fromkeys(name for g in groups for _, own in units.inside_parts(g.parts, known) for name in own))
 
 
 def _check_sliced(groups: Sequence[Group]) -> None:

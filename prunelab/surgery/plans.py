@@ -160,7 +160,7 @@ def _check_removed(groups: Sequence[Group], parts: list[Part], tensors: dict[str
         name = renamed(f"{part.path}.", [p for p in parts if p != part])
         if name is None or (part in parts and part.path.rpartition(".")[2].isdigit()):
             continue  # it went with a module around it; or with its place in a list, which the length tells
-        there = bool(units.inside(replace(part, path=name[:-1]), tensors))
+        there = any(units.inside([name[:-1]], tensors).values())
         if there is (part in parts):
             what = "still there" if there else "not there"
             raise PruneError(

@@ -17,6 +17,7 @@ from ..decoders import config_at, configs
 WIDTH = re.compile(  # not that of the experts, which stay as wide
     r"^(?!moe_)(.*_)?(intermediate_size|ffn_dim|d_ff|n_inner|inner_dim|ffn_hidden_size|(mlp|expansion)_ratio)$|^hidden_dim$"
 )
+PLAIN = (bool, int, float, str)
 IGNORED = ("training", "drop", "path_or_name", "nested")  # attributes that change nothing in eval mode
 Lines = Mapping[tuple[str, int], Tensor]
 
@@ -156,7 +157,6 @@ def _described(model: nn.Module) -> dict[str, Any]:
     told: dict[str, Any] = {name: t.shape for name, t in model.state_dict(keep_vars=True).items()}
     for path, module in model.named_modules():
         for name, value in vars(module).items():
-            plain = type(value) in (bool, int, float, str)
-            if plain and not name.startswith("_") and not any(word in name for word in IGNORED):
+            if type(value) in PLAIN and not name.startswith("_") and not any(word in name for word in IGNORED):
                 told[f"{path}.{name}"] = value
     return told

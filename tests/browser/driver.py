@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from prunelab import zoo
+
+EVERY = os.environ.get("PRUNELAB_BROWSER") == "all"
 
 STEP = 20_000  # milliseconds that JupyterLab may take for one thing
 RUN = 600  # seconds that a whole notebook may take, on a busy machine
@@ -89,6 +96,10 @@ class Opened:
         """A cell's source."""
         return self._evaluate(f"nb.widgets[{index}].model.sharedModel.source")
 
+    def outputs(self) -> list[list[dict[str, Any]]]:
+        """What each cell holds as outputs, as the notebook's file has them."""
+        return self._evaluate("nb.widgets.map((w) => w.model.type === 'code' ? w.model.outputs.toJSON() : [])")
+
     def show(self, index: int) -> Any:
         """Scroll to a cell, as a learner would; the cell's element."""
         self._evaluate(f"(nb.activeCellIndex = {index}, nb.scrollToItem({index}, 'smart').then(() => null))")
@@ -164,3 +175,15 @@ class Opened:
         """What a piece of JavaScript gives; a promise is waited for, but not for ever, as Playwright would."""
         late = f"new Promise((_, no) => setTimeout(() => no(new Error('no answer in {STEP} ms')), {STEP}))"
         return self.page.evaluate(f"() => Promise.race([{expression}, {late}])")
+
+
+def need_the_llama(name: str) -> None:
+    """Skip a notebook that needs the language model where that can't be had, and all but the first of them."""
+    if name[:2] in ("14", "15") and not EVERY:
+        pytest.skip("notebook 13 stands for those on the Llama: PRUNELAB_BROWSER=all drives this one, too")
+    fetch = getattr(zoo, "llama_folder", None)
+    if name[:2] in ("13", "14", "15") and fetch is not None:
+        try:
+            fetch()
+        except zoo.ZooError as error:
+            pytest.skip(f"the Llama of notebooks 13 to 15 can't be had: {error}")

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
-from driver import Opened
+from driver import Opened, need_the_llama
 
-from prunelab import zoo
 from prunelab.lab.workshop import contents, course
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 NOTEBOOKS = course.notebooks()
-EVERY = os.environ.get("PRUNELAB_BROWSER") == "all"
 
 
 @pytest.fixture(scope="module", params=NOTEBOOKS, ids=[p.stem for p in NOTEBOOKS])
 def notebook(request, browser, lab_url, screenshots):
     """A notebook that was opened and run from the top; its kernel ends with it."""
-    _need_the_llama(request.param.name)
+    need_the_llama(request.param.name)
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
     opened = Opened(page, request.param.name, screenshots)
     opened.open(lab_url)
@@ -106,12 +102,11 @@ def test_every_control_has_a_name(notebook):
                 "e => [...(e.labels || [])].map(l => l.textContent).concat(e.textContent, e.title)"
             )
             assert any(name.strip() for name in names), f"a control of cell {index} has no name"
-        for handle in cell.locator("[role=slider]").all():
-            # ipywidgets puts a slider's label beside its handle, not on it.
-            label = (
-                handle.locator("xpath=ancestor::*[contains(@class, 'widget-slider')]").locator(".widget-label").first
-            )
-            assert label.inner_text().strip(), f"a slider of cell {index} has no label"
+        for handle in cell.locator("[role=slider], .widget-radio-box input").all():
+            handle.focus()  # ipywidgets puts a control's label beside it, not on it
+            label = handle.evaluate("e => e.closest('[role=slider], [role=radiogroup]')?.ariaLabel")
+            assert label, f"a control of cell {index} has no label"
+            assert label.startswith("My guess")
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -131,18 +126,6 @@ def test_it_is_legible_in_either_theme(notebook, dark):
 
 def test_the_browser_had_nothing_to_complain_about(notebook):
     assert notebook.console == []
-
-
-def _need_the_llama(name: str) -> None:
-    """Skip a notebook that needs the language model where that can't be had, and all but the first of them."""
-    if name[:2] in ("14", "15") and not EVERY:
-        pytest.skip("notebook 13 stands for those on the Llama: PRUNELAB_BROWSER=all drives this one, too")
-    fetch = getattr(zoo, "llama_folder", None)
-    if name[:2] in ("13", "14", "15") and fetch is not None:
-        try:
-            fetch()
-        except zoo.ZooError as error:
-            pytest.skip(f"the Llama of notebooks 13 to 15 can't be had: {error}")
 
 
 def _moves(notebook: Opened, picture, before: tuple[str, str | None]) -> bool:

@@ -150,7 +150,8 @@ def reveal(prediction: Prediction, answer: Any, explain: Mapping[Any, str] | str
         mine = display.box(_verdict(prediction, answer, result, explain), display.GOOD)
         html = display.yours(mine) + found + display.yours("")
     else:
-        html = display.yours(f"{INVITATION}<details><summary>Show the result</summary>") + found
+        asked = f"<summary>Show the result for: {escape(prediction.question)}</summary>"
+        html = display.yours(f"{INVITATION}<details>{asked}") + found
         html += display.yours("</details>")
     display.show(text, html=html, png=picture, alt=alt)
 

@@ -1,14 +1,18 @@
-"""Residual networks on CIFAR-10, against which notebooks 00, 04, 05 and 06 hold what the digits told them.
+"""Residual networks on CIFAR-10, against which notebooks 00, 04, 05, 06, 10 and 11 hold what the digits told them.
 
 `zoo.load("cifar10")` downloads the published pictures; no notebook does: what is found stands in the stored grids.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from itertools import combinations, permutations
 from typing import Any
 
 import numpy as np
-from torch import nn
+from matplotlib.axes import Axes
+from scipy.stats import spearmanr
+from torch import Tensor, nn
 
 from ... import zoo
 from ...allocation import choose, expand, unit_scores
@@ -17,15 +21,19 @@ from ...criteria import by_name as criterion_named
 from ...granularity import filters, weights
 from ...masking import apply
 from ...measurement import evaluate, macs
-from ...recovery import finetune, recalibrate_batchnorm
+from ...pipeline import Recipe, gradually, prune
+from ...recovery import finetune, recalibrate_batchnorm, rewind_rates, train
 from ...surgery import shrink
 from ..learn import stored_grid
 from ..learn.stored_grid import Grid, Resumable, Run
-from ..show.figure import table
+from ..show.figure import COLOURS, table
 from ..show.measuring import measured
+from ..show.vector import INK
+from .lesson_10 import leads, written
+from .lesson_11 import binned, bits, judged, unpacked
 from .pruned_networks import FAST, RULES, pruned, spread
 
-NETWORKS = ("cifar10-resnet", "cifar10-resnet-1")  # differing in nothing but the seed
+NETWORKS = ("cifar10-resnet", "cifar10-resnet-1", "cifar10-resnet-2")  # differing in nothing but the seed
 NOTES = 1280  # training pictures that BatchNorm statistics are estimated from
 TESTED = 2500  # test pictures that an experiment without retraining is read on; all 10,000 where it is retrained
 BATCH = 128
@@ -110,12 +118,77 @@ def judges() -> Resumable:
     return points, run
 
 
-def retrained(model: nn.Module, data: zoo.Data, name: str) -> None:
-    """Half an epoch, in place, at the gentle rate of `finetune`."""
-    finetune(model, data.train, steps=STEPS, batch_size=BATCH, seed=NETWORKS.index(name), progress=False)
+def retrained(model: nn.Module, data: zoo.Data, name: str, order: int = 0) -> None:
+    """Half an epoch, in place, at the gentle rate of `finetune`; `order` shuffles the pictures otherwise."""
+    seed = NETWORKS.index(name) + len(NETWORKS) * order
+    finetune(model, data.train, steps=STEPS, batch_size=BATCH, seed=seed, progress=False)
 
 
-GRIDS: dict[str, Grid] = {"cifar-shares": shares, "cifar-scans": scans, "cifar-judges": judges}
+LOST = {"70 %": 0.7, "90 %": 0.9, "95 %": 0.95}  # by LAMP, which leaves the first layer more than a contest does
+KINDS = ("dense", "trained on", "another order", *LOST)
+FOLDS = 10
+
+
+def forgotten() -> Resumable:
+    """Notebook 11: the CIFAR-10 networks, dense, trained on (in two orders), pruned and retrained: what is read."""
+    data = zoo.load("cifar10")
+
+    def run(point: Run) -> Run:
+        model, kind = zoo.checkpoint(point["network"]), point["kind"]
+        if kind in LOST:
+            prune(model, Recipe("lamp", sparsity=LOST[kind]))
+        if kind != "dense":
+            retrained(model, data, point["network"], order=int(kind == "another order"))
+        sure, right = judged(model.eval(), *data.test.tensors)
+        return {"right": bits(right), "bins": binned(sure, right), "read": in_folds(right, data.test.tensors[1])}
+
+    return [{"network": name, "kind": kind} for kind in KINDS for name in NETWORKS], run
+
+
+def in_folds(right: Tensor, labels: Tensor) -> list[list[int]]:
+    """How many pictures are read of each class (a row) in each tenth of its pictures, dealt out like cards."""
+    own = [right[labels == label] for label in range(10)]
+    return [[int(one[fold::FOLDS].sum()) for fold in range(FOLDS)] for one in own]
+
+
+RACE = {"steps": 126, "batch_size": 64}  # of each way back, as on digits
+RATES = (0.003, 0.01, 0.03)
+RACED = 0.95  # of the weights, that are zero
+SOON = 0.1  # gradual's last cut, where the digits had it
+WAYS: dict[str, Callable[..., Any]] = {
+    "one full cycle": train,
+    "rates rewound": lambda model, pictures, **how: rewind_rates(model, pictures, of=2 * RACE["steps"], **how),
+    "gradual": lambda model, pictures, **how: train(model, pictures, **how, on_step=gradually(
+        model, Recipe("lamp", sparsity=RACED, schedule="cubic", rounds=9), until=SOON)),
+}  # fmt: skip
+
+
+def ways() -> Resumable:
+    """Notebook 10: three ways back from 95 % zeros; of three rates the best on validation, then each network."""
+    data = zoo.load("cifar10")
+
+    def back(name: str, way: str, lr: float) -> nn.Module:
+        model, seed = zoo.checkpoint(name), NETWORKS.index(name)
+        if way != "gradual":
+            prune(model, Recipe("lamp", sparsity=RACED))
+        WAYS[way](model, data.train, **RACE, lr=lr, seed=seed, progress=False)
+        return model.eval()
+
+    def run(point: Run) -> Run:
+        way = point["way"]
+        tried = [back(NETWORKS[0], way, lr) for lr in RATES]
+        valid = [evaluate(model, data, "valid").accuracy for model in tried]
+        best = int(np.argmax(valid))
+        raced = [tried[best], *(back(name, way, RATES[best]) for name in NETWORKS[1:])]
+        return {"valid": valid, "rate": RATES[best], "accuracy": [evaluate(m, data, "test").accuracy for m in raced]}
+
+    return [{"way": way} for way in WAYS], run
+
+
+GRIDS: dict[str, Grid] = {
+    "cifar-shares": shares, "cifar-scans": scans, "cifar-judges": judges,
+    "cifar-forgotten": forgotten, "cifar-ways": ways,
+}  # fmt: skip
 
 
 # What the notebooks measure on them
@@ -136,3 +209,64 @@ def by_rule() -> None:
     columns = {"rule": None, **{f"{100 * level:g} % zero": None for level in LEVELS}}
     rows = [[r, *(mean_and_range(found("shares", "fresh", rule=r, sparsity=s)) for s in LEVELS)] for r in RULES]
     table("CIFAR-10, statistics fresh: mean [lowest, highest network]", columns, rows)
+
+
+def readers(kind: str) -> np.ndarray:
+    """Which of the 10,000 test pictures the networks of a kind read: (networks, pictures) of bool."""
+    return np.stack([unpacked(bits, 10_000) for bits in found("forgotten", "right", kind=kind)])
+
+
+def changes(kind: str, beside: str = "trained on") -> dict[str, np.ndarray]:
+    """What each network of a kind no longer reads, and newly reads, beside another kind: counts, (networks,)."""
+    before, after = readers(beside), readers(kind)
+    return {"lost": (before & ~after).sum(1), "gained": (~before & after).sum(1)}
+
+
+def tolls(kind: str) -> np.ndarray:
+    """Points that each class pays beside the dense twin: (networks, classes, tenths of a class's pictures)."""
+    return found("forgotten", "read", kind="trained on") - found("forgotten", "read", kind=kind)
+
+
+def agreement(kind: str, networks: bool = False) -> float:
+    """Split-half reliability: the mean rank correlation of what classes pay on one half of the pictures and the other.
+
+    Over all halvings of the ten tenths: of the networks' mean, or with `networks` of one network on one half and
+    another on the other half, over all pairs.
+    """
+    toll = tolls(kind)
+    halves = [(half, [f for f in range(FOLDS) if f not in half]) for half in map(list, combinations(range(FOLDS), 5))]
+    sides = list(permutations(toll, 2)) if networks else [(toll.mean(0), toll.mean(0))]
+    pairs = [(a[:, one].mean(1), b[:, other].mean(1)) for one, other in halves if 0 in one for a, b in sides]
+    return float(np.mean([spearmanr(one, other).statistic for one, other in pairs]))
+
+
+def payers(ax: Axes, kinds: Sequence[str] = KINDS[2:]) -> None:
+    """What each class pays, by kind of network: the mean, and a line from the lowest network to the highest."""
+    for n, kind in enumerate(kinds):
+        each, where = tolls(kind).mean(2), np.arange(10) + 0.2 * (n - (len(kinds) - 1) / 2)
+        mean = each.mean(0)
+        around = [mean - each.min(0), each.max(0) - mean]
+        ax.errorbar(where, mean, around, ls="none", marker="os^D"[n], color=COLOURS[n], lw=1.6, label=kind)
+    ax.axhline(0, color=INK, lw=0.8, ls="-", marker="")
+    ax.set_xticks(range(10), zoo.downloads.CIFAR_CLASSES, rotation=20)
+    ax.set_ylabel("points lost")
+    ax.legend(ncols=2, loc="upper left")
+
+
+def agreements(kinds: Sequence[str] = KINDS[2:]) -> dict[str, tuple[float, float]]:
+    """Show what changes beside the dense twin, and how far halves and networks agree on who pays; give the latter."""
+    agree = {kind: (agreement(kind), agreement(kind, networks=True)) for kind in kinds}
+    rows = [[k, float(readers(k).mean()), *(float(c.mean()) for c in changes(k).values()), *agree[k]] for k in kinds]
+    columns = {"network": None, "read": "%", "lost": "", "gained": "", "halves agree": "", "networks agree": ""}
+    table("CIFAR-10, beside the dense twin, and who pays", columns, rows)
+    return agree
+
+
+def ways_back() -> None:
+    """Show what each way's search saw, and the networks' mean with its lead over the first way."""
+    runs = stored_grid.grid("cifar-ways")
+    lead = leads({run["way"]: run["accuracy"] for run in runs}, first := runs[0]["way"])
+    rows = [[r["way"], *r["valid"], float(np.mean(r["accuracy"])), written(lead[r["way"]]) if r["way"] in lead else ""]
+            for r in runs]  # fmt: skip
+    columns = {"way": None, **{f"rate {rate:g}": "%" for rate in RATES}, "test": "%", f"ahead of {first}": None}
+    table("CIFAR-10, 95 % zeros: one network's search; then all, at the best rate (95 % interval)", columns, rows)

@@ -65,17 +65,25 @@ def show(
     emit(data, metadata)
 
 
-# What the first cell brings to the page. Once the kernel is gone, JupyterLab writes an error in a widget's place:
-# instead, it says what can be done. And the keys that a notebook takes for itself reach what is chosen or unfolded;
-# what listens to keys itself gets a mark, which Notebook 7 looks for, on the focused element alone, before all others.
+# What the first cell, and each that asks, brings to the page. Once the kernel is gone, JupyterLab writes an error in a
+# widget's place, or, where it never reached the kernel, that it loads: instead, below a question stands what can be
+# done, and of a progress bar nothing. A widget's control gets its label as its name. And the keys that a notebook takes
+# for itself reach what is chosen or unfolded; what listens to keys itself gets a mark, which Notebook 7 looks for, on
+# the focused element alone, before all others.
 AGAIN = "Run this cell to answer."
+_GONE = ".jp-OutputArea-output.lm-Panel:not(:has(*))"
 PAGE = (
-    "<style>.jupyter-widgets:not(:has(*)) {font-size: 0} .jupyter-widgets:not(:has(*))::after "
-    "{content: 'Run this cell again.'; font-size: var(--jp-content-font-size1, 14px); font-style: italic}</style>"
+    f"<style data-pl-page>{_GONE} {{font-size: 0; visibility: hidden}} "
+    f".jp-OutputArea-child:has([data-pl-page]) + * > {_GONE}::after {{content: 'Run this cell again.'; font-style: "
+    "italic; font-size: var(--jp-content-font-size1, 14px); visibility: visible; animation: pl-late 2s} "
+    "@keyframes pl-late {from, to {visibility: hidden}}</style>"  # a widget may only be late
     "<script>window.prunelabKeys = window.prunelabKeys || (addEventListener('keydown', event => "
     "{const at = event.target; if (at.closest?.('.prunelab-keys, summary')) event.stopPropagation(); "
     "else if (at.closest?.('.pl-explorer, .jupyter-widgets [role=slider]')) at.dataset.lmSuppressShortcuts = 'true'}"
-    ", true), true)</script>"
+    ", true), addEventListener('focusin', event => {const control = event.target.closest?.('.widget-radio-box, "
+    ".widget-slider [role=slider]'); if (!control) return; control.role ||= 'radiogroup'; const label = control."
+    "closest('.widget-radio, .widget-slider').querySelector('.widget-label'); control.ariaLabel = [label.textContent, "
+    "label.title].filter(said => said && said !== 'null').join(': ')}), true)</script>"
 )
 
 

@@ -205,7 +205,7 @@
       const place = `${state.way} ${state.read} ${near}`;
       if (place === state.place) return; // the same measurement: nothing else is new
       state.place = place;
-      score.innerHTML = `<strong>${accuracy}</strong> of ${number(facts.count)} digits read correctly` +
+      score.innerHTML = `<strong>${accuracy}</strong> of ${number(facts.count)} digits read correctly,` +
         `<small>measured at ${percent(near)}, nothing retrained${notes[state.read]}</small>`;
       digits.forEach(({ item, read: line, truth }, i) => {
         const wrong = labels[i] !== facts.truth[i];
@@ -224,7 +224,7 @@
       net.setAttribute("aria-label", words);
       clearTimeout(state.speaks);
       state.speaks = setTimeout(() => {
-        heard.textContent = `${words} ${number(way.bytes[now])} bytes. ${score.innerText.replace("\n", ": ")}.`;
+        heard.textContent = `${words} ${number(way.bytes[now])} bytes. ${score.innerText.replace("\n", " ")}.`;
       }, 600);
     }
 

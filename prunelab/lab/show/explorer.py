@@ -121,7 +121,8 @@ def _panel(
     for n, name in enumerate(names):
         if all(isinstance(value, (int, float)) for value in values[n]):
             slider = f'<input type="range" min="0" max="{len(texts[n]) - 1}" value="{chosen[n]}">'
-            parts.append(f'<div class="pl-range"><label>{escape(name)} {slider}</label><output></output></div>')
+            shown = '<output aria-hidden="true"></output>'  # the slider itself says its value
+            parts.append(f'<div class="pl-range"><label>{escape(name)} {slider}</label>{shown}</div>')
             continue
         buttons = "".join(
             f'<label><input type="radio" name="pl-{n}" value="{k}"{" checked" if k == chosen[n] else ""}>'
