@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from ..show import display
-from ..show.measuring import measured
+from ..show.measuring import exact, measured
 from . import exercise
 
 OWN_TIMES = "Times are your machine's own"
@@ -55,9 +55,13 @@ class Bound:
         return (self.limit, math.inf) if self.kind == "at_least" else (-math.inf, self.limit)
 
     def __str__(self) -> str:
-        if self.kind == "between":
-            return f"between {self.limit[0]} and {self.limit[1]}"
-        return f"{self.kind.replace('_', ' ')} {self.limit!r}"
+        return self.said()
+
+    def said(self, unit: str = "") -> str:
+        """The bound in words; with "%", of a share."""
+        limits = self.limit if self.kind == "between" else (self.limit,)
+        words = " and ".join(exact(limit, unit) if unit else repr(limit) for limit in limits)
+        return f"{self.kind.replace('_', ' ')} {words}"
 
 
 def bound(kinds: dict[str, Any]) -> Bound:
@@ -80,7 +84,8 @@ def claim(text: str, value: Any, **kinds: Any) -> None:
     value = plain(value)
     if not rule.holds(value):
         raise ClaimError(f'The course claims: "{text}" ({rule}). Here it is {value!r}.')
-    line = text if rule.kind == "equals" else f"{text} ({measured(value)}; claimed: {rule})"
+    unit = "%" if "%" in text and 0 <= value <= 1 else ""  # a share, as the sentence says it
+    line = text if rule.kind == "equals" else f"{text} ({measured(value, unit)}; claimed: {rule.said(unit)})"
     _show(line)
 
 

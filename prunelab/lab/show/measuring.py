@@ -7,6 +7,7 @@ what must be the same everywhere, and `tests/nbval_sanitize.cfg` compares all of
 from __future__ import annotations
 
 import math
+from numbers import Integral
 
 NO_CUDA = "no CUDA here"  # stands where a GPU's value would; the same rule matches both
 
@@ -31,7 +32,9 @@ def exact(value: float, unit: str = "") -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number with that many significant digits, thousands separated, never an exponent."""
+    """A number with that many significant digits, thousands separated, never an exponent; a count as it is."""
+    if isinstance(value, Integral):
+        return f"{value:,}"
     if not math.isfinite(value):
         return str(value)
     size = 0 if value == 0 else math.floor(math.log10(abs(value)))
@@ -63,7 +66,7 @@ def measured(
     """
     if value is None:
         return NO_CUDA
-    text = f"≈ {quantity(float(value), unit, digits)}"
+    text = f"≈ {quantity(value if isinstance(value, Integral) else float(value), unit, digits)}"
     if spread is not None:
         text += f" ± {quantity(float(spread), unit, 2, scale_by=float(value))}"
     if interval is not None:
