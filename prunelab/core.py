@@ -6,7 +6,7 @@ import copy
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, cast
 
@@ -274,16 +274,22 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
-@contextmanager
-def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Put the whole model in train or eval mode, and give each module its own mode back afterwards."""
-    before = [(m, m.training) for m in network(model).modules()]
-    try:
+def mode(model: nn.Module, *, training: bool) -> ExitStack:
+    """The whole model in train or eval mode for the length of a block; then each module has its own mode back.
+
+    Torch has its grad mode back, too: an interrupt in the middle of `no_grad`'s own lines leaves it off. No generator
+    with a `finally`: one that an interrupt leaves half entered runs it when it is collected, at any later time.
+    """
+    with ExitStack() as stack:
+        stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
+        stack.callback(_put_in_modes, [(m, m.training) for m in network(model).modules()])
         model.train(training)
-        yield
-    finally:
-        for module, was in before:
-            module.training = was
+        return stack.pop_all()
+
+
+def _put_in_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
+    for module, training in modes:
+        module.training = training
 
 
 def unsaved(model: nn.Module) -> dict[str, Tensor]:

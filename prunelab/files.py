@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import stat
-import tempfile
 import time
 import tomllib
 import types
@@ -37,9 +37,9 @@ def write_whole(path: Path, data: bytes, *, private: bool = False) -> None:
     `private` is for its owner alone. Drafts that killed writers of this file have left go.
     """
     _sweep(path)
-    handle, draft = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # known before it is made, so that it can go
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(draft, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -47,7 +47,7 @@ def write_whole(path: Path, data: bytes, *, private: bool = False) -> None:
             os.chmod(draft, _mode(path))
         os.replace(draft, path)
     finally:
-        Path(draft).unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
 
 
 def _mode(path: Path) -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -54,36 +54,35 @@ def floating(nest: Any) -> list[Tensor]:
     return [t for t in tensors(nest) if t.is_floating_point()]
 
 
-def dice_kept() -> AbstractContextManager[None]:
-    """Torch's random state is after a block what it was before.
+def dice_kept() -> ExitStack:
+    """Torch's random state is after a block what it was before. (`fork_rng` is a generator: see `mode`.)
 
     Asking for a GPU's would start CUDA; where it has not been started there is none to keep.
     """
-    return torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ())
+    stack = ExitStack()
+    stack.callback(torch.set_rng_state, torch.get_rng_state())
+    if torch.cuda.is_initialized():
+        stack.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
+    return stack
 
 
-@contextmanager
-def undisturbed(*models: nn.Module) -> Iterator[None]:
+def undisturbed(*models: nn.Module) -> ExitStack:
     """Eval mode for the length of a block; then every module's own mode and torch's random state are back."""
     with ExitStack() as stack:
         stack.enter_context(dice_kept())
         for model in models:
             stack.enter_context(mode(model, training=False))
-        yield
+        return stack.pop_all()
 
 
-@contextmanager
-def uncached(model: nn.Module) -> Iterator[None]:
+def uncached(model: nn.Module) -> ExitStack:
     """No cache of keys and values for the length of a block, whatever the model's configurations say."""
     held: list[Any] = [getattr(m, "config", None) for m in network(model).modules()]
-    found = {id(c): c for c in held if getattr(c, "use_cache", False)}
-    try:
-        for config in found.values():
+    with ExitStack() as stack:
+        for config in {id(c): c for c in held if getattr(c, "use_cache", False)}.values():
+            stack.callback(setattr, config, "use_cache", True)
             config.use_cache = False
-        yield
-    finally:
-        for config in found.values():
-            config.use_cache = True
+        return stack.pop_all()
 
 
 def hooked(modules: Iterable[nn.Module], note: Callable[[nn.Module, tuple, dict], Any]) -> ExitStack:

@@ -157,7 +157,7 @@ def snapshot() -> Callable[[nn.Module], dict[str, Any]]:
     """A function from a model to all that must not change, to the bit, as something to compare with ==.
 
     Weights, buffers, gradients, what is frozen, the identity and order of the parameters, modes, hooks,
-    classes, parametrizations, and the state of every random generator.
+    classes, parametrizations, the state of every random generator, and torch's grad mode.
     """
 
     def take(model: nn.Module) -> dict[str, Any]:
@@ -167,6 +167,7 @@ def snapshot() -> Callable[[nn.Module], dict[str, Any]]:
             "parameters": [(k, id(p), p.requires_grad, _bytes(p.grad)) for k, p in model.named_parameters()],
             "modules": {k: _of_module(m) for k, m in model.named_modules()},
             "random": (_bytes(torch.get_rng_state()), random.getstate(), np.random.get_state()[1].tobytes()),
+            "grad mode": torch.is_grad_enabled(),
         }
 
     return take
@@ -189,6 +190,15 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
 def one_thread() -> None:
     """Small networks are fastest on one thread, and results don't depend on the machine."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def gradients_left_on() -> Iterator[None]:
+    """A test that leaves torch's grad mode off fails itself, not those after it."""
+    yield
+    off = not torch.is_grad_enabled()
+    torch.set_grad_enabled(True)
+    assert not off, "torch's grad mode was left off"
 
 
 def _no_network(connect: Callable[[socket.socket, Any], Any]) -> Callable[[socket.socket, Any], Any]:

@@ -1,6 +1,7 @@
 """What can be pruned, and how tensors are named, whatever the model looks like."""
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from prunelab import layers
 from prunelab.core import Group, Mask, Member, PruneError, device_of, lookup, mode, places, shape
 from prunelab.layers import prunable
 from prunelab.masking import apply, bake, masked
+from prunelab.running import undisturbed
 
 
 def masks_of(model):
@@ -93,6 +95,19 @@ def test_lookup_of_an_unknown_name_lists_known_ones(build):
 def test_lookup_finds_buffers(build):
     (place,) = lookup(build("cnn"), "1.running_mean")
     assert place.tensor.shape == (4,)
+
+
+@pytest.mark.parametrize("block", [lambda model: mode(model, training=False), undisturbed], ids=["mode", "undisturbed"])
+def test_a_block_that_an_interrupt_kept_from_beginning_changes_nothing_later(build, snapshot, block):
+    """It is collected with the traceback: then nothing may come back that others have put right long ago."""
+    model = build("cnn")
+    begun = block(model)
+    model.train()
+    torch.manual_seed(1)
+    before = snapshot(model)
+    del begun
+    gc.collect()
+    assert snapshot(model) == before
 
 
 def test_mode_is_restored_module_by_module_even_on_error(build, snapshot):

@@ -33,6 +33,17 @@ def test_a_failure_leaves_the_old_content(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_an_interrupt_when_the_draft_is_just_made_leaves_none(tmp_path, monkeypatch):
+    def interrupt(*arguments, through=os.open):
+        os.close(through(*arguments))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.open", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(tmp_path / "a.txt", b"one")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(os.name != "posix", reason="permissions and links are POSIX's here")
 def test_a_file_keeps_its_mode_and_a_new_one_gets_the_usual_one(tmp_path):
     (tmp_path / "usual").write_text("")

@@ -330,6 +330,34 @@ def test_an_interrupt_leaves_a_usable_model(build, data_for, snapshot, at):
     assert quietly(model, data_for("cnn")).steps == 4  # it can go on
 
 
+@pytest.mark.parametrize("line", ["__enter__", "__exit__"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, data: quietly(model, data),
+        lambda model, data: pl.measurement.evaluate(model, data, "valid"),
+        lambda model, data: pl.recovery.recalibrate_batchnorm(model, data),
+        lambda model, data: pl.granularity.coupled(model, data.train[0]),
+    ],
+    ids=["train", "evaluate", "recalibrate_batchnorm", "coupled"],
+)
+def test_an_interrupt_in_no_grad_s_own_lines_leaves_gradients_on(build, lesson, monkeypatch, call, line):
+    """Torch leaves them off then, and the next `backward` of anybody's fails."""
+    through = getattr(torch.no_grad, line)
+
+    def interrupt(self, *args):
+        if line == "__enter__":
+            through(self)
+        raise KeyboardInterrupt
+
+    model = build("mlp").append(nn.BatchNorm1d(3))
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.no_grad, line, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            call(model, lesson)
+    assert torch.is_grad_enabled()
+
+
 def test_an_interrupt_in_a_backward_pass_leaves_no_gradients(build, lesson):
     model = build("mlp")
     model[0].weight.register_hook(lambda grad: (_ for _ in ()).throw(KeyboardInterrupt))

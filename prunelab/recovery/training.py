@@ -22,7 +22,7 @@ from ..checks import check_count, check_number
 from ..core import PruneError, check_loaded, device_of, mode, places
 from ..data import Batch, batches, count, has_splits, to
 from ..measurement import Evaluation, evaluate
-from ..running import attempt, pair, seed_dice
+from ..running import attempt, dice_kept, pair, seed_dice
 from ..text import describe, percent
 from .checkpoints import Checkpoint
 from .run import (
@@ -115,7 +115,7 @@ def train(
     saved = Checkpoint(checkpoint) if isinstance(checkpoint, (str, PathLike)) else checkpoint
     device = device_of(model)
     with (
-        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        dice_kept(),
         mode(model, training=True),
         _left_sound(run),
         tqdm(total=total, desc="training", unit="step", disable=not progress, leave=False) as bar,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import isclose
@@ -85,12 +85,11 @@ def _own(model: nn.Module) -> nn.Module:
     return twin.to(memory_format=torch.channels_last) if any(p.dim() == 4 for p in twin.parameters()) else twin
 
 
-@contextmanager
-def steady(model: nn.Module) -> Iterator[None]:
+def steady(model: nn.Module) -> ExitStack:
     """Eval mode, and the same dice for every pass over the data: a loader that shuffles gives the same batches."""
-    with undisturbed(model):
-        torch.default_generator.manual_seed(0)  # not torch.manual_seed, which would reach for GPUs
-        yield
+    stack = undisturbed(model)
+    torch.default_generator.manual_seed(0)  # not torch.manual_seed, which would reach for GPUs
+    return stack
 
 
 def _counts(group: Group, sparsities: tuple[float, ...]) -> tuple[int, ...]:
