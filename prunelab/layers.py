@@ -66,8 +66,6 @@ def _sizes(*attributes: str) -> Callable[[Any, str], None]:
 
 
 def _convolution(m: Any, name: str) -> None:
-    before = m.in_channels if m.transposed else m.out_channels  # dimension 0 of the weight, as it was
-    m.groups = _scaled(m.groups, before, len(m.weight), name)
     ins, outs = (0, 1) if m.transposed else (1, 0)
     sizes = [m.weight.shape[0], m.weight.shape[1] * m.groups]  # dimension 1 counts the channels of one group
     m.in_channels, m.out_channels = sizes[ins], sizes[outs]

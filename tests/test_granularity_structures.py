@@ -603,6 +603,21 @@ def two_readers():
     )
 
 
+def split_attention():
+    """Two groups of a convolution, weighted and added, as ResNeSt's: the same place leaves in both."""
+
+    def forward(s, x):
+        halves = s.b(s.a(x).relu()).relu().unflatten(1, (2, -1))
+        return s.c((halves * s.d(halves.sum(1)).unflatten(1, (2, -1)).softmax(1)).sum(1))
+
+    return Net(forward, a=conv(3, 8), b=conv(8, 12, groups=2), d=conv(6, 12, 1), c=conv(6, 4, 1))
+
+
+def colours_apart():
+    """A convolution of its own for each channel of the picture, which all stay."""
+    return nn.Sequential(OrderedDict(a=conv(3, 12, groups=3), r=nn.ReLU(), b=conv(12, 8), c=conv(8, 4, 1)))
+
+
 OUTPUT = {"c": "is the model's output"}
 MADE_ANEW = "is made anew in every forward by the parametrization WeightNorm: call torch.nn.utils.parametrize."
 READ = {"b": "is read by a GRU in r", "r": "is a GRU, whose gates stay whole", "p": "is the model's output"}
@@ -619,6 +634,8 @@ CASES = [  # a network, the units of its groups, and why the other layers stay; 
     (recurrent, {"a": 8, "o": 6}, READ),
     (no_boxes, {"a": 8, "b": 8}, OUTPUT),
     (two_readers, {"a": 16, "b": 8}, OUTPUT),
+    (split_attention, {"a": 4, "b": 6}, OUTPUT),
+    (colours_apart, {"a": 4, "b": 8}, OUTPUT),
 ]
 
 

@@ -654,14 +654,23 @@ def _deformed(shadow: Any, out: Tensor, x: Tensor, w: Tensor, offset: Tensor, ma
 def _grouped(
     shadow: Any, read: Tensor, rows: Tensor, columns: Tensor, transposed: bool, groups: int, width: int
 ) -> Tensor:
-    """Whole groups leave, by dimension 0 of the weight, whose dimension 1 counts within one group."""
+    """Whole groups leave, by dimension 0 of the weight, whose dimension 1 counts within one group.
+
+    Where all groups turned out to be tied, as the halves that a split attention adds: the same place in every group.
+    """
+    table = read.view(groups, -1)
+    if shadow.where[-1] in shadow.by_place:
+        shadow.tie(table, columns)
+        shadow.tie(rows.view(groups, -1), rows[: len(rows) // groups])
+        return rows
     if len(columns) > 1:
         shadow.freeze(columns[columns > 0], "counts within a group of channels")
-    table = read.view(groups, -1)
     shadow.tie(table, table[:, :1])
     if transposed:
         shadow.tie(rows, read)
         return table[:, :1].expand(groups, width // groups).reshape(-1)
+    if width > groups:  # of a depthwise convolution every channel is a group
+        shadow.grouped[shadow.where[-1]] = table[:, 0]
     shadow.tie(rows.view(groups, -1), table[:, :1])
     return rows
 

@@ -96,6 +96,8 @@ class Shadow(TorchDispatchMode):
     split: set[int] = field(default_factory=set)  # ids of rows that a view laid side by side, as heads are
     heads: dict[int, str] = field(default_factory=dict)  # numbers of heads -> the module that multiplies them
     laid: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # ids, and those that they were laid out over
+    grouped: dict[str, Tensor] = field(default_factory=dict)  # convolution whose groups leave -> an id of each
+    by_place: set[str] = field(default_factory=set)  # convolutions of which a place in every group leaves
     where: Where = field(default_factory=lambda: Where([""]))
     total: int = 1
     paused: bool = False
@@ -333,7 +335,18 @@ def _instead(model: nn.Module, meta: bool) -> dict[int, Any]:
 
 
 def _traced(model: nn.Module, example: Any, rules: dict[str, Any]) -> Trace:
-    shadow = Shadow(all(t.is_meta for t in (*model.parameters(), *tensors(example))), rules)
+    by_place: set[str] = set()
+    while True:
+        shadow = Shadow(all(t.is_meta for t in (*model.parameters(), *tensors(example))), rules, by_place=by_place)
+        _follow(shadow, model, example)
+        found = _sets(shadow)
+        tied = {path for path, ids in shadow.grouped.items() if len(np.unique(found.label[ids])) == 1}
+        if not tied:
+            return found
+        by_place = by_place | tied
+
+
+def _follow(shadow: Shadow, model: nn.Module, example: Any) -> None:
     for module, path in paths(model).items():
         if why := _opaque(module):
             shadow.opaque[path] = why
@@ -349,7 +362,6 @@ def _traced(model: nn.Module, example: Any, rules: dict[str, Any]) -> Trace:
         if id(tensor) not in shadow.seen:
             for ids in shadow.of(tensor):
                 shadow.freeze(ids, "did not run on the example")
-    return _sets(shadow)
 
 
 def _emptied(tensor: Tensor) -> Tensor:

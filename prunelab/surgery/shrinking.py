@@ -48,6 +48,9 @@ def shrink(model: nn.Module, groups: Sequence[Group], keep: Keep) -> nn.Module:
     touched = {}
     for name, shared in lookup_all(small, {name for name, _ in lines}).items():
         touched.update({place.module: name for place in shared})
+        for place in shared:
+            if isinstance(place.module, layers.CONVOLUTION) and place.attribute == "weight" and (name, 0) in lines:
+                place.module.groups = _groups_left(place.module.groups, lines[name, 0], name)
     for module, name in touched.items():
         layers.declare(module, name)
     done = heads.settle(small, groups, keep, lines)
@@ -58,6 +61,19 @@ def shrink(model: nn.Module, groups: Sequence[Group], keep: Keep) -> nn.Module:
     experts.settle(small, touched)
     widths.settle(small, lines, model)
     return small
+
+
+def _groups_left(groups: int, line: Tensor, name: str) -> int:
+    """How many groups a convolution has left when whole ones went, or the same number of channels from each."""
+    each = line.view(groups, -1).sum(1)
+    left = each[each > 0]
+    if (left != left[0]).any():
+        raise PruneError(
+            f"{name}: {int((~line).sum())} of {len(line)} channels go, which leaves its {groups} groups "
+            f"{', '.join(map(str, each.tolist()))}: a unit of a grouped layer must be a whole group, or one channel of "
+            "every group"
+        )
+    return len(left)
 
 
 def cuts(model: nn.Module, groups: Sequence[Group], keep: Keep) -> Lines:
