@@ -29,8 +29,9 @@ def filters(model: nn.Module, example: Any = None) -> Groups:
 
     A unit is a filter and its bias, its BatchNorm channel (a filter of zeros would still emit beta), the columns of
     every layer that reads it, and the filters it is added to or multiplied with. In a grouped convolution or under
-    a GroupNorm it is a whole group of channels; halves that a split or a gate pairs leave in pairs. What the model
-    outputs stays. `stays` of the result says of each layer that keeps channels why.
+    a GroupNorm it is a whole group of channels, or, of a convolution all whose groups are tied, the same channel of
+    each; halves that a split or a gate pairs leave in pairs. What the model outputs stays. `stays` of the result says
+    of each layer that keeps channels why.
 
     `exact` says that a masked model and a shrunk one compute the same; each group is tried. LayerNorm over the
     channels, for one, is not exact, because it averages over the zeros. What fails without some of its channels, or
