@@ -34,6 +34,14 @@ def test_every_way_prunes_alike(short, way):
     assert left == total - round(lesson_10.SPARSITY * total)
 
 
+def test_a_teacher_without_a_weight_leaves_the_cycle(short):
+    """Distillation differs from the cycle by its loss alone: the same cut, rate, steps and order of the batches."""
+    cycle = prunable(lesson_10.cycle(1, short, 0.05))
+    alone, taught = (prunable(lesson_10.distillation(1, short, 2, alpha)) for alpha in (0, 0.7))
+    assert all(torch.equal(alone[name], cycle[name]) for name in cycle)
+    assert not all(torch.equal(taught[name], cycle[name]) for name in cycle)
+
+
 def test_the_rewound_weights_are_those_of_the_way_there(short):
     early = lesson_10._halfway(1)
     assert early["bn1.num_batches_tracked"] == 4  # of sixteen steps, twelve before the end
@@ -64,9 +72,10 @@ def test_the_stored_race_is_whole_and_chosen_within_its_search():
         assert run["settings"] == [dict(setting) for setting in lesson_10.WAYS[way][1]]
         assert run["chosen"] == run["settings"][int(np.argmax(run["valid"]))]
         assert len(run["accuracy"]) == len(run["untuned"]) == len(lesson_10.SEEDS)
-        if "lr" in run["chosen"]:
+        if way != "gradual":  # which says so
             assert run["chosen"] not in (run["settings"][0], run["settings"][-1]), "the best rate lies at an edge"
     assert runs["one full cycle"]["chosen"]["lr"] == lesson_10.CYCLE_RATE
+    assert len(runs["distillation"]["cycle as long"]) == len(lesson_10.SEEDS)
 
 
 def test_leads_are_taken_network_by_network():
