@@ -525,7 +525,8 @@ def _components(shadow: Shadow) -> np.ndarray:
     from scipy.sparse import coo_array  # not above: together they take a tenth of the time to import torch
     from scipy.sparse.csgraph import connected_components
 
-    ends = tuple(np.concatenate([[0], *each]) for each in zip(([], []), *shadow.edges, strict=True))
+    # int32: scipy 1.11 gives nothing, or an error, for indices of 64 bits
+    ends = tuple(np.concatenate([[0], *each]).astype(np.int32) for each in zip(([], []), *shadow.edges, strict=True))
     graph = coo_array((np.ones(len(ends[0]), np.int8), ends), shape=(shadow.total, shadow.total))
     found: np.ndarray = connected_components(graph, directed=False)[1]
     return found
