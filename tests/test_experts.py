@@ -286,8 +286,10 @@ def test_granularity_refuses():
     with pytest.raises(pl.PruneError, match="router needs all 3 experts"):
         experts(needed)
     grouped = build("deepseek-v3")
-    for layer in grouped.model.layers[1:]:
-        layer.mlp.gate.num_group = 2
+    for layer in grouped.model.layers[1:]:  # transformers 5.5 keeps n_group in the MLP, 5.24 num_group in its gate
+        holder, name = (layer.mlp.gate, "num_group") if hasattr(layer.mlp.gate, "num_group") else (layer.mlp, "n_group")
+        assert getattr(holder, name) == 1
+        setattr(holder, name, 2)
     with pytest.raises(pl.PruneError, match="compares 2 groups of experts"):
         experts(grouped)
 
