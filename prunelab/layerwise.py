@@ -13,13 +13,19 @@ from dataclasses import dataclass, field
 from itertools import count, pairwise
 from typing import Any, Protocol, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from . import units
 from .allocation import check_sparsity, least_of
+from .calibration import Calibration, input_norms
+from .checks import check_number
 from .core import Group, PruneError
+from .criteria.registry import finite_weights
+from .decoders import blocks
 from .registry import Registry
 from .sensitivity import Scan
+from .text import listed
 
 LayerSparsities: TypeAlias = dict[str, float]  # group name -> the share of its units that goes: round(share * units)
 
@@ -105,6 +111,68 @@ class BySensitivity:
         budget, most = _budget(groups, sparsity, self.floor, last)
         cut = [c.up_to(most[g.name]) for g, c in zip(groups, curves, strict=True)]
         return _shares(groups, dict(zip((g.name for g in groups), cheapest(cut, budget), strict=True)))
+
+
+@register("owl")
+@dataclass(frozen=True, eq=False)
+class Owl:
+    """Blocks of a Transformer lose less the more outliers they hold: S + mean(d) - d, the same in all of a block.
+
+    D is the share of a block's |W_ij| * norm(X_j), nothing pruned yet, that lie above m times their mean; d is D
+    stretched over the blocks to 0 ... 2 * spread. Yin et al. 2024, arXiv 2310.05175, §3 (M and lambda there), as its
+    published code has it: the shares span 2 * spread, so that a block that stands alone can be further from S than
+    spread. Ours: the mean weighs blocks by their units, to lose S of the whole, and what can't be is an error.
+
+    Raises PruneError for a model without blocks, groups outside of them, and shares that are none.
+
+    >>> from prunelab.granularity import weights
+    >>> model = nn.Sequential(nn.Identity(), nn.Sequential(*[nn.Sequential(nn.Linear(2, 2)) for _ in range(2)]))
+    >>> for block, entries in zip(model[1], ([[1.0, 1.0], [1.0, 1.0]], [[0.0, 0.0], [0.0, 1.0]]), strict=True):
+    ...     block[0].weight.data = torch.tensor(entries)  # one of the last four is above three times their mean
+    >>> calib = Calibration.of((torch.ones(1, 2), torch.zeros(1)))
+    >>> Owl(calib, m=3, spread=0.25)(model, weights(model), 0.5)
+    {'1.0.0.weight': 0.75, '1.1.0.weight': 0.25}
+    """
+
+    calib: Calibration
+    m: float = 5.0
+    spread: float = 0.08
+
+    def __post_init__(self) -> None:
+        check_number("m", self.m, "give how many times the mean makes an outlier, such as 5", above=0)
+        check_number("spread", self.spread, "give how far a block may be from the mean, such as 0.08", least=0)
+
+    def __call__(self, model: nn.Module, groups: Sequence[Group], sparsity: float) -> LayerSparsities:
+        budget, most = _budget(groups, sparsity, 0.0)
+        ratios = _outlier_ratios(model, self.calib, self.m)
+        at = {g.name: next((path for path in ratios if _inside(g, path)), "") for g in groups}
+        astray = [name for name, path in at.items() if not path]
+        if astray:
+            how = "leave them out with functools.partial(granularity.weights, exclude=[...])"
+            raise PruneError(f"{listed(astray)} lie in no block, or in none whose inputs are seen: {how}")
+        low, high = min(ratios.values()), max(ratios.values())
+        spared = {g.name: 2 * self.spread * (ratios[at[g.name]] - low) / (high - low or 1) for g in groups}
+        mean = sum(spared[g.name] * g.units for g in groups) / max(sum(g.units for g in groups), 1)
+        wanted = {g.name: (sparsity + mean - spared[g.name]) * g.units for g in groups}
+        if any(not -1e-9 <= w <= most[name] for name, w in wanted.items()):
+            raise PruneError(f"spread={self.spread:g} around sparsity {sparsity:g} leaves [0, 1): give a smaller one")
+        return _shares(groups, _whole(wanted, most, budget))
+
+
+def _inside(group: Group, path: str) -> bool:
+    return bool(group.members) and all(m.tensor.startswith(f"{path}.") for m in group.members)
+
+
+def _outlier_ratios(model: nn.Module, calib: Calibration, m: float) -> dict[str, float]:
+    """The share of each block's |W_ij| * norm(X_j) above m times their mean, by the block's path."""
+    paths = [block.path for block in blocks(model)]
+    weights, norms, found = finite_weights(model), input_norms(model, calib), {}
+    for path in paths:
+        scores = [(weights[name].abs() * norms[name]).flatten() for name in norms if name.startswith(f"{path}.")]
+        if scores:
+            every = torch.cat(scores).double()
+            found[path] = float((every > m * every.mean()).double().mean())
+    return found
 
 
 # What every rule needs: the budget in units, and how much can go

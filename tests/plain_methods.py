@@ -151,6 +151,18 @@ def entry_scores(name: str, model: nn.Module, rows: Tensor) -> list[Tensor]:
     return _by_data(name, model, rows, weights)
 
 
+def owl(model: nn.Module, rows: Tensor, sparsity: float, m: float, span: float) -> list[float]:
+    """A share for each block, arXiv 2310.05175 as its code has it; all blocks are of one size."""
+    scores = entry_scores("wanda", model, rows)
+    each = len(scores) // len(model.model.layers)
+    ratios = []
+    for i in range(0, len(scores), each):
+        block = torch.cat([s.double().flatten() for s in scores[i : i + each]])
+        ratios.append(int((block > m * block.mean()).sum()) / len(block))
+    scaled = [(r - min(ratios)) * 2 * span / (max(ratios) - min(ratios)) for r in ratios]
+    return [1 - (s - sum(scaled) / len(scaled) + (1 - sparsity)) for s in scaled]
+
+
 def _by_data(name: str, model: nn.Module, rows: Tensor, weights: list[Tensor]) -> list[Tensor]:
     layers = linear_layers(model)
     if name == "wanda":

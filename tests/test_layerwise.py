@@ -6,11 +6,14 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from plain_methods import owl
+from tiny_decoders import decoder, token_ids
 from torch import nn
 
 import prunelab as pl
 from prunelab import layerwise
 from prunelab.criteria import lamp
+from prunelab.language import next_token_loss, next_tokens
 from prunelab.measurement import Evaluation
 from prunelab.sensitivity import Curve, Scan
 
@@ -277,6 +280,66 @@ class TestBySensitivity:
             layerwise.BySensitivity(scan)(net(), groups, 0.9)
         with pytest.raises(pl.PruneError, match=r"4\.weight"):
             layerwise.BySensitivity(scan_of(groups[:2], (0.5,), [(1.0,)] * 2))(net(), groups, 0.1)
+
+
+class TestOwl:
+    rows = token_ids(6, 13)
+    calib = pl.Calibration((next_tokens(rows),), next_token_loss)
+
+    def test_by_hand(self):
+        """Blocks of 4, 8 and 8 weights, of which 0, 1 and 2 are above three times the mean."""
+        entries = [[[1.0, 1.0], [1.0, 1.0]], [[1.0, 0.0]] + [[0.0, 0.0]] * 3, [[1.0] * 4] * 2]
+        sizes = [nn.Linear(2, 2, bias=False), nn.Linear(2, 4, bias=False), nn.Linear(4, 2, bias=False)]
+        model = nn.Sequential(nn.Identity(), nn.Sequential(*map(nn.Sequential, sizes)))
+        for layer, values in zip(sizes, entries, strict=True):
+            layer.weight.data = torch.tensor(values)
+        groups = pl.granularity.weights(model)
+        calib = pl.Calibration.of((torch.ones(1, 2), torch.zeros(1)))
+        # D = 0, 1/8, 1/4, so d = 0, 0.2, 0.4, its mean by weights 0.24: of each 2.96, 4.32, 2.72 go
+        found = layerwise.Owl(calib, m=3, spread=0.2)(model, groups, 0.5)
+        assert list(gone(groups, found).values()) == [3, 4, 3]
+
+    @pytest.mark.parametrize(("m", "spread"), [(2.0, 0.05), (3.0, 0.2)])
+    def test_is_the_plain_implementation_and_the_budget_is_met(self, m, spread):
+        model = decoder()
+        groups = pl.granularity.weights(model)
+        wanted = owl(model, self.rows, 0.6, m, spread)
+        assert len({round(w, 3) for w in wanted}) > 2
+        found = layerwise.Owl(self.calib, m, spread)(model, groups, 0.6)
+        assert sum(gone(groups, found).values()) == round(0.6 * sum(g.units for g in groups))
+        for g in groups:
+            assert found[g.name] * g.units == pytest.approx(wanted[int(g.name.split(".")[2])] * g.units, abs=1), g.name
+
+    def test_prunes_in_one_call_and_block_by_block(self):
+        model = decoder()
+        groups, rule = pl.granularity.weights(model), layerwise.Owl(self.calib, m=2)
+        shares = rule(model, groups, 0.5)
+        masks = pl.reconstruction.blockwise(decoder(), self.calib, pl.reconstruction.Wanda(), shares)
+        for name, mask in masks.items():
+            assert float((~mask).float().mean()) == pytest.approx(shares[name], abs=0.5 / mask.shape[1])
+        pruned = pl.prune(model, pl.Recipe("wanda", sparsity=0.5, scope="layer", layerwise=rule), self.calib)
+        assert {r.name: r.units - r.kept for r in pruned.report.layers} == gone(groups, shares)
+
+    def test_blocks_without_a_difference_lose_the_same(self):
+        groups = pl.granularity.weights(decoder())
+        every = layerwise.uniform(decoder(), groups, 0.3)
+        assert layerwise.Owl(self.calib, spread=0)(decoder(), groups, 0.3) == every
+        assert layerwise.Owl(self.calib, m=1e9)(decoder(), groups, 0.3) == every
+
+    def test_what_it_can_not_do(self):
+        model = decoder(tie_word_embeddings=False)
+        groups = pl.granularity.weights(model)
+        with pytest.raises(pl.PruneError, match=r"lm_head\.weight lie in no block"):
+            layerwise.Owl(self.calib)(model, groups, 0.5)
+        for sparsity in (0.01, 0.99):
+            with pytest.raises(pl.PruneError, match=r"spread=0\.08 around sparsity 0\.\d+ leaves \[0, 1\)"):
+                layerwise.Owl(self.calib, m=2)(model, groups[:-1], sparsity)
+        with pytest.raises(pl.PruneError, match="has no blocks"):
+            layerwise.Owl(self.calib)(net(), pl.granularity.weights(net()), 0.5)
+        with pytest.raises(pl.PruneError, match="m=0"):
+            layerwise.Owl(self.calib, m=0)
+        with pytest.raises(pl.PruneError, match="spread=-1"):
+            layerwise.Owl(self.calib, spread=-1)
 
 
 class TestAllocateByShares:

@@ -192,6 +192,54 @@ def test_a_whole_decoder_block_by_block(method, sparsity, plain):
 
 
 @pytest.mark.parametrize("method", [Wanda(), SparseGPT()], ids=["wanda", "sparsegpt"])
+def test_equal_shares_by_name_are_the_one_sparsity(method):
+    """To the bit."""
+    one, named = decoder(), decoder()
+    masks = blockwise(one, calibration(), method, 0.3)
+    others = blockwise(named, calibration(), method, dict.fromkeys(pl.prunable(named), 0.3))
+    assert all(torch.equal(mask, others[name]) for name, mask in masks.items())
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), named.parameters(), strict=True))
+
+
+def test_shares_by_name():
+    """Each layer loses its own, as in plain loops; given in any order."""
+    ours, theirs = decoder(), decoder()
+    names = {id(w): name for name, w in pl.prunable(theirs).items()}
+    shares = {name: i % 7 / 8 for i, name in enumerate(names.values())}
+    masks = blockwise(ours, calibration(), Wanda(), dict(reversed(shares.items())))
+
+    def plain(weight, x, _):
+        goes = round(shares[names[id(weight)]] * weight.shape[1])
+        lowest = (weight.abs().double() * x.double().norm(dim=0)).topk(goes, largest=False).indices
+        return weight.scatter(1, lowest, 0)
+
+    plain_methods.layer_by_layer(theirs, torch.cat([x for x, _ in calibration().batches]), plain, None)
+    for name, w in pl.prunable(theirs).items():
+        assert torch.equal(masks[name], w != 0), name
+        assert torch.equal(pl.prunable(ours)[name], w), name
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"lm_head.weight": 0.5}, r"0 where nothing shall go: 'lm_head\.weight' is none of them"),
+        ({"model.layers.1.mlp.up_proj.weight": None}, r"there is none for model\.layers\.1\.mlp\.up_proj\.weight"),
+        ({"model.layers.1.mlp.up_proj.weight": 1.0}, r"of model\.layers\.1\.mlp\.up_proj\.weight: sparsity is 1"),
+        ({"model.layers.1.mlp.up_proj.weight": -0.1}, "up_proj.weight: sparsity is -0.1"),
+        ({"model.layers.1.mlp.up_proj.weight": pl.NM(2, 4)}, "a NM: give a fraction"),
+    ],
+    ids=str,
+)
+def test_bad_shares_by_name(changed, message, snapshot):
+    model = decoder()
+    before = snapshot(model)
+    shares = dict.fromkeys(pl.prunable(model), 0.5) | changed
+    with pytest.raises(pl.PruneError, match=message):
+        blockwise(model, calibration(), Wanda(), {name: share for name, share in shares.items() if share is not None})
+    assert snapshot(model) == before
+
+
+@pytest.mark.parametrize("method", [Wanda(), SparseGPT()], ids=["wanda", "sparsegpt"])
 @pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
 def test_dicts_with_padding(method, left):
     """Of several lengths, padded either way: as the plain implementation on the sequences alone."""

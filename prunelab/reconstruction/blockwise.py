@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..allocation import NM, check_target
+from ..allocation import NM, check_sparsity, check_target
 from ..calibration import Calibration, sequences
 from ..calibration.samples import wide
 from ..core import Masks, PruneError, join, shape
@@ -26,6 +26,7 @@ from ..decoders import Block, blocks
 from ..layers import CONV1D, layer_of, prunable
 from ..masking import current_masks
 from ..running import attempt, check_plain, hooked, leaving, uncached, undisturbed
+from ..text import listed
 from ..units import find, named
 from .sparsegpt import cheapest_gone, kept_before, sparsegpt
 
@@ -96,7 +97,7 @@ def blockwise(
     model: nn.Module,
     calib: Calibration,
     method: Method,
-    sparsity: float | NM,
+    sparsity: float | NM | Mapping[str, float],
     *,
     within: Mapping[str, Tensor] | None = None,
     progress: bool = False,
@@ -112,6 +113,8 @@ def blockwise(
     The calibration's inputs are token ids (n, length), or what else the model takes; padding, as `attention_mask` says
     it, is cut off, and a sample is seen alone. It looks at no targets.
 
+    sparsity: of every layer; or the share of each by its weight's name, such as `layerwise.Owl` makes.
+
     What an earlier pruning took stays 0 and counts as pruned: by masks that the model wears, or `within`, what was kept
     by tensor (`Pruned.masks`, or a `Keep` of `granularity.weights`). Of a model that was baked:
     within={name: w != 0 for name, w in prunable(model).items()}. Where more has gone than is asked, no more goes.
@@ -119,9 +122,11 @@ def blockwise(
     The weights are kept on disk until all is done: if anything fails, the model is as it was. Raises PruneError for a
     model without blocks, or with LoRA or shared ones, or not all in memory, and for tokens it does not know.
     """
-    check_target(None if isinstance(sparsity, NM) else sparsity, sparsity if isinstance(sparsity, NM) else "row")
+    if not isinstance(sparsity, Mapping):
+        check_target(None if isinstance(sparsity, NM) else sparsity, sparsity if isinstance(sparsity, NM) else "row")
     check_plain(model, ours=False)
     found = blocks(model)
+    each = _of_layers(sparsity, [path for block in found for path in _linear(block).values()])
     _check_present(model)
     finite_weights(model)
     kept = _kept_before(model, within or {})
@@ -133,7 +138,7 @@ def blockwise(
             at = stack.index(block)
             passing = passing if at else _entering(model, [b.module for b in stack], calib)
             note(block)
-            packed |= _prune_block(model, block, [(x, told[at]) for x, told in passing], method, sparsity, kept)
+            packed |= _prune_block(model, block, [(x, told[at]) for x, told in passing], method, each, kept)
             for i, (x, told) in enumerate(passing):  # in place: two lists of them would be held at once
                 passing[i] = _through(block.module, x, told[at]), told
     return {name: packed.pop(name).whole() for name in list(packed)}
@@ -172,16 +177,38 @@ def _kept_before(model: nn.Module, within: Mapping[str, Tensor]) -> Masks:
     return kept
 
 
+def _linear(block: Block) -> dict[nn.Module, str]:
+    """The linear layers of a block, and the names of their weights."""
+    layers = ((join(block.path, name), m) for name, m in block.module.named_modules())
+    return {m: f"{path}.weight" for path, m in layers if isinstance(m, nn.Linear) or layer_of(m) is CONV1D}
+
+
+def _of_layers(sparsity: float | NM | Mapping[str, float], names: list[str]) -> Mapping[str, float | NM]:
+    """The sparsity of each layer by its weight's name, checked where it was given by name."""
+    if not isinstance(sparsity, Mapping):
+        return dict.fromkeys(names, sparsity)
+    astray = [n for n in sparsity if n not in names]
+    lacking = [n for n in names if n not in sparsity]
+    if astray or lacking:
+        what = f"{astray[0]!r} is none of them" if astray else f"there is none for {listed(lacking)}"
+        raise PruneError(f"give a share for each weight of the blocks, 0 where nothing shall go: {what}")
+    for name, share in sparsity.items():
+        try:
+            check_sparsity(share)
+        except PruneError as error:
+            raise PruneError(f"of {name}: {error}") from error
+    return sparsity
+
+
 def _prune_block(
     model: nn.Module,
     block: Block,
     given: list[tuple[Tensor, Told]],
     method: Method,
-    sparsity: float | NM,
+    sparsity: Mapping[str, float | NM],
     kept: Masks,
 ) -> dict[str, Packed]:
-    layers = ((join(block.path, name), m) for name, m in block.module.named_modules())
-    paths = {m: f"{path}.weight" for path, m in layers if isinstance(m, nn.Linear) or layer_of(m) is CONV1D}
+    paths = _linear(block)
     other = [n for n in prunable(model) if n.startswith(f"{block.path}.") and n not in paths.values()]
     if other:
         warnings.warn(f"not pruned, for they are no linear layers: {', '.join(other)}", stacklevel=3)
@@ -211,7 +238,7 @@ def _prune_block(
             raise PruneError(f"the inputs of {full} {shape(weight)} are not finite: look for NaN in the weights")
         turned = layer_of(layer) is CONV1D  # its weight is (in, out)
         earlier = {"within": kept[full].T if turned else kept[full]} if full in kept else {}
-        new, mask = method(weight.detach().T if turned else weight.detach(), statistic, sparsity, full, **earlier)
+        new, mask = method(weight.detach().T if turned else weight.detach(), statistic, sparsity[full], full, **earlier)
         packed[full] = Packed.of(mask.T if turned else mask)
         weight.copy_(new.T if turned else new)
     return packed
