@@ -82,6 +82,28 @@ def test_pruned_copies(llama, method, pattern):
     assert all(bool((w != 0).all()) for w in pl.prunable(llama.model).values()), "the Llama itself stays whole"
 
 
+def test_owls_shares_in_other_orders():
+    """The same shares, block by block, given to others."""
+    model = decoder()
+    found = {order: lesson_14.owl_shares(model, CALIB, 0.5, order) for order in lesson_14.ORDERS}
+    along = {order: [s[f"model.layers.{i}.mlp.up_proj.weight"] for i in range(4)] for order, s in found.items()}
+    own = along["OWL"]
+    assert all(shares.keys() == found["OWL"].keys() for shares in found.values())
+    assert along["OWL reversed"] == own[::-1] != own
+    assert along["OWL sorted"] == sorted(own, reverse=True)
+    assert all(sorted(shares) == sorted(own) for shares in along.values())
+
+
+def test_by_shares(capsys):
+    """Page by page against the same method with equal shares, where there is such a run."""
+    given = [("Wanda", "50 %", [1.0, 2.0]), ("Wanda + OWL", "50 %", [1.5, 2.3]), ("Wanda", "2:4", [0.0, 0.0])]
+    runs = [{"method": m, "pattern": p, "losses": x, "perplexity": 9.0} for m, p, x in given]
+    apart = lesson_14.by_shares([*runs, {"method": "dense", "pattern": "0 %"}], ("50 %",))
+    assert list(apart) == [("Wanda + OWL", "50 %")]
+    assert float(apart["Wanda + OWL", "50 %"].mean) == pytest.approx(0.4)
+    assert "Wanda + OWL | ≈ 9.00 | ≈ 0.400 [-0.871, 1.67]" in capsys.readouterr().out
+
+
 def test_inputs_of_a_layer():
     model = decoder()
     layer = model.model.layers[1].mlp.down_proj
@@ -235,7 +257,7 @@ def test_the_grids_run(llama, tmp_path, monkeypatch):
     assert all(math.isfinite(r["perplexity"]) for r in runs)
     assert [len(r["out"]) for r in runs] == [r["removed"] for r in runs]
     assert {r["what"] for r in runs if "text" in r} == {"layers", "mlps", "attentions"}
-    assert len(made_by(lesson_14.weights_grid)) == 18
+    assert len(made_by(lesson_14.weights_grid)) == 31
     monkeypatch.setattr(lesson_15, "distil", lambda *given: [given[4](8, 64), 0.5][1:])
     monkeypatch.setattr(lesson_15, "questions", lambda: questions.questions()[::50])
     monkeypatch.setattr(lesson_15, "PACK", 1)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
@@ -15,14 +17,18 @@ from ... import zoo
 from ...allocation import NM, allocate, expand
 from ...calibration import Calibration
 from ...criteria import magnitude
+from ...decoders import blocks
 from ...granularity import weights
+from ...layers import prunable
+from ...layerwise import LayerSparsities, Owl
 from ...masking import apply, bake
 from ...reconstruction import Method, SparseGPT, Wanda, blockwise
 from ...running import hooked
 from ..learn.claim import plain
 from ..learn.exercise import call
-from ..learn.stored_grid import Grid, Resumable, Run, grid
-from ..show.figure import COLOURS
+from ..learn.stored_grid import Ahead, Grid, Resumable, Run, ahead, grid
+from ..show.figure import COLOURS, table
+from ..show.measuring import measured
 from .llamas import TESTED, Text, answer, heard, judged, said, text_for
 
 __all__ = ["Text", "answer", "heard", "said", "text_for"]  # what the notebook finds here as well
@@ -67,11 +73,30 @@ def pattern_of(sparsity: str) -> float | NM:
     return float(sparsity.removesuffix(" %")) / 100
 
 
-def pruned_llama(llama: zoo.Llama, method: Method | None, sparsity: float | NM, calib: Calibration) -> nn.Module:
+def owl_shares(model: nn.Module, calib: Calibration, sparsity: float, order: str = "OWL") -> LayerSparsities:
+    """OWL's shares; or, as controls, each block's given to another, as ORDERS says."""
+    shares = Owl(calib)(model, weights(model), sparsity)
+    own = [[name for name in shares if name.startswith(f"{block.path}.")] for block in blocks(model)]
+    takes = own  # of each block the layers whose shares it takes
+    if order == "OWL reversed":
+        takes = own[::-1]
+    elif order == "OWL, ends swapped":
+        takes = [own[-1], *own[1:-1], own[0]]
+    elif order == "OWL sorted":  # the last block loses least
+        takes = sorted(own, key=lambda names: -shares[names[0]])
+    elif order != "OWL":
+        takes = random.Random(order.removeprefix("OWL shuffled ")).sample(own, len(own))
+    pairs = [pair for there, other in zip(own, takes, strict=True) for pair in zip(there, other, strict=True)]
+    return {name: shares[other] for name, other in pairs}
+
+
+def pruned_llama(
+    llama: zoo.Llama, method: Method | None, sparsity: float | NM | LayerSparsities, calib: Calibration
+) -> nn.Module:
     """A pruned copy: by a method, block by block, or by magnitude without one."""
     model = copy.deepcopy(llama.model)
     if method is None:
-        return by_magnitude(model, sparsity)
+        return by_magnitude(model, sparsity)  # type: ignore[arg-type]
     blockwise(model, calib, method, sparsity)
     return model
 
@@ -99,6 +124,7 @@ POINT = ("method", "pattern", "pages", "calib", "tested")
 PATTERNS = ("50 %", "4:8", "2:4")
 MAIN = tuple(METHODS)[:3]
 PAGES = 4  # windows of either text, to look at and to be tested on, where two texts or a control are compared
+ORDERS = ("OWL", "OWL reversed", "OWL, ends swapped", "OWL sorted", *(f"OWL shuffled {i}" for i in (1, 2, 3)))
 
 
 def weights_grid() -> Resumable:
@@ -109,20 +135,29 @@ def weights_grid() -> Resumable:
 
     def run(point: Run) -> Run:
         key = tuple(point[k] for k in POINT[:-1])
-        if point["method"] != "dense" and key not in last:
+        name, _, order = point["method"].partition(" + ")
+        if name != "dense" and key not in last:
             last.clear()
-            method, pattern = METHODS[point["method"]], pattern_of(point["pattern"])
-            last[key] = pruned_llama(llama, method, pattern, texts[point["calib"]].some(point["pages"]))
-        test = texts[point["tested"]].test[: point["pages"]]
-        return judged(last.get(key, llama.model), llama, test, writes=point["pages"] == TESTED)
+            calib, sparsity = texts[point["calib"]].some(point["pages"]), pattern_of(point["pattern"])
+            shares = owl_shares(llama.model, calib, sparsity, order) if order else sparsity  # type: ignore[arg-type]
+            last[key] = pruned_llama(llama, METHODS[name], shares, calib)
+        test, model = texts[point["tested"]].test[: point["pages"]], last.get(key, llama.model)
+        zeros = [w.detach() == 0 for w in prunable(model).values()]
+        share = sum(int(z.sum()) for z in zeros) / sum(z.numel() for z in zeros)
+        writes = point["pages"] == TESTED and point["pattern"] in ("0 %", *PATTERNS) and not order
+        return judged(model, llama, test, writes=writes) | {"zeros": round(share, 5)}
 
     return _weights_points(), run
 
 
 def _weights_points() -> list[Run]:
-    """The methods on every pattern; then, on fewer pages, what a control costs, and two texts to look at."""
+    """The methods on every pattern; OWL's shares; on fewer pages, what a control costs, and two texts to look at."""
     points: list[tuple[Any, ...]] = [("dense", "0 %", TESTED, "prose", "prose")]
     points += [(m, p, TESTED, "prose", "prose") for p in PATTERNS for m in MAIN]
+    points += [(m, "70 %", TESTED, "prose", "prose") for m in MAIN[1:]]
+    points += [(f"Wanda + {order}", "70 %", TESTED, "prose", "prose") for order in ORDERS]
+    points += [(f"Wanda + {order}", "50 %", TESTED, "prose", "prose") for order in ORDERS[:2]]
+    points += [(f"SparseGPT + {order}", "70 %", TESTED, "prose", "prose") for order in ORDERS[:2]]
     points += [("dense", "0 %", PAGES, "prose", test) for test in ("prose", "code")]
     points += [("Wanda", "50 %", PAGES, calib, test) for calib in ("prose", "code") for test in ("prose", "code")]
     points += [(m, "50 %", PAGES, "prose", "prose") for m in tuple(METHODS)[3:]]
@@ -130,6 +165,23 @@ def _weights_points() -> list[Run]:
 
 
 GRIDS: dict[str, Grid] = {"llama-weights": weights_grid}
+
+
+def by_shares(runs: Sequence[Run], patterns: Sequence[str] = ("50 %", "70 %")) -> dict[tuple[str, str], Ahead]:
+    """Show the perplexities under OWL's shares; by how many nats a token, page by page, each is above equal shares'."""
+    found = {(r["method"], r["pattern"]): r for r in runs}
+    apart, rows = {}, []
+    for method, order in ((m, o) for m in MAIN[1:] for o in ("", *ORDERS)):
+        name, row = f"{method} + {order}" if order else method, []
+        for run, equal in ((found.get((name, p)), found.get((method, p))) for p in patterns):
+            row += [run["perplexity"] if run else "", ""]
+            if run and equal and order:
+                lead = apart[name, run["pattern"]] = ahead(np.array(run["losses"]), np.array(equal["losses"]))
+                row[-1] = measured(float(lead.mean), interval=(float(lead.low), float(lead.high)))
+        rows += [[name if order else f"{method}, equal shares", *row]] if any(row) else []
+    columns = {k: v for p in patterns for k, v in ((p, ""), (f"{p}: nats above", None))}
+    table("Perplexity, and nats a token above equal shares (95 % interval)", {"shares": None, **columns}, rows)
+    return apart
 
 
 # Drawings
