@@ -1,17 +1,19 @@
 import re
 
 import pytest
+import torch
+from torch import nn
 
 from prunelab import lab
 from prunelab.lab.learn import progress, scoreboard
-from prunelab.measurement import Speedup
+from prunelab.measurement import Speedup, measure
 
 ROW = {"accuracy": 0.944, "bytes": 328_000, "macs": 1_200_000, "speed": Speedup(2.5, 2.4, 2.62)}
 
 
 def test_the_compared_forms_hold_this_notebooks_rows_only(shown):
     lab.scoreboard.add("00", "dense", **ROW)
-    lab.scoreboard.add("01", "sparse", **ROW, spread=0.004, seeds=3)
+    lab.scoreboard.add("01", "sparse", **ROW | {"accuracy": [0.94, 0.944, 0.948]})
     lab.scoreboard.show("01")
     data = shown[-1][0]
     assert data["text/plain"].splitlines()[1:] == [
@@ -45,10 +47,29 @@ def test_odd_rows_in_the_file_are_left_out(shown):
     assert shown
 
 
-@pytest.mark.parametrize("accuracy", [94.4, float("nan")])
+@pytest.mark.parametrize("accuracy", [94.4, float("nan"), [0.9, 94.4], None])
 def test_bad_rows_are_refused(accuracy):
     with pytest.raises(ValueError, match="accuracy"):
         lab.scoreboard.add("01", "x", **ROW | {"accuracy": accuracy})
+
+
+def test_a_network_is_counted_and_a_measurement_knows_its_accuracy():
+    network = nn.Linear(10, 4)  # 40 weights, 4 biases, 4 bytes each
+    with torch.no_grad():
+        network.weight[:, 1:] = 0  # 4 weights stay: as a bitmask 4 * 4 bytes and 40 bits, and 16 bytes of biases
+    lab.scoreboard.add("01", "sparse", network, [0.9, 0.8], torch.zeros(2, 10))
+    row = scoreboard.rows("01")["sparse"]
+    assert (row["bytes"], row["macs"], row["seeds"]) == (37, 40, 2)
+    assert row["accuracy"] == pytest.approx(0.85)
+    assert row["spread"] == pytest.approx(0.1 / 2**0.5)
+    data = (torch.zeros(8, 10), torch.zeros(8, dtype=torch.long))
+    lab.scoreboard.add("01", "measured", measure(network, data))
+    assert scoreboard.rows("01")["measured"]["macs"] == 40
+
+
+def test_a_row_without_a_network_and_without_its_counts_is_refused():
+    with pytest.raises(ValueError, match="give it, or bytes= and macs="):
+        lab.scoreboard.add("01", "x", accuracy=0.9, macs=40)
 
 
 def test_bytes_that_depend_on_the_run_can_be_measured_and_speed_has_a_column_only_where_there_is_one(capsys):
@@ -70,7 +91,7 @@ def test_the_timed_networks_have_a_picture_that_nbval_does_not_compare(shown):
     lab.scoreboard.add("01", "dense", **ROW)
     lab.scoreboard.show("01")
     assert "pl-scores" not in shown[-1][0]["text/html"], "one network is no comparison"
-    lab.scoreboard.add("01", "sparse <b>", **ROW | {"bytes": 41_000}, spread=0.004, seeds=3)
+    lab.scoreboard.add("01", "sparse <b>", **ROW | {"bytes": 41_000, "accuracy": [0.94, 0.944, 0.948]})
     lab.scoreboard.add("01", "not timed", **ROW | {"speed": None})
     lab.scoreboard.show("01")
     html = shown[-1][0]["text/html"]

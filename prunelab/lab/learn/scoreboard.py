@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...measurement import Measurement, Speedup
+import numpy as np
+from numpy.typing import ArrayLike
+from torch import nn
+
+from ...measurement import Measurement, Speedup, stored_bytes
+from ...measurement import macs as count_macs
 from ..show import display, figure
 from ..show.measuring import measured, quantity
 from . import progress
@@ -20,43 +25,49 @@ _here: dict[str, dict[str, dict[str, Any]]] = {}  # this kernel's rows: notebook
 def add(
     notebook: str,
     name: str,
+    network: nn.Module | Measurement | None = None,
+    accuracy: ArrayLike | None = None,
+    inputs: Any = None,
     *,
-    accuracy: float,
-    bytes: int | str,
-    macs: int | str,
+    bytes: int | str | None = None,
+    macs: int | str | None = None,
     speed: Speedup | None = None,
-    spread: float | None = None,
-    seeds: int = 1,
 ) -> None:
     """Put one network's row on the scoreboard; the same notebook and name replace it.
 
-    `accuracy` and `spread` (standard deviation over the seeds) are fractions; `bytes` counts the stored file with its
-    indices; `speed` is that of a `pl.measure.compare` with the dense network as its first. Bytes and MACs are counts,
-    compared to the letter: pass `lab.measured(...)` where one depends on the run.
+    network: a module, whose bytes and whose MACs for one call with `inputs` are counted; or a `pl.measure` result,
+        which knows its accuracy, too. Its file is the smallest of those formats that count their indices
+    accuracy: a fraction of the pictures, or one a network: then their mean, their standard deviation and their number
+    bytes, macs: instead of what is counted, which is compared to the letter: `lab.measured(...)` depends on the run
+    speed: that of a `pl.measure.compare` with the dense network as its first
     """
-    if not 0 <= accuracy <= 1:
-        raise ValueError(f"accuracy={accuracy!r} is a fraction of the test images; did you mean {accuracy / 100:g}?")
+    if isinstance(network, Measurement):
+        accuracy = network.accuracy if accuracy is None else accuracy
+        macs = network.macs if macs is None else macs
+    if accuracy is None:
+        raise ValueError(f"{name!r} was measured without data: the scoreboard needs its accuracy")
+    if network is None and (bytes is None or macs is None):
+        raise ValueError(f"{name!r} has no network to count: give it, or bytes= and macs=")
+    counted: Any = network
+    found = np.atleast_1d(np.asarray(accuracy, dtype=float))
+    if not ((found >= 0) & (found <= 1)).all():
+        raise ValueError(f"accuracy={accuracy!r} is no fraction of the test images: 0.944 for 94.4 %")
     row = {
-        "accuracy": float(accuracy),
-        "spread": None if spread is None else float(spread),
-        "seeds": int(seeds),
-        "bytes": bytes if isinstance(bytes, str) else int(bytes),
-        "macs": macs if isinstance(macs, str) else int(macs),
+        "accuracy": found.mean().item(),
+        "spread": found.std(ddof=1).item() if len(found) > 1 else None,
+        "seeds": len(found),
+        "bytes": _smallest(counted) if bytes is None else bytes,
+        "macs": count_macs(counted, inputs) if macs is None else macs,
         "speed": speed and [speed.ratio, speed.low, speed.high],
     }
     _here.setdefault(notebook, {})[name] = row
     progress.current().record("scoreboard", f"{notebook} {name}", row)
 
 
-def add_measured(notebook: str, name: str, measured: Measurement, speed: Speedup | None = None, **more: Any) -> None:
-    """`add` the row of a `pl.measure` result: its bytes are those of the smallest format that counts its indices.
-
-    `more`: spread, seeds.
-    """
-    if measured.accuracy is None:
-        raise ValueError(f"{name!r} was measured without data: the scoreboard needs its accuracy")
-    smallest = min(measured.bytes[f] for f in ("dense", "csr", "bitmask") if f in measured.bytes)
-    add(notebook, name, accuracy=measured.accuracy, bytes=smallest, macs=measured.macs, speed=speed, **more)
+def _smallest(network: Any) -> int:
+    formats = ("dense", "csr", "bitmask")
+    sizes = network.bytes if isinstance(network, Measurement) else stored_bytes(network, formats)
+    return min(sizes[form] for form in formats if form in sizes)
 
 
 def show(notebook: str) -> None:
