@@ -29,7 +29,6 @@ from ..learn.exercise import call
 from ..learn.stored_grid import Grid, Resumable, Run
 from ..show import plots
 from ..show.figure import COLOURS
-from ..show.measuring import measured
 from ..show.vector import FAINT, INK
 
 # The stored grids: five Vision Transformers, five orders in which their heads leave, and how far a head is missed
@@ -118,17 +117,13 @@ def one_by_one(model: nn.Module, pictures: tuple[Tensor, Tensor]) -> list[tuple[
     for _ in range(sum(len(units) - 1 for units in left.values())):
         groups = heads(model)  # those of layers with one head left are no longer among them
         rises = leave_one_out(model, [pictures], groups, progress=False)
-        name, unit = min(
-            ((n, u) for n, r in rises.items() for u in range(len(r))), key=lambda x: float(rises[x[0]][x[1]])
-        )
+        _, name, unit = min((float(rise), n, u) for n, every in rises.items() for u, rise in enumerate(every))
         gone.append((name, left[name].pop(unit)))
-        model = shrink(
-            model, groups, {g.name: torch.arange(g.units) != (unit if g.name == name else -1) for g in groups}
-        )
+        model = shrink(model, groups, _without(groups, [(name, unit)]))
     return gone
 
 
-def _without(groups: list[Group], gone: list[tuple[str, int]]) -> Keep:
+def _without(groups: Sequence[Group], gone: list[tuple[str, int]]) -> Keep:
     return {g.name: torch.tensor([(g.name, u) not in gone for u in range(g.units)]) for g in groups}
 
 
@@ -145,14 +140,9 @@ def missed_run(point: Run) -> Run:
     parts = [block.attention for block in model.blocks]
     own = [[_rows(a.q_proj), _rows(a.k_proj), _rows(a.v_proj), a.o_proj.weight.detach().square().sum(0)] for a in parts]
     q, k, v, o = (torch.stack(found).view(-1, parts[0].head_dim).sum(1) for found in zip(*own, strict=True))
-    found = {
-        "one half": seen[:, ::2].mean(1),
-        "other half": seen[:, 1::2].mean(1),
-        "test": unseen.mean(1),
-        "Michel": torch.cat(list(importance(model, data, "Michel").values())),
-        "Q, K": (q + k).sqrt(),
-        "V, O": (v + o).sqrt(),
-    }
+    found = {"one half": seen[:, ::2].mean(1), "other half": seen[:, 1::2].mean(1), "test": unseen.mean(1)}
+    found |= {"Michel": torch.cat(list(importance(model, data, "Michel").values()))}
+    found |= {"Q, K": (q + k).sqrt(), "V, O": (v + o).sqrt()}
     return {name: [round(float(x), 5) for x in values] for name, values in found.items()}
 
 
@@ -192,11 +182,6 @@ def excess(model: Any, images: Tensor, labels: Tensor, block: int) -> Tensor:
             lost[pair] = lost[pair[::-1]] = float(_losses(model, images, labels).mean()) - whole
             weight.copy_(before)
     return lost - lost.diagonal() - lost.diagonal()[:, None]
-
-
-def halves(run: Mapping[str, Any]) -> list[float]:
-    """The rises on both halves of the scans together."""
-    return np.mean([run["one half"], run["other half"]], axis=0).tolist()
 
 
 def agreement(one: Sequence[float], other: Sequence[float], blocks: int = 0) -> float:
@@ -277,18 +262,6 @@ def twice(axes: Sequence[Axes], one: Tensor, other: Tensor, judges: Mapping[str,
     axes[1].set(title="Five networks", xlim=(min(-0.7, *map(min, judges.values())), 1))
 
 
-def pair(ax: Axes, found: Mapping[str, float]) -> None:
-    """A bar a removal: the rise of the loss on the test digits."""
-    colours = [COLOURS[0]] * (len(found) - 1) + [MISSED]
-    ax.barh(range(len(found)), list(found.values()), color=colours)
-    for row, value in enumerate(found.values()):
-        ax.text(value, row, f" {value:+.3f}", va="center")
-    ax.set_yticks(range(len(found)), list(found))
-    ax.invert_yaxis()
-    ax.set(xlabel="rise of the loss on the test digits", xlim=(0, 1.15 * max(found.values())))
-    ax.grid(axis="y", visible=False)
-
-
 def orders(axes: Sequence[Axes], removed: Sequence[int], before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     """Accuracy against heads removed, a curve an order, without and with retraining."""
     for ax, title, runs in zip(axes, ("without retraining", "after a short retraining"), (before, after), strict=True):
@@ -296,12 +269,6 @@ def orders(axes: Sequence[Axes], removed: Sequence[int], before: Mapping[str, An
         ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0f}")
         ax.set(title=title, xlabel="heads removed, of 32", xticks=[0, 8, 16, 24, 28])
     axes[1].set_ylabel("")
-
-
-def reads(run: Mapping[str, Any]) -> dict[str, str]:
-    """`left` in words: the heads left in each block, and what the network then reads."""
-    there = {f"block {i}": str(block.count("1")) for i, block in enumerate(run["kept"])}
-    return {**there, "read correctly": measured(run["before"], "%")}
 
 
 # The checks of the exercises, whose texts stand in 12.toml
@@ -332,11 +299,8 @@ def check_spend(answer: Any) -> str | None:
     return f"without these eight it reads {percent(found)} of the test digits; {percent(ENOUGH)} are asked for. {why}."
 
 
-CASES = (  # heads, size of one, width of the stream, the head that goes, numbers of which kind
-    (3, 2, 8, 1, torch.float32),
-    (6, 3, 19, 3, torch.float64),
-    (4, 5, 21, 0, torch.float32),
-)
+# Heads, size of one, width of the stream, the head that goes, numbers of which kind
+CASES = ((3, 2, 8, 1, torch.float32), (6, 3, 19, 3, torch.float64), (4, 5, 21, 0, torch.float32))
 
 
 def check_without(answer: Any) -> str | None:
