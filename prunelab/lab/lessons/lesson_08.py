@@ -92,33 +92,30 @@ def check_inherit(answer: Any) -> str | None:
         mask[0, :2] = torch.tensor([True, False])
         mask[1] = rows == 3  # a row that keeps everything, or one without heirs
         found = torch.as_tensor(plain(call(answer, weight.clone(), mask.clone())), dtype=dtype)
-        message = _inherited(found, weight, mask)
+        if found.shape != weight.shape:
+            return "return a tensor of the weight's shape."
+        removed = weight.masked_fill(mask, 0)
+        estate, heirs = removed.sum(1, keepdim=True), mask.sum(1, keepdim=True).clamp(min=1)
+        known = (
+            ((weight + estate / heirs) * mask, None),
+            (weight * mask, "nothing moved. If you zeroed first and summed then, you summed zeros: that is the very "
+             "slip of the published code."),
+            (weight + estate / heirs, "the pruned weights are still there: put zeros where the mask is False."),
+            ((weight + estate) * mask, "every heir got the *whole* of it. Divide it among them."),
+            ((weight + estate / weight.shape[1]) * mask, "you divided by all weights of the row; only the kept "
+             "inherit."),
+            ((weight + removed.abs().sum(1, keepdim=True) / heirs) * mask, "debts are inherited too: no absolute "
+             "value."),
+            ((weight + removed.sum() / mask.sum()) * mask, "the layer keeps its sum, but the rows do not: each row "
+             "for itself."),
+        )  # fmt: skip
+        other = "check one row by hand: its sum must be the same before and after."
+        if found.isnan().any():
+            other = "a row that keeps nothing has no heirs: 0 divided by 0 is NaN. Such a row becomes 0."
+        message = next((says for value, says in known if torch.allclose(found, value, atol=1e-5)), other)
         if message:
             return message
     return None
-
-
-def _inherited(found: Tensor, weight: Tensor, mask: Tensor) -> str | None:
-    if found.shape != weight.shape:
-        return "return a tensor of the weight's shape."
-    removed = weight.masked_fill(mask, 0)
-    estate, heirs = removed.sum(1, keepdim=True), mask.sum(1, keepdim=True).clamp(min=1)
-    if torch.allclose(found, (weight + estate / heirs) * mask, atol=1e-5):
-        return None
-    if found.isnan().any():
-        return "a row that keeps nothing has no heirs: 0 divided by 0 is NaN. Such a row becomes 0."
-    wrong = (
-        (weight * mask, "nothing moved. If you zeroed first and summed then, you summed zeros: that is the very slip "
-                        "of the published code."),
-        (weight + estate / heirs, "the pruned weights are still there: put zeros where the mask is False."),
-        ((weight + estate) * mask, "every heir got the *whole* of it. Divide it among them."),
-        ((weight + estate / weight.shape[1]) * mask, "you divided by all weights of the row; only the kept inherit."),
-        ((weight + removed.abs().sum(1, keepdim=True) / heirs) * mask, "debts are inherited too: no absolute value."),
-        ((weight + removed.sum() / mask.sum()) * mask, "the layer keeps its sum, but the rows do not: each row for "
-                                                       "itself."),
-    )  # fmt: skip
-    near = [message for value, message in wrong if torch.allclose(found, value, atol=1e-5)]
-    return near[0] if near else "check one row by hand: its sum must be the same before and after."
 
 
 def check_audit(answer: Any) -> str | None:

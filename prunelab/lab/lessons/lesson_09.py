@@ -208,30 +208,27 @@ def _curves() -> list[tuple[list[float], list[float], float]]:
 
 def check_crossing(answer: Any) -> str | None:
     """The last crossing of the line, on straight lines between the points."""
-    for sparsities, accuracy, enough in reversed(_curves()):  # the plain ones first
-        found = plain(call(answer, list(sparsities), list(accuracy), enough))
+    for s, a, enough in reversed(_curves()):  # sparsities and accuracies, the plain ones first
+        found = plain(call(answer, list(s), list(a), enough))
         found = found[0] if isinstance(found, list) and len(found) == 1 else found
         if isinstance(found, bool) or not isinstance(found, (int, float)):
             return "return one number: a sparsity."
-        right = last_return(sparsities, accuracy, enough)
-        if not abs(found - right) < 5e-4:
-            return _of_crossing(found, right, sparsities, accuracy, enough)
+        at = max(i for i in range(len(a) - 1) if a[i] >= enough > a[i + 1])
+        first = min(i for i in range(len(a) - 1) if a[i] >= enough > a[i + 1])
+        share = (a[at] - enough) / (a[at] - a[at + 1])
+        known = (
+            (last_return(s, a, enough), None),
+            (s[at], "that is the last point which is good enough; the curve goes on above the line a little further."),
+            (s[at + 1], "that is the first point which is *not* good enough; the curve crosses the line before it."),
+            ((s[at] + s[at + 1]) / 2, "you took the middle of two points; the crossing divides the stretch as the "
+             "accuracies divide."),
+            (s[at + 1] - (s[at + 1] - s[at]) * share, "you measured the share from the wrong end: it is how much of "
+             "the fall lies *above* the line."),
+            (last_return(s[: first + 2], a[: first + 2], enough), "that is where it falls below first; it comes back "
+             "once more. The point of no return is the last crossing."),
+        )  # fmt: skip
+        other = f"for the sparsities {s} and accuracies {a}, enough {enough:g}, it gave {found:.4g}."
+        message = next((says for value, says in known if abs(found - value) < 5e-4), other)
+        if message:
+            return message
     return None
-
-
-def _of_crossing(found: float, right: float, s: list[float], a: list[float], enough: float) -> str:
-    at = max(i for i in range(len(s) - 1) if a[i] >= enough > a[i + 1])
-    first = min(i for i in range(len(s) - 1) if a[i] >= enough > a[i + 1])
-    share = (a[at] - enough) / (a[at] - a[at + 1])
-    known = (
-        (s[at], "that is the last point which is good enough; the curve goes on above the line a little further."),
-        (s[at + 1], "that is the first point which is *not* good enough; the curve crosses the line before it."),
-        ((s[at] + s[at + 1]) / 2, "you took the middle of two points; the crossing divides the stretch as the "
-         "accuracies divide."),
-        (s[at + 1] - (s[at + 1] - s[at]) * share, "you measured the share from the wrong end: it is how much of the "
-         "fall lies *above* the line."),
-        (last_return(s[: first + 2], a[: first + 2], enough), "that is where it falls below first; it comes back once "
-         "more. The point of no return is the last crossing."),
-    )  # fmt: skip
-    near = [message for value, message in known if abs(found - value) < 5e-4]
-    return near[0] if near else f"for the sparsities {s} and accuracies {a}, enough {enough:g}, it gave {found:.4g}."

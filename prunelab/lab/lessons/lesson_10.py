@@ -147,12 +147,12 @@ def entrant(way: str, data: zoo.Data) -> Run:
     return {**searched(go, settings, data), "untuned": untuned}
 
 
-def searched(go: Way, settings: Sequence[Mapping[str, float]], data: zoo.Data) -> Run:
+def searched(go: Way, settings: Sequence[Mapping[str, float]], data: zoo.Data, seeds: Sequence[int] = SEEDS) -> Run:
     """Every setting of a way on the first network's validation digits; the best one on test, once, on all networks."""
-    tried = [go(SEEDS[0], data, **setting) for setting in settings]
+    tried = [go(seeds[0], data, **setting) for setting in settings]
     valid = [evaluate(model, data, "valid").accuracy for model in tried]
     best = int(np.argmax(valid))
-    raced = [tried[best], *(go(seed, data, **settings[best]) for seed in SEEDS[1:])]
+    raced = [tried[best], *(go(seed, data, **settings[best]) for seed in seeds[1:])]
     return {"settings": list(settings), "valid": valid, "chosen": settings[best], "accuracy": tested(raced, data)}
 
 

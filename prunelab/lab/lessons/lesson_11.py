@@ -179,7 +179,7 @@ def classes(ax: Axes, tolls: dict[str, tuple[Any, Any]], names: Sequence[str] = 
     ax.axhline(0, color=INK, lw=0.8, ls="-", marker="")
     ax.set_xticks(range(10), names, rotation=20 if len(names[0]) > 1 else 0)
     ax.set(xlabel="class", ylabel="points lost")
-    ax.legend(ncols=2)
+    ax.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))  # no line beneath it
 
 
 def trust(ax: Axes, runs: Sequence[Run], kinds: Sequence[str]) -> None:

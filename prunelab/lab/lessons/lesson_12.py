@@ -46,22 +46,17 @@ VIEWS, LR = 8, 1e-3  # of the short retraining: new pictures of each training sc
 
 def orders_grid() -> Iterator[dict[str, Any]]:
     """Notebook 12: five networks, five orders of removing heads, before and after a short retraining."""
-    for name in VITS:
-        yield from of_network(name)
-
-
-def of_network(name: str) -> Iterator[dict[str, Any]]:
-    """The runs of one network; with nothing removed, all orders are the same."""
-    data, model, seed = zoo.load("digits"), zoo.checkpoint(name), VITS.index(name)
-    whole = {g.name: torch.ones(g.units, dtype=torch.bool) for g in heads(model)}
-    control = _run(model, data, whole, seed)
-    for order in ORDERS:
-        yield {"network": name, "order": order, "removed": 0, **control}
-        for removed, keep in kept(model, data, order, REMOVED, seed).items():
-            run = _run(model, data, keep, seed)
-            if order == "random":
-                run["before"] = lottery(model, data, removed, seed)
-            yield {"network": name, "order": order, "removed": removed, **run}
+    data = zoo.load("digits")
+    for seed, name in enumerate(VITS):
+        model = zoo.checkpoint(name)
+        control = _run(model, data, {g.name: torch.ones(g.units, dtype=torch.bool) for g in heads(model)}, seed)
+        for order in ORDERS:
+            yield {"network": name, "order": order, "removed": 0, **control}  # with nothing removed, all are the same
+            for removed, keep in kept(model, data, order, REMOVED, seed).items():
+                run = _run(model, data, keep, seed)
+                if order == "random":
+                    run["before"] = lottery(model, data, removed, seed)
+                yield {"network": name, "order": order, "removed": removed, **run}
 
 
 def lottery(model: nn.Module, data: zoo.Data, removed: int, seed: int, draws: int = DRAWS) -> float:
@@ -136,11 +131,15 @@ def missed_run(point: Run) -> Run:
     """The rises on two halves of validation scans and on the test digits; Michel's score; the norms of the weights."""
     model: Any = zoo.checkpoint(point["network"])
     data = zoo.load("digits")
-    seen, unseen = rises(model, *data.valid[:TWICE]), rises(model, *data.test.tensors)
+    pictures, labels = data.valid[:TWICE]
+    asked = {"one half": (pictures[::2], labels[::2]), "other half": (pictures[1::2], labels[1::2])}
+    asked["test"] = data.test.tensors
+    groups = heads(model)
+    rises = {who: leave_one_out(model, [some], groups, progress=False) for who, some in asked.items()}
     parts = [block.attention for block in model.blocks]
     own = [[_rows(a.q_proj), _rows(a.k_proj), _rows(a.v_proj), a.o_proj.weight.detach().square().sum(0)] for a in parts]
     q, k, v, o = (torch.stack(found).view(-1, parts[0].head_dim).sum(1) for found in zip(*own, strict=True))
-    found = {"one half": seen[:, ::2].mean(1), "other half": seen[:, 1::2].mean(1), "test": unseen.mean(1)}
+    found = {who: torch.cat(list(rise.values())) for who, rise in rises.items()}
     found |= {"Michel": torch.cat(list(importance(model, data, "Michel").values()))}
     found |= {"Q, K": (q + k).sqrt(), "V, O": (v + o).sqrt()}
     return {name: [round(float(x), 5) for x in values] for name, values in found.items()}
@@ -150,37 +149,20 @@ def _rows(layer: nn.Linear) -> Tensor:
     return layer.weight.detach().square().sum(1)
 
 
-def rises(model: Any, images: Tensor, labels: Tensor) -> Tensor:
-    """How much the loss of each picture rises without each head, (heads of all blocks, pictures)."""
-    found, whole = [], _losses(model, images, labels)
-    for block in model.blocks:
-        weight, size = block.attention.o_proj.weight, block.attention.head_dim
-        for own in torch.arange(weight.shape[1]).split(size):
-            kept = weight[:, own].clone()
-            with torch.no_grad():
-                weight[:, own] = 0
-                found.append(_losses(model, images, labels) - whole)
-                weight[:, own] = kept
-    return torch.stack(found)
-
-
-def _losses(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    with torch.no_grad():
-        return F.cross_entropy(model(images), labels, reduction="none")
-
-
 def excess(model: Any, images: Tensor, labels: Tensor, block: int) -> Tensor:
     """By how much more the loss rises without two heads of a block than without each, added: (heads, heads)."""
     attention = model.blocks[block].attention
-    weight, heads = attention.o_proj.weight, attention.o_proj.in_features // attention.head_dim
-    whole, before = float(_losses(model, images, labels).mean()), weight.detach().clone()
-    lost = torch.zeros(heads, heads)
-    for pair in combinations_with_replacement(range(heads), 2):
+    weight, size = attention.o_proj.weight.data, attention.head_dim
+    whole, count = weight.clone(), weight.shape[1] // size
+    lost = torch.zeros(count, count)
+    for pair in combinations_with_replacement(range(count), 2):
+        for head in pair:
+            weight[:, head * size : (head + 1) * size] = 0
         with torch.no_grad():
-            for head in pair:
-                weight[:, head * attention.head_dim : (head + 1) * attention.head_dim] = 0
-            lost[pair] = lost[pair[::-1]] = float(_losses(model, images, labels).mean()) - whole
-            weight.copy_(before)
+            lost[pair] = lost[pair[::-1]] = F.cross_entropy(model(images), labels)
+        weight.copy_(whole)
+    with torch.no_grad():
+        lost -= F.cross_entropy(model(images), labels)
     return lost - lost.diagonal() - lost.diagonal()[:, None]
 
 
@@ -305,34 +287,28 @@ CASES = ((3, 2, 8, 1, torch.float32), (6, 3, 19, 3, torch.float64), (4, 5, 21, 0
 
 def check_without(answer: Any) -> str | None:
     """One head taken out of attentions of three shapes."""
-    for number, case in enumerate(CASES):
-        message = _without_wrong(answer, *case, torch.Generator().manual_seed(number))
-        if message:
-            return message
+    for number, (count, size, width, head, dtype) in enumerate(CASES):
+        dice, rows = torch.Generator().manual_seed(number), count * size
+        q, k, v = (torch.randn(rows, width, generator=dice, dtype=dtype) for _ in range(3))
+        o = torch.randn(width, rows, generator=dice, dtype=dtype)
+        found = call(answer, q.clone(), k.clone(), v.clone(), o.clone(), head, size)
+        if not isinstance(found, (tuple, list)) or len(found) != 4 or not all(map(torch.is_tensor, found)):
+            return "return four tensors: q, k, v, o without the head."
+        shapes, stay = [tuple(t.shape) for t in found], rows - size
+        if shapes != [(stay, width)] * 3 + [(width, stay)]:
+            return _shapes_wrong(shapes, rows, width, head, size)
+        one, x = torch.arange(rows), torch.randn(4, width, generator=dice, dtype=dtype)
+        same = [n for n in range(count) if _alike(found, _cut(q, k, v, o, one // size != n), x, size)]
+        if head in same:
+            continue
+        if same == [count - 1 - head]:
+            return f"you counted from the end: of {count} heads, head {head} was to go, and head {same[0]} went."
+        if same:
+            return f"you removed head {same[0]}; here head {head} was asked for, counted from 0."
+        if torch.equal(found[0], q[one % count != head]):
+            return f"heads lie one after another: head {head} owns rows {head * size} to {head * size + size - 1}."
+        return "the shapes are right, but rows and columns of different heads have gone."
     return None
-
-
-def _without_wrong(answer: Any, heads: int, size: int, width: int, head: int, dtype: Any, dice: Any) -> str | None:
-    rows = heads * size
-    q, k, v = (torch.randn(rows, width, generator=dice, dtype=dtype) for _ in range(3))
-    o = torch.randn(width, rows, generator=dice, dtype=dtype)
-    found = call(answer, q.clone(), k.clone(), v.clone(), o.clone(), head, size)
-    if not isinstance(found, (tuple, list)) or len(found) != 4 or not all(map(torch.is_tensor, found)):
-        return "return four tensors: q, k, v, o without the head."
-    shapes, stay = [tuple(t.shape) for t in found], rows - size
-    if shapes != [(stay, width)] * 3 + [(width, stay)]:
-        return _shapes_wrong(shapes, rows, width, head, size)
-    one, x = torch.arange(rows), torch.randn(4, width, generator=dice, dtype=dtype)
-    same = [n for n in range(heads) if _alike(found, _cut(q, k, v, o, one // size != n), x, size)]
-    if head in same:
-        return None
-    if same == [heads - 1 - head]:
-        return f"you counted from the end: of {heads} heads, head {head} was to go, and head {same[0]} went."
-    if same:
-        return f"you removed head {same[0]}; here head {head} was asked for, counted from 0."
-    if torch.equal(found[0], q[one % heads != head]):
-        return f"heads lie one after another: head {head} owns rows {head * size} to {head * size + size - 1}."
-    return "the shapes are right, but rows and columns of different heads have gone."
 
 
 def _shapes_wrong(shapes: Sequence[tuple[int, ...]], rows: int, width: int, head: int, size: int) -> str:

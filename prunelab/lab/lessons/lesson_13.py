@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from ... import zoo
 from ...allocation import unit_scores
 from ...calibration import Calibration
-from ...core import Keep
 from ...criteria import AngularDistance, BlockInfluence
 from ...granularity import by_name as granularity_named
 from ...language import next_token_loss, next_tokens
@@ -57,17 +56,10 @@ def order(
     return sorted(range(group.units), key=worth.tolist().__getitem__)
 
 
-def keep_without(what: str, units: int, out: Sequence[int]) -> Keep:
-    """A keep of one group of whole modules, all but some."""
-    kept = torch.ones(units, dtype=torch.bool)
-    kept[list(out)] = False
-    return {what: kept}
-
-
 def without(model: nn.Module, what: str, out: Sequence[int]) -> nn.Module:
     """A copy of the model that really lacks some of its layers, MLPs or attentions."""
-    groups = granularity_named(what)(model)
-    return shrink(model, groups, keep_without(what, groups[0].units, out))
+    (group,) = granularity_named(what)(model)
+    return shrink(model, [group], {group.name: torch.tensor([unit not in out for unit in range(group.units)])})
 
 
 # The stored grid: the Llama without its parts

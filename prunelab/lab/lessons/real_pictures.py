@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import combinations, permutations
 from typing import Any
 
@@ -27,7 +28,7 @@ from ..learn import stored_grid
 from ..learn.stored_grid import Grid, Resumable, Run
 from ..show.figure import table
 from ..show.measuring import measured
-from .lesson_10 import leads, written
+from .lesson_10 import leads, searched, written
 from .lesson_11 import Reads, binned, bits, judged
 from .pruned_networks import FAST, RULES, pruned, spread
 
@@ -165,20 +166,16 @@ def ways() -> Resumable:
     """Notebook 10: three ways back from 95 % zeros; of three rates the best on validation, then each network."""
     data = zoo.load("cifar10")
 
-    def back(name: str, way: str, lr: float) -> nn.Module:
-        model, seed = zoo.checkpoint(name), NETWORKS.index(name)
+    def back(way: str, seed: int, data: zoo.Data, lr: float) -> nn.Module:
+        model = zoo.checkpoint(NETWORKS[seed])
         if way != "gradual":
             prune(model, Recipe("lamp", sparsity=RACED))
         WAYS[way](model, data.train, **RACE, lr=lr, seed=seed, progress=False)
         return model.eval()
 
     def run(point: Run) -> Run:
-        way = point["way"]
-        tried = [back(NETWORKS[0], way, lr) for lr in RATES]
-        valid = [evaluate(model, data, "valid").accuracy for model in tried]
-        best = int(np.argmax(valid))
-        raced = [tried[best], *(back(name, way, RATES[best]) for name in NETWORKS[1:])]
-        return {"valid": valid, "rate": RATES[best], "accuracy": [evaluate(m, data, "test").accuracy for m in raced]}
+        found = searched(partial(back, point["way"]), [{"lr": lr} for lr in RATES], data, range(len(NETWORKS)))
+        return {"valid": found["valid"], "rate": found["chosen"]["lr"], "accuracy": found["accuracy"]}
 
     return [{"way": way} for way in WAYS], run
 
