@@ -96,7 +96,7 @@ def test_an_untrusted_page_keeps_a_picture_every_text_and_says_what_is_missing(s
     assert picture["alt"] == describe(0.5, "local")
     assert picture["src"].startswith("data:image/png;base64,")
     assert "Run this cell to make it move." in left.text
-    for text in ("sparsity", "rule", "50&nbsp;%", "<global>", "1.8 times"):
+    for text in ("sparsity", "rule", "50\N{NO-BREAK SPACE}%", "<global>", "1.8 times"):
         assert text in left.text
     assert not [tag for tag, _ in left.tags if tag in ("input", "button", "svg")], "nothing dead to press"
 

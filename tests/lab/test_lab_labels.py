@@ -303,7 +303,7 @@ DRAWINGS = {
             ax, [{"way": way, "untuned": [0.5] * 5, "accuracy": [0.7] * 5} for way in lesson_10.WAYS]
         ),
     ),
-    "pair of ways": (
+    "pair": (
         shape(figsize=(6.5, 2.8)),
         lambda ax: lesson_10.pair(
             ax, {"one full cycle": [0.8, 0.9], "weights rewound": [0.7, 0.9]}, "one full cycle", "weights rewound"
