@@ -108,9 +108,9 @@ def losses(model: nn.Module, calib: Calibration) -> Iterator[tuple[Tensor, float
         yield loss, share
 
 
-def scalar_loss(loss: Loss, outputs: Any, targets: Tensor) -> Tensor:
-    """loss(outputs, targets), or PruneError if that fails or is no scalar."""
-    name = _name(loss)
+def scalar_loss(loss: Loss, outputs: Any, targets: Tensor, of: Loss | None = None) -> Tensor:
+    """loss(outputs, targets), or PruneError if that fails or is no scalar; `of` is the loss it is known by."""
+    name = _name(of or loss)
     try:
         value = loss(outputs, targets)
     except Exception as error:  # a loss of one's own raises what it likes

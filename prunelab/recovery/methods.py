@@ -16,8 +16,8 @@ from ..core import PruneError, device_of, mode, network, places, shape
 from ..data import batches, count, to
 from ..layers import BATCH_NORM
 from ..running import attempt, call, pair, undisturbed
-from .run import ONE_CYCLE, History, Rate, Tail
-from .training import Objective, finetune, train
+from .run import ONE_CYCLE, History, Objective, Rate, Tail
+from .training import finetune, train
 
 
 @dataclass(frozen=True)

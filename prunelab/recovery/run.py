@@ -10,16 +10,18 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
+from ..calibration import Loss
 from ..checks import check_count, check_number
 from ..core import PruneError, device_of, lookup, places, put_back, unsaved
-from ..data import batches, split_of, tensors
+from ..data import batches, has_splits, split_of, tensors
 from ..masking import current_masks, restore
-from ..measurement import Evaluation
-from ..text import describe, percent
+from ..measurement import Evaluation, evaluate
+from ..text import percent
 
 
 @dataclass
@@ -50,20 +52,6 @@ FEW = 32  # examples to know data by; of so many, chance makes at least one diff
 VARYING = "not the same at each reading"
 
 
-@dataclass(frozen=True, eq=False)
-class Described:
-    """An on_step that a checkpoint knows by a text: a function's name says nothing of what it was made with."""
-
-    act: Callable[[int, int], None]
-    text: str
-
-    def __call__(self, done: int, total: int) -> None:
-        self.act(done, total)
-
-    def __repr__(self) -> str:
-        return self.text
-
-
 def digest(named: Mapping[str, Tensor]) -> str:
     """The SHA-256 of tensors and their names."""
     found = hashlib.sha256()
@@ -78,34 +66,25 @@ def examples(data: Any) -> str:
 
     No random number of torch's is spent, a loader's own generator's included.
     """
-    source = _in_order(split_of(data, "train"))
-    if source is None:
+    source = split_of(data, "train")
+    if isinstance(source, DataLoader):
+        order = source.batch_sampler
+        fixed = type(order) is BatchSampler and type(order.sampler) is SequentialSampler
+        source = DataLoader(source.dataset, FEW, collate_fn=source.collate_fn)  # no workers, and none of its dice
+    else:
+        fixed = isinstance(source, (tuple, list, Dataset)) and not isinstance(source, IterableDataset)
+    if not fixed:
         return VARYING
-    first, again = (_first_batch(source, seed) for seed in (0, 1))
-    return first if first == again else VARYING
-
-
-def _in_order(source: Any) -> Any:
-    """What reads the source's examples from the first on, or None if it has no fixed order."""
-    if not isinstance(source, DataLoader):
-        return (
-            source if isinstance(source, (tuple, list, Dataset)) and not isinstance(source, IterableDataset) else None
-        )
-    order = source.batch_sampler
-    if type(order) is not BatchSampler or type(order.sampler) is not SequentialSampler:
-        return None
-    return DataLoader(source.dataset, FEW, collate_fn=source.collate_fn)  # no workers, and none of the loader's dice
-
-
-def _first_batch(source: Any, seed: int) -> str:
-    """A digest of the first batch, as it is with these dice: augmentation shows by another one with others."""
-    with torch.random.fork_rng([]):
-        torch.default_generator.manual_seed(seed)
-        batch = next(batches(source, size=FEW))
-    try:
-        return digest({str(i): t for i, t in enumerate(tensors(batch))})
-    except (RuntimeError, TypeError):  # sparse, say, or on the meta device: no bytes to read
-        return VARYING
+    found = set()
+    for seed in (0, 1):  # augmentation shows by another batch with other dice
+        with torch.random.fork_rng([]):
+            torch.default_generator.manual_seed(seed)
+            batch = next(batches(source, size=FEW))
+        try:
+            found.add(digest({str(i): t for i, t in enumerate(tensors(batch))}))
+        except (RuntimeError, TypeError):  # sparse, say, or on the meta device: no bytes to read
+            return VARYING
+    return found.pop() if len(found) == 1 else VARYING
 
 
 @dataclass(frozen=True)
@@ -140,6 +119,12 @@ def _wear(model: nn.Module, names: Sequence[str]) -> None:
     if set(worn) != set(names):
         new = {name: torch.ones_like(lookup(model, name)[0].tensor, dtype=torch.bool) for name in names}
         restore(model, new | {name: mask for name, mask in worn.items() if name in new})
+
+
+def finite(model: nn.Module) -> bool:
+    """Whether every parameter is, as the masks show it: what lies under a mask may be anything."""
+    seen = [getattr(p.module, p.attribute) for p in places(model) if isinstance(p.tensor, nn.Parameter)]
+    return all(bool(torch.isfinite(w).all()) for w in seen)
 
 
 Rate: TypeAlias = Callable[[float], float]  # progress in [0, 1) -> factor of the optimizer's learning rate
@@ -206,56 +191,73 @@ def stepped(rates: LRScheduler, steps: int) -> LRScheduler:
     return rates
 
 
+@dataclass(frozen=True)
+class Objective:
+    """A training loss that sees the inputs too, as a teacher must: of(inputs, outputs, targets) -> a scalar.
+
+    `report` is the loss of (outputs, targets) that validation shows.
+    """
+
+    of: Callable[[Any, Any, Tensor], Tensor]
+    report: Loss = F.cross_entropy
+
+
 @dataclass
 class Run:
-    """What changes while a model trains, and the settings that tell this run from others."""
+    """What a model learns from, and all that changes while it does."""
 
     model: nn.Module
+    data: Any
+    batch_size: int
+    objective: Objective
     optimizer: Optimizer
     rates: LRScheduler
     total: int  # optimizer steps to make
-    dice: torch.Generator  # decides the order of the data
+    generators: dict[str, torch.Generator]  # what decides the order of the data
     safe: Snapshot  # what the model gets back if the run diverges
-    settings: dict[str, str]
+    first: Snapshot | None  # the model as it was given, until a step is made
+    settings: dict[str, str] = field(default_factory=dict)  # what tells this run from others, for a checkpoint
     history: History = field(default_factory=History)
     position: int = 0  # batches of this epoch that are done
     epoch: dict[str, Tensor] = field(default_factory=dict)  # the random states with which this epoch began
     resumed: Tensor | None = None  # the random state in which a saved run stood
-    first: Snapshot | None = None  # the model as it was given, until a step is made
 
     @property
     def done(self) -> int:
         """Optimizer steps made."""
         return self.history.steps
 
+    @property
+    def watched(self) -> bool:
+        """Whether there is a validation split."""
+        return has_splits(self.data) and hasattr(self.data, "valid")
 
-def begin(
-    model: nn.Module, optimizer: Optimizer, schedule: str | Rate | Tail, total: int, batch_size: int, seed: int
-) -> Run:
-    """A run of no steps yet."""
-    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    settings = {
-        "network": type(model).__name__ + str([(p.name, tuple(p.tensor.shape)) for p in places(model)]),
-        "number of steps": str(total),
-        "batch size": str(batch_size),
-        "seed": str(seed),
-        "learning-rate schedule": describe(schedule),
-        "optimizer": f"{type(optimizer).__name__} {groups}",
-    }
-    rates = scheduler(optimizer, schedule, total)
-    given = Snapshot.of(model)
-    return Run(model, optimizer, rates, total, torch.Generator().manual_seed(seed), given, settings, first=given)
+    def examine(self) -> Evaluation:
+        """The validation result."""
+        return evaluate(self.model, self.data, "valid", loss=self.objective.report)
+
+    def random_states(self) -> dict[str, Tensor]:
+        """Those of torch and of the data's generators."""
+        own = {name: dice.get_state() for name, dice in self.generators.items()}
+        return {"random": random_state(self.model), **own}
+
+    def set_random_states(self, states: Mapping[str, Tensor]) -> None:
+        """Put back what `random_states` gave."""
+        set_random_state(self.model, states["random"])
+        for name, dice in self.generators.items():
+            dice.set_state(states[name])
 
 
-def generators(data: Any) -> dict[str, torch.Generator]:
-    """A training DataLoader's own generators, by where it has them; one may be in several places."""
+def generators(data: Any, seed: int) -> dict[str, torch.Generator]:
+    """What shuffles the data: "dice", ours, and a DataLoader's own, by where it has them, perhaps in several places."""
     loader = split_of(data, "train")
-    if not isinstance(loader, DataLoader):
-        return {}
-    batcher = loader.batch_sampler
-    owners = {"loader": loader, "sampler": loader.sampler, "batches": batcher, "order": getattr(batcher, "sampler", 0)}
+    owners: dict[str, Any] = {}
+    if isinstance(loader, DataLoader):
+        owners = {"loader": loader, "sampler": loader.sampler, "batches": loader.batch_sampler}
+        owners["order"] = getattr(loader.batch_sampler, "sampler", None)
     found = {f"{name}.generator": getattr(owner, "generator", None) for name, owner in owners.items()}
-    return {name: dice for name, dice in found.items() if isinstance(dice, torch.Generator)}
+    theirs = {name: dice for name, dice in found.items() if isinstance(dice, torch.Generator)}
+    return {"dice": torch.Generator().manual_seed(seed), **theirs}
 
 
 def random_state(model: nn.Module) -> Tensor:
