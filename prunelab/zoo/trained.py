@@ -56,11 +56,13 @@ def cards(folder: Path | None = None) -> dict[str, dict[str, Any]]:
         raise ZooError(f"{path} can't be read ({error.strerror}). To make it again: {REMAKE}") from error
     except ValueError as error:
         raise ZooError(f"{path} is not valid JSON ({error}). Delete it and run: {REMAKE}") from error
-    if not isinstance(found, dict) or not all(isinstance(c, dict) and EVERY.keys() <= c.keys() for c in found.values()):
+    if not isinstance(found, dict) or not all(_whole(card) for card in found.values()):
         raise ZooError(f"{path} lacks {', '.join(sorted(EVERY))} for some name. Delete it and run: {REMAKE}")
-    if any(type(card[key]) is not kind for card in found.values() for key, kind in EVERY.items()):
-        raise ZooError(f"{path} has a card whose {' or '.join(sorted(EVERY))} is none. Delete it and run: {REMAKE}")
     return found
+
+
+def _whole(card: Any) -> bool:
+    return isinstance(card, dict) and all(type(card.get(key)) is kind for key, kind in EVERY.items())
 
 
 def checkpoints(folder: Path | None = None) -> tuple[str, ...]:

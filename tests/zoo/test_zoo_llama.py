@@ -191,7 +191,7 @@ def test_quiet_gives_everything_back():
     from transformers.utils import logging
 
     before = logging.get_verbosity(), logging.is_progress_bar_enabled(), reader.tqdm
-    with code._quiet(), code._without_bar():
+    with code._quiet():
         assert not logging.is_progress_bar_enabled()
         assert list(reader.tqdm([1, 2], desc="nothing shows")) == [1, 2]
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled(), reader.tqdm) == before
