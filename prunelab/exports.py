@@ -227,17 +227,14 @@ def _first_line(error: BaseException) -> str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporters' logs and warnings: what matters is checked, and raised."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")]
-    levels = [x.level for x in loggers]
-    for x in loggers:
-        x.setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for x, level in zip(loggers, levels, strict=True):
-            x.setLevel(level)
+        logging.disable(before)
 
 
 TARGETS: dict[str, tuple[str, Callable[[Any, list[str]], bytes], Callable[[bytes], Runner]]] = {

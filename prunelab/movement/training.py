@@ -70,7 +70,8 @@ def finetune(
     (0.5, 4)
     """
     share = schedules.by_name(schedule)
-    _check_rates(lr=lr, scores_lr=scores_lr)
+    for name, rate in (("lr", lr), ("scores_lr", scores_lr)):
+        check_number(name, rate, "give a positive learning rate, such as 0.001", above=0)
     check_number("weight_decay", weight_decay, "give a number of at least 0, such as 0.01", least=0)
     _check_rule(rule, "keep", "cost")
     gates.attach(model, groups)
@@ -137,12 +138,6 @@ def gradual(
     with _sound(model):
         history = train(model, data, on_step=after, **options)
         return Learned(_settled(model, groups, keep), scores(), history)
-
-
-def _check_rates(**rates: Any) -> None:
-    for name, rate in rates.items():
-        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < float("inf"):
-            raise PruneError(f"{name}={rate!r}: give a positive learning rate, such as 0.001")
 
 
 def _check_rule(rule: Any, *methods: str) -> None:
