@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from .core import PruneError, shape
 
 LABELS = ("labels", "label")  # as Hugging Face's collators call the targets, and its datasets
+EMPTY = "the {} data is empty: there is nothing to run the model on"
 Batch: TypeAlias = tuple[Any, Tensor]  # (inputs, targets); inputs: a tensor, a tuple of them, or a dict by keyword
 
 
@@ -77,7 +78,7 @@ def count(data: Any, split: str = "train", *, size: int = 256) -> int:
     elif isinstance(source, Dataset):
         length = -(-length // size)
     if length == 0:
-        raise _empty(split)
+        raise PruneError(EMPTY.format(split))
     return length
 
 
@@ -89,17 +90,16 @@ def _length(source: Any) -> int | None:
         return None
 
 
-def _empty(split: str) -> PruneError:
-    return PruneError(f"the {split} data is empty: there is nothing to run the model on")
-
-
 def _source(data: Any, split: str, size: int) -> Any:
     """The split as something that can be read again and again, or PruneError."""
     if size < 1:
         raise PruneError(f"a batch size of {size}: give at least 1")
     source = split_of(data, split)
     if isinstance(source, (tuple, list)) and len(source) == 2 and all(isinstance(t, Tensor) for t in source):
-        source = _paired(*source)
+        inputs, targets = source
+        if len(inputs) != len(targets):
+            raise PruneError(f"{len(inputs)} inputs but {len(targets)} targets: they must pair up one to one")
+        source = TensorDataset(inputs, targets)
     if isinstance(source, Iterator):
         raise PruneError(f"data is a {type(source).__name__}, which can be read only once: give list(...) of it")
     if not isinstance(source, (Dataset, Iterable)) or isinstance(source, (Tensor, str, Mapping)):
@@ -108,14 +108,8 @@ def _source(data: Any, split: str, size: int) -> Any:
             "(inputs, targets), or a list of such pairs"
         )
     if _length(source) == 0:
-        raise _empty(split)
+        raise PruneError(EMPTY.format(split))
     return source
-
-
-def _paired(inputs: Tensor, targets: Tensor) -> TensorDataset:
-    if len(inputs) != len(targets):
-        raise PruneError(f"{len(inputs)} inputs but {len(targets)} targets: they must pair up one to one")
-    return TensorDataset(inputs, targets)
 
 
 def _slices(dataset: TensorDataset, size: int, shuffle: torch.Generator | None) -> Iterator[Batch]:
@@ -153,6 +147,15 @@ def mapped(change: Callable[[Tensor], Tensor], nest: Any) -> Any:
         values = [mapped(change, v) for v in nest]
         return type(nest)(*values) if hasattr(nest, "_fields") else type(nest)(values)  # a namedtuple has _fields
     return nest
+
+
+def take(nest: Any, which: slice | list[int], size: int) -> Any:
+    """Some samples of a batch of `size`: of every tensor that has one row a sample.
+
+    >>> take((torch.tensor([1, 2, 3]), torch.tensor([4])), [2, 0], 3)
+    (tensor([3, 1]), tensor([4]))
+    """
+    return mapped(lambda t: t[which] if t.dim() and len(t) == size else t, nest)
 
 
 def to(batch: Any, device: torch.device) -> Any:

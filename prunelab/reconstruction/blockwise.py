@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,7 +24,7 @@ from ..data import tensors
 from ..decoders import Block, blocks
 from ..layers import CONV1D, layer_of, prunable
 from ..masking import current_masks
-from ..running import attempt, check_plain, hooked, leaving, uncached, undisturbed
+from ..running import attempt, check_plain, entering, hooked, leaving, uncached, undisturbed
 from ..text import listed
 from ..units import find, named
 from .sparsegpt import cheapest_gone, kept_before, sparsegpt
@@ -131,7 +130,7 @@ def blockwise(
     finite_weights(model)
     kept = _kept_before(model, within or {})
     packed: dict[str, np.ndarray[Any, Any]] = {}
-    with undisturbed(model), uncached(model), torch.no_grad(), _journal(model) as note:
+    with undisturbed(model), uncached(model), torch.no_grad(), _journal() as note:
         passing: Passing = []
         for block in tqdm(found, desc="blocks", unit="block", disable=not progress, leave=False):
             stack = [b for b in found if b.stack == block.stack]
@@ -213,8 +212,7 @@ def _prune_block(
     gathered: dict[nn.Module, Tensor] = {}
 
     def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs = args[0] if args else next(iter(kwargs.values()))
-        found = method.gather(wide(inputs.flatten(0, -2)))
+        found = method.gather(wide(entering(args, kwargs).flatten(0, -2)))
         gathered[layer] = gathered[layer].add_(found) if layer in gathered else found
 
     with hooked(paths, note):
@@ -266,7 +264,7 @@ def _caught(model: nn.Module, watched: list[nn.Module], given: Any) -> tuple[Ten
 
     def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not hidden:
-            hidden.append(args[0] if args else kwargs["hidden_states"])
+            hidden.append(entering(args, kwargs))
         told.append((args[1:], {k: v for k, v in kwargs.items() if args or k != "hidden_states"}))
         if module is watched[-1]:
             raise _Reached
@@ -299,25 +297,24 @@ def _through(block: nn.Module, x: Tensor, told: Told) -> Tensor:
 
 
 @contextmanager
-def _journal(model: nn.Module) -> Iterator[Any]:
+def _journal() -> Iterator[Any]:
     """Gives a function that writes a block's weights to disk; if the block of code fails, all of them come back."""
     with tempfile.TemporaryDirectory(prefix="prunelab-") as folder:
-        noted: list[tuple[Block, Path]] = []
+        noted: list[tuple[nn.Module, str]] = []
 
         def note(block: Block) -> None:
-            path = Path(folder) / f"{len(noted)}.safetensors"
-            state = {n: p.detach().contiguous() for n, p in block.module.named_parameters()}
+            path = f"{folder}/{len(noted)}.safetensors"
             try:
-                save_file(state, path)
+                save_file({n: p.detach().contiguous() for n, p in block.module.named_parameters()}, path)
             except Exception as error:  # safetensors' own, or the system's
                 raise PruneError(f"no copy of {block.path} could be kept in {folder} ({error}): make room") from error
-            noted.append((block, path))
+            noted.append((block.module, path))
 
         try:
             yield note
         except BaseException:
-            for block, path in noted:
+            for module, path in noted:
                 saved = load_file(path)
-                for name, parameter in block.module.named_parameters():
+                for name, parameter in module.named_parameters():
                     parameter.data.copy_(saved[name])
             raise

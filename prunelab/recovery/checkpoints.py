@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -15,14 +16,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
 from ..checks import check_count
-from ..core import PruneError
+from ..core import PruneError, places
+from ..data import batches, split_of, tensors
 from ..files import made, plain, write_whole
 from ..measurement import Evaluation
-from .run import History, Run, Snapshot, digest, finite, random_state, set_random_state, stepped
+from ..text import describe
+from .run import History, Run, Snapshot, finite, stepped
 
 FORMAT = "prunelab run 4"
+FEW = 32  # examples to know data by; of so many, chance makes at least one differ
+VARYING = "not the same at each reading"
 
 
 @dataclass(frozen=True)
@@ -49,8 +55,7 @@ class Checkpoint:
 
     def save(self, run: Run) -> None:
         """Replace the file by the run as it stands: at no moment is half of it there."""
-        tensors, facts = _packed(run)
-        content = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
+        content, facts = _packed(run)
         try:
             told = json.dumps({"format": FORMAT, **facts})
             data = to_bytes(content, {"prunelab": told, "sha256": sealed(told, content)})
@@ -71,7 +76,7 @@ class Checkpoint:
         if not path.exists():
             return False
         try:
-            tensors, facts = _read(path)
+            content, facts = _read(path)
         except (SafetensorError, OSError, ValueError) as error:
             raise PruneError(f"the checkpoint {path} can't be read ({error}): delete it to begin anew") from error
         if facts.get("format") != FORMAT:
@@ -85,7 +90,7 @@ class Checkpoint:
                     " Delete the file to begin anew, or give another path"
                 )
         try:
-            _unpack(run, tensors, facts)
+            _unpack(run, content, facts)
         except Exception as error:
             raise PruneError(f"the checkpoint {path} is damaged ({error}): delete it to begin anew") from error
         return True
@@ -97,9 +102,9 @@ def _packed(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
     slots = {f"{index}.{key}": v for index, values in optimizer["state"].items() for key, v in values.items()}
     large = {key: v for key, v in slots.items() if isinstance(v, Tensor)}
     parts = {"model": now.state, "safe": run.safe.state, "optimizer": large, "epoch": run.epoch}
-    tensors = {f"{part}/{key}": t for part, named in parts.items() for key, t in named.items()}
-    tensors["random"] = random_state(run.model)
-    tensors["losses"] = torch.tensor(history.losses, dtype=torch.float64)
+    content = {f"{part}/{key}": t for part, named in parts.items() for key, t in named.items()}
+    content["random"] = run.random_states()["random"]
+    content["losses"] = torch.tensor(history.losses, dtype=torch.float64)
     facts = {
         "settings": run.settings,
         "position": run.position,
@@ -110,28 +115,28 @@ def _packed(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "start": history.start and asdict(history.start),
         "seconds": history.seconds,
     }
-    return tensors, facts
+    return {key: t.detach().cpu().contiguous() for key, t in content.items()}, facts
 
 
-def _unpack(run: Run, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+def _unpack(run: Run, content: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Put the run where the file says; an error of any kind if the file can't be of it."""
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "safe": {}, "optimizer": {}, "epoch": {}}
-    for key, tensor in tensors.items():
+    for key, tensor in content.items():
         part, _, name = key.partition("/")
         if name:
             parts[part][name] = tensor
-    losses = made(tuple[float, ...], tensors["losses"].tolist())
+    losses = made(tuple[float, ...], content["losses"].tolist())
     run.history = History(
         list(losses),
         list(made(tuple[Evaluation, ...], facts["valid"])),
         made(float, facts["seconds"]),
         made(Evaluation | None, facts["start"]),
     )
-    run.position, run.epoch, run.resumed = made(int, facts["position"]), parts["epoch"], tensors["random"]
+    run.position, run.epoch, run.resumed = made(int, facts["position"]), parts["epoch"], content["random"]
     if not (all(map(math.isfinite, losses)) and 0 <= run.position <= run.done <= run.total and losses):
         raise ValueError(f"it stands at batch {run.position} after {run.done} losses")
-    set_random_state(run.model, run.resumed)
-    run.set_random_states(run.epoch)
+    run.set_random_states({"random": run.resumed})
+    run.set_random_states({name: run.epoch[name] for name in ("random", *run.generators)})
     run.safe = _put_on(run.model, parts["safe"], facts["masked"]["safe"])
     _put_on(run.model, parts["model"], facts["masked"]["model"])
     slots: dict[int, dict[str, Any]] = {}
@@ -158,16 +163,68 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise OSError("it is no file")
     with safe_open(path, "pt") as file:
         said = file.metadata() or {}
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
+        content = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
     told = said.get("prunelab", "{}")
     facts = plain(told.encode())
     if not isinstance(facts, dict):
         raise ValueError("it says nothing of a run")
-    if facts.get("format") == FORMAT and said.get("sha256") != sealed(told, tensors):
+    if facts.get("format") == FORMAT and said.get("sha256") != sealed(told, content):
         raise ValueError("it is not as it was written")
-    return tensors, facts
+    return content, facts
 
 
-def sealed(told: str, tensors: Mapping[str, Tensor]) -> str:
+def settings_of(run: Run, groups: Any, seed: int, schedule: Any, loss: Any, on_step: Any) -> dict[str, str]:
+    """What decides a run's weights, as far as it can be told."""
+    return {
+        "network": type(run.model).__name__ + str([(p.name, tuple(p.tensor.shape)) for p in places(run.model)]),
+        "number of steps": str(run.total),
+        "batch size": str(run.batch_size),
+        "seed": str(seed),
+        "learning-rate schedule": describe(schedule),
+        "optimizer": f"{type(run.optimizer).__name__} {groups}",
+        "loss": describe(getattr(loss, "__qualname__", loss)),
+        "on_step": describe(getattr(on_step, "__qualname__", on_step)),
+        "first training examples": examples(run.data),
+        "generators of the data": str(sorted(run.generators.keys() - {"dice"})),
+        "weights and masks it began with": digest(run.safe.state),
+    }
+
+
+def digest(named: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of tensors and their names."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(named.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def examples(data: Any) -> str:
+    """A digest of the first training examples; for data that streams, shuffles or changes them, that it does.
+
+    No random number of torch's is spent, a loader's own generator's included.
+    """
+    source = split_of(data, "train")
+    if isinstance(source, DataLoader):
+        order = source.batch_sampler
+        fixed = type(order) is BatchSampler and type(order.sampler) is SequentialSampler
+        source = DataLoader(source.dataset, FEW, collate_fn=source.collate_fn)  # no workers, and none of its dice
+    else:
+        fixed = isinstance(source, (tuple, list, Dataset)) and not isinstance(source, IterableDataset)
+    if not fixed:
+        return VARYING
+    found = set()
+    for seed in (0, 1):  # augmentation shows by another batch with other dice
+        with torch.random.fork_rng([]):
+            torch.default_generator.manual_seed(seed)
+            batch = next(batches(source, size=FEW))
+        try:
+            found.add(digest({str(i): t for i, t in enumerate(tensors(batch))}))
+        except (RuntimeError, TypeError):  # sparse, say, or on the meta device: no bytes to read
+            return VARYING
+    return found.pop() if len(found) == 1 else VARYING
+
+
+def sealed(told: str, content: Mapping[str, Tensor]) -> str:
     """The SHA-256 of all that a file says."""
-    return digest({**tensors, "": torch.frombuffer(bytearray(told.encode()), dtype=torch.uint8)})
+    return digest({**content, "": torch.frombuffer(bytearray(told.encode()), dtype=torch.uint8)})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
+from torch.utils.data import DataLoader
 
 from ..calibration import Loss
 from ..checks import check_count, check_number
 from ..core import PruneError, device_of, lookup, places, put_back, unsaved
-from ..data import batches, has_splits, split_of, tensors
+from ..data import has_splits, split_of
 from ..masking import current_masks, restore
 from ..measurement import Evaluation, evaluate
 from ..text import percent
@@ -46,45 +45,6 @@ class History:
             return "History(no steps)"
         last = f", validation accuracy {percent(self.valid[-1].accuracy)}" if self.valid else ""
         return f"History({self.steps} steps in {self.seconds:.1f} s, last loss {self.losses[-1]:.3f}{last})"
-
-
-FEW = 32  # examples to know data by; of so many, chance makes at least one differ
-VARYING = "not the same at each reading"
-
-
-def digest(named: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of tensors and their names."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(named.items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
-
-
-def examples(data: Any) -> str:
-    """A digest of the first training examples; for data that streams, shuffles or changes them, that it does.
-
-    No random number of torch's is spent, a loader's own generator's included.
-    """
-    source = split_of(data, "train")
-    if isinstance(source, DataLoader):
-        order = source.batch_sampler
-        fixed = type(order) is BatchSampler and type(order.sampler) is SequentialSampler
-        source = DataLoader(source.dataset, FEW, collate_fn=source.collate_fn)  # no workers, and none of its dice
-    else:
-        fixed = isinstance(source, (tuple, list, Dataset)) and not isinstance(source, IterableDataset)
-    if not fixed:
-        return VARYING
-    found = set()
-    for seed in (0, 1):  # augmentation shows by another batch with other dice
-        with torch.random.fork_rng([]):
-            torch.default_generator.manual_seed(seed)
-            batch = next(batches(source, size=FEW))
-        try:
-            found.add(digest({str(i): t for i, t in enumerate(tensors(batch))}))
-        except (RuntimeError, TypeError):  # sparse, say, or on the meta device: no bytes to read
-            return VARYING
-    return found.pop() if len(found) == 1 else VARYING
 
 
 @dataclass(frozen=True)
@@ -143,28 +103,30 @@ class Tail:
 
     def __post_init__(self) -> None:
         check_count("of", self.of)
-        check_schedule(self.schedule)
+        rate_of(self.schedule)
 
 
-def check_schedule(schedule: str | Rate | Tail) -> None:
-    """PruneError unless it is a known name, a Tail, or a function to finite factors that are not negative."""
-    if isinstance(schedule, Tail) or (isinstance(schedule, str) and schedule in (ONE_CYCLE, *RATES)):
-        return
-    if not callable(schedule):
+def rate_of(schedule: str | Rate) -> Rate | None:
+    """The function of a schedule, None for one-cycle; PruneError for what gives no finite factors from 0 up."""
+    if schedule == ONE_CYCLE:
+        return None
+    rate = RATES.get(schedule) if isinstance(schedule, str) else schedule
+    if not callable(rate):
         raise PruneError(
             f"no learning-rate schedule is called {schedule!r}: give {', '.join((ONE_CYCLE, *RATES))}, "
             "a function progress -> factor, or a Tail"
         )
     for progress in (0.0, 0.5):
-        factor = schedule(progress)
+        factor = rate(progress)
         wanted = f"the learning rate's factor is {factor} at progress {progress}: give a number from 0 up"
         check_number("lr_schedule", factor, wanted, least=0)
+    return rate
 
 
 def scheduler(optimizer: Optimizer, schedule: str | Rate | Tail, total: int) -> LRScheduler:
     """A torch scheduler for `total` steps in which each parameter group's own rate is multiplied by the factor.
 
-    Raises PruneError for a Tail of a run that had fewer steps.
+    Raises PruneError for what is no schedule, and for a Tail of a run that had fewer steps.
     """
     if isinstance(schedule, Tail):
         if total > schedule.of:
@@ -173,13 +135,13 @@ def scheduler(optimizer: Optimizer, schedule: str | Rate | Tail, total: int) -> 
             )
         made = scheduler(optimizer, schedule.schedule, schedule.of)
         return stepped(made, schedule.of - total)
-    if schedule == ONE_CYCLE:
-        peaks = [group["lr"] for group in optimizer.param_groups]
-        # Whether there is a momentum to cycle against the rate: torch would give plain SGD one.
-        momentum = "betas" in optimizer.defaults or bool(optimizer.defaults.get("momentum"))
-        return OneCycleLR(optimizer, max_lr=peaks, total_steps=total, cycle_momentum=momentum)
-    factor = RATES[schedule] if isinstance(schedule, str) else schedule
-    return LambdaLR(optimizer, lambda step: factor(step / total))
+    factor = rate_of(schedule)
+    if factor:
+        return LambdaLR(optimizer, lambda step: factor(step / total))
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    # Whether there is a momentum to cycle against the rate: torch would give plain SGD one.
+    momentum = "betas" in optimizer.defaults or bool(optimizer.defaults.get("momentum"))
+    return OneCycleLR(optimizer, max_lr=peaks, total_steps=total, cycle_momentum=momentum)
 
 
 def stepped(rates: LRScheduler, steps: int) -> LRScheduler:
@@ -237,15 +199,20 @@ class Run:
         return evaluate(self.model, self.data, "valid", loss=self.objective.report)
 
     def random_states(self) -> dict[str, Tensor]:
-        """Those of torch and of the data's generators."""
+        """Those of the data's generators; "random" is torch's where the model runs: the CPU's, a GPU's behind it."""
         own = {name: dice.get_state() for name, dice in self.generators.items()}
-        return {"random": random_state(self.model), **own}
+        device = device_of(self.model)
+        gpu = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+        return {"random": torch.cat([torch.get_rng_state(), *gpu]), **own}
 
     def set_random_states(self, states: Mapping[str, Tensor]) -> None:
-        """Put back what `random_states` gave."""
-        set_random_state(self.model, states["random"])
-        for name, dice in self.generators.items():
-            dice.set_state(states[name])
+        """Put back those that `random_states` gave."""
+        device, size = device_of(self.model), len(torch.get_rng_state())
+        torch.set_rng_state(states["random"][:size])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(states["random"][size:], device)
+        for name in states.keys() & self.generators.keys():
+            self.generators[name].set_state(states[name])
 
 
 def generators(data: Any, seed: int) -> dict[str, torch.Generator]:
@@ -258,18 +225,3 @@ def generators(data: Any, seed: int) -> dict[str, torch.Generator]:
     found = {f"{name}.generator": getattr(owner, "generator", None) for name, owner in owners.items()}
     theirs = {name: dice for name, dice in found.items() if isinstance(dice, torch.Generator)}
     return {"dice": torch.Generator().manual_seed(seed), **theirs}
-
-
-def random_state(model: nn.Module) -> Tensor:
-    """Torch's random state where the model runs (uint8): the CPU's, and a GPU's behind it."""
-    device = device_of(model)
-    gpu = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
-    return torch.cat([torch.get_rng_state(), *gpu])
-
-
-def set_random_state(model: nn.Module, state: Tensor) -> None:
-    """Put back what `random_state` gave."""
-    device, size = device_of(model), len(torch.get_rng_state())
-    torch.set_rng_state(state[:size])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state[size:], device)

