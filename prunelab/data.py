@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import length_hint
 from typing import Any, TypeAlias
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from .core import PruneError, shape
 
 LABELS = ("labels", "label")  # as Hugging Face's collators call the targets, and its datasets
+UNKNOWN = -1  # the length of what must be run through to be counted, such as a DataLoader of an IterableDataset
 EMPTY = "the {} data is empty: there is nothing to run the model on"
 Batch: TypeAlias = tuple[Any, Tensor]  # (inputs, targets); inputs: a tensor, a tuple of them, or a dict by keyword
 
@@ -72,22 +74,14 @@ def count(data: Any, split: str = "train", *, size: int = 256) -> int:
     3
     """
     source = _source(data, split, size)
-    length = _length(source)
-    if length is None:
+    length = length_hint(source, UNKNOWN)
+    if length == UNKNOWN:
         length = sum(1 for _ in batches(data, split, size=size))
     elif isinstance(source, Dataset):
         length = -(-length // size)
     if length == 0:
         raise PruneError(EMPTY.format(split))
     return length
-
-
-def _length(source: Any) -> int | None:
-    """len(source), or None for what must be run through to be counted."""
-    try:
-        return len(source)
-    except TypeError:  # a DataLoader of an IterableDataset has a __len__ and still cannot tell
-        return None
 
 
 def _source(data: Any, split: str, size: int) -> Any:
@@ -107,7 +101,7 @@ def _source(data: Any, split: str, size: int) -> Any:
             f"data is a {type(source).__name__}: give a DataLoader, a Dataset, a pair of tensors "
             "(inputs, targets), or a list of such pairs"
         )
-    if _length(source) == 0:
+    if length_hint(source, UNKNOWN) == 0:
         raise PruneError(EMPTY.format(split))
     return source
 

@@ -26,7 +26,7 @@ from ..measurement import Evaluation
 from ..text import describe
 from .run import History, Run, Snapshot, finite, stepped
 
-FORMAT = "prunelab run 4"
+FORMAT = "prunelab run 3"
 FEW = 32  # examples to know data by; of so many, chance makes at least one differ
 VARYING = "not the same at each reading"
 
@@ -166,7 +166,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         content = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
     told = said.get("prunelab", "{}")
     facts = plain(told.encode())
-    if not isinstance(facts, dict):
+    if not isinstance(facts, dict) or not isinstance(facts.setdefault("settings", {}), dict):
         raise ValueError("it says nothing of a run")
     if facts.get("format") == FORMAT and said.get("sha256") != sealed(told, content):
         raise ValueError("it is not as it was written")
