@@ -31,7 +31,6 @@ from .criteria.registry import PartialScores
 from .layers import prunable
 from .layerwise import LayerRule
 from .masking import apply, current_masks, restore
-from .recovery.run import Described
 from .registry import Registry
 from .text import percent
 from .units import contract, expand, tensors_of
@@ -178,7 +177,8 @@ def gradually(
             masked = current_masks(model)
             job.prune(moments[done], contract(job.groups, masked) if masked else None, masked)
 
-    return Described(on_step, f"gradually({recipe}, until={until:g})")
+    on_step.__qualname__ = f"gradually({recipe}, until={until:g})"  # what a checkpoint knows it by
+    return on_step
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import nn
 import prunelab as pl
 from prunelab import PruneError
 from prunelab.recovery import Checkpoint, checkpoints, train
-from prunelab.recovery.run import VARYING, examples
+from prunelab.recovery.checkpoints import VARYING, examples
 from prunelab.text import describe
 
 

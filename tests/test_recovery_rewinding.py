@@ -73,14 +73,6 @@ def test_the_state_of_another_model_is_refused(build, snapshot):
     assert snapshot(model) == before
 
 
-def test_more_steps_than_there_were(build, lesson, snapshot):
-    model = build("mlp")
-    before = snapshot(model)
-    with pytest.raises(PruneError, match="7 steps cannot replay the end of a run of 6"):
-        rewind_rates(model, lesson, steps=7, of=6)
-    assert snapshot(model) == before
-
-
 def test_an_early_state_that_a_resumed_run_has_passed_is_missed_aloud(build, lesson, tmp_path):
     def stop(done, total):
         if done == 3:

@@ -3,8 +3,8 @@
 from ..registry import renamed
 from .checkpoints import Checkpoint
 from .methods import Distillation, Early, distil, recalibrate_batchnorm, rewind, rewind_rates, rewind_weights, state_of
-from .run import History, Tail
-from .training import Objective, finetune, train
+from .run import History, Objective, Tail
+from .training import finetune, train
 
 __all__ = [
     "Checkpoint", "Distillation", "Early", "History", "Objective", "Tail", "distil", "finetune",
