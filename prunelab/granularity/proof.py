@@ -25,7 +25,7 @@ from ..data import mapped
 from ..running import floating, seed_dice
 from ..surgery.shrinking import Lines, cuts, shrink
 from .operators import made_at, said
-from .tracing import Where, passes, plain_twin, plainly, replaced
+from .tracing import Where, passes, plain_twin, plainly
 
 TOLERANCE = 1e-4  # float32 rounding stays below 1e-5, what is not exact is above 1e-3
 ROUGH = 0.05  # of a model that runs in half precision only
@@ -203,7 +203,7 @@ class Replay(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """The operator on the values, or what the other run got."""
         names: list[str] = []  # of the tensors that go in; "" for those that are not made of parameters alone
-        args, kwargs = replaced((args, kwargs or {}), lambda t: self._value(t, names))
+        args, kwargs = mapped(lambda t: self._value(t, names), (args, kwargs or {}))
         name = func.overloadpacket.__name__.rstrip("_")
         out = func(*args, **kwargs)
         if name == "bernoulli":  # what a dropout draws, in the pass in training mode
@@ -248,7 +248,7 @@ class Replay(TorchDispatchMode):
         size, told = self.other.told[key]
         if made_of in self.rows and size != x.shape:  # statistics of a weight that is standardised, row by row
             rows, count = self.rows[made_of], self.other.rows_of(made_of)
-            told = replaced(told, lambda t: t[rows.to(t.device)] if t.shape[:1] == (count,) else t)
+            told = mapped(lambda t: t[rows.to(t.device)] if t.shape[:1] == (count,) else t, told)
         if name in NORMS or name in SOFTMAX:
             return out if size == x.shape else _renormed(name, x, given, out, told)
         first, theirs = (o[0] if isinstance(o, (tuple, list)) else o for o in (out, told))
