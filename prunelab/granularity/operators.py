@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import layers
+from ..core import own_tensors
 
 RULES: dict[str, Callable[..., None]] = {}
 ELSEWHERE = (  # what they make has nothing to do with the entries that go in
@@ -81,8 +82,8 @@ def follow(shadow: Any, func: Any, out: Any, given: list[Tensor], args: Any, kwa
     elif plain.startswith(PER_CHANNEL):
         _unless(shadow, _first(out), args[0], range(2, args[0].dim()), "is resized")
     elif not name.startswith(ELSEWHERE):
-        for ids in (i for t in given for i in shadow.of(t)):
-            shadow.freeze(ids, f"meets {func.namespace}::{name}, unknown to the tracer,")
+        why = f"meets {func.namespace}::{name}, unknown to the tracer,"
+        shadow.freeze(why, *(i for t in given for i in shadow.of(t)))
 
 
 def said(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
@@ -131,18 +132,14 @@ def _first(out: Any) -> Tensor:
 
 @rule("copy", "hardswish", "log_sigmoid_forward", "_prelu_kernel", "prelu", "complex", "polar", "rrelu_with_noise",
       "rrelu_with_noise_functional")  # fmt: skip
-def _meet(shadow: Any, out: Any, *args: Any, **_: Any) -> None:
-    meet(shadow, _first(out), [t for t in args if isinstance(t, Tensor)])
-
-
-def meet(shadow: Any, out: Any, given: Sequence[Tensor]) -> None:
+def meet(shadow: Any, out: Any, *args: Any, **_: Any) -> None:
     """Ids along the same dimension are the same channels; an operand of fixed size holds those that it meets."""
-    out = _first(out)
+    out, given = _first(out), [t for t in args if isinstance(t, Tensor)]
     kept: list[Tensor] = []
     for tensor in given:
         for ids in (padded(i, out.dim()) for i in shadow.of(tensor)):
             if any(_fixed(shadow, other, out.dim(), varying(ids)) for other in given if other is not tensor):
-                shadow.freeze(ids, AHEAD)
+                shadow.freeze(AHEAD, ids)
             else:
                 _join(shadow, kept, ids)
     shadow.put(out, kept)
@@ -164,8 +161,7 @@ def _join(shadow: Any, kept: list[Tensor], ids: Tensor) -> None:
             kept[at] = ids if theirs < mine else other
             return
         if mine & theirs:
-            shadow.freeze(ids, AHEAD)
-            shadow.freeze(other, AHEAD)
+            shadow.freeze(AHEAD, ids, other)
     kept.append(ids)
 
 
@@ -196,14 +192,13 @@ for _name in ["permute", "transpose", "t", "expand", "unsqueeze", "squeeze"]:
 
 @each("as_strided")
 def _as_strided(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, *_: Any) -> Any:
-    return ids if out.shape == x.shape else shadow.freeze(ids, "is laid out anew")
+    return ids if out.shape == x.shape else shadow.freeze("is laid out anew", ids)
 
 
 @rule("view", "_unsafe_view", "_reshape_alias", "reshape", "view_copy", "reshape_copy")
 def _view(shadow: Any, out: Tensor, x: Tensor, size: Any, *_: Any) -> None:
     if isinstance(size, torch.dtype):
-        for ids in shadow.of(x):
-            shadow.freeze(ids, "is read as another type")
+        shadow.freeze("is read as another type", *shadow.of(x))
         return
     hint = [d for d, n in enumerate(size) if n == -1]
     blocks = _blocks(tuple(x.shape), tuple(out.shape)) if hint else []
@@ -278,7 +273,7 @@ def _slice(shadow: Any, ids: Tensor, x: Tensor, _: Any, dim: int = 0, start: Any
         return ids
     if _proportional(shadow, ids, dim, first, last, step):
         return ids.narrow(dim, first, last - first)[(slice(None),) * dim + (slice(None, None, step),)]
-    return shadow.freeze(ids, "is cut at fixed places")
+    return shadow.freeze("is cut at fixed places", ids)
 
 
 def _proportional(shadow: Any, ids: Tensor, dim: int, first: int, last: int, step: int) -> bool:
@@ -305,7 +300,7 @@ def _split(shadow: Any, out: Sequence[Tensor], x: Tensor, *args: Any, dim: int =
         parts = list(ids.split(sizes, place)) if place in varying(ids) else [ids] * len(out)
         if alike and place in varying(ids) and len(out) > 1:
             if single or len(set(sizes)) > 1:
-                shadow.freeze(ids, "is split into fixed widths")
+                shadow.freeze("is split into fixed widths", ids)
                 continue
             for part in parts[1:]:
                 shadow.tie(parts[0], part)
@@ -318,7 +313,7 @@ def _split(shadow: Any, out: Sequence[Tensor], x: Tensor, *args: Any, dim: int =
 
 @each("select")
 def _select(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, dim: int, index: int) -> Any:
-    return ids.squeeze(dim) if ids.shape[dim] == 1 else shadow.freeze(ids, "is selected by number")
+    return ids.squeeze(dim) if ids.shape[dim] == 1 else shadow.freeze("is selected by number", ids)
 
 
 @rule("cat", "concat", "concatenate")
@@ -328,8 +323,7 @@ def _cat(shadow: Any, out: Tensor, given: Sequence[Tensor], dim: int = 0) -> Non
     parts, others = [], []
     for t in given:
         along = [i for i in shadow.of(t) if dim in varying(i)]
-        for more in along[1:]:
-            shadow.freeze(more, "is joined to others")
+        shadow.freeze("is joined to others", *along[1:])
         parts.append(along[0] if along else torch.zeros([1] * out.dim(), dtype=torch.int64))
         others.append([i for i in shadow.of(t) if dim not in varying(i)])
     wide = [max(p.shape[d] for p in parts) for d in range(out.dim())]
@@ -353,8 +347,7 @@ def _alike(shadow: Any, carried: list[list[Tensor]], given: Sequence[Tensor]) ->
         there = [i for i in alike if i is not None]
         empty = [t.numel() == 0 for t in given]
         if any(i is None and not e for i, e in zip(alike, empty, strict=True)):
-            for ids in there:
-                shadow.freeze(ids, AHEAD)
+            shadow.freeze(AHEAD, *there)
             continue
         for ids in there[1:]:
             shadow.tie(there[0], ids)
@@ -367,7 +360,7 @@ def _unless(shadow: Any, out: Any, x: Tensor, dims: Sequence[int], why: str) -> 
     kept = []
     for ids in shadow.of(x):
         if set(varying(ids)) & set(dims):
-            shadow.freeze(ids, why)
+            shadow.freeze(why, ids)
         else:
             kept.append(ids)
     shadow.put(out, kept)
@@ -393,7 +386,7 @@ def _pad(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, pad: Sequence[int], *
 @each("pixel_shuffle", "pixel_unshuffle")
 def _pixels(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, factor: int) -> Any:
     if varying(ids) != (x.dim() - 3,):
-        return shadow.freeze(ids, "is shuffled between pixels")
+        return shadow.freeze("is shuffled between pixels", ids)
     if out.shape[-1] < x.shape[-1]:
         return ids.repeat_interleave(factor**2, x.dim() - 3)
     fine = F.pixel_shuffle(ids, factor)
@@ -429,7 +422,7 @@ def _index(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, *args: Any) -> Any:
         at += [] if index is None else range(d, d + width)
         d += width
     if set(varying(ids)) & set(at):
-        return shadow.freeze(ids, "is looked up by number")
+        return shadow.freeze("is looked up by number", ids)
     rest = [ids.shape[d] for d in range(x.dim()) if d not in at]
     front = at[0] if at and at == list(range(at[0], at[-1] + 1)) else 0
     return ids.squeeze(tuple(at)).reshape(rest[:front] + [1] * (out.dim() - len(rest)) + rest[front:])
@@ -438,13 +431,13 @@ def _index(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, *args: Any) -> Any:
 @each("embedding")
 def _embedding(shadow: Any, ids: Tensor, weight: Tensor, out: Tensor, *_: Any, **__: Any) -> Any:
     if ids.shape[0] > 1:
-        return shadow.freeze(ids, "is looked up by number")
+        return shadow.freeze("is looked up by number", ids)
     return along(ids, out.dim() - 1, out.dim())
 
 
 @each("view_as_complex")
 def _complex(shadow: Any, ids: Tensor, *_: Any) -> Any:
-    return ids.squeeze(-1) if ids.shape[-1] == 1 else shadow.freeze(ids, "is read as complex numbers")
+    return ids.squeeze(-1) if ids.shape[-1] == 1 else shadow.freeze("is read as complex numbers", ids)
 
 
 @each("view_as_real")
@@ -490,7 +483,7 @@ def reduce(shadow: Any, out: Any, x: Tensor, dims: Any, keepdim: bool, exact: bo
         if not exact:
             shadow.average(ids)
         if set(varying(ids)) - set(over):
-            shadow.freeze(ids, "is summed over in part")
+            shadow.freeze("is summed over in part", ids)
     shadow.put(out, kept)
 
 
@@ -510,24 +503,19 @@ def _normed(shadow: Any, out: Any, x: Tensor, own: Sequence[Any], over: Sequence
     scaled = {varying(ids) for ids in mine}
     carried = [(varying(ids), ids) for ids in shadow.of(x)]
     for ids in mine:
-        alike = [there for dims, there in carried if dims == varying(ids)]
-        for there in alike:
-            shadow.tie(there, ids)
-        if not alike:
-            shadow.freeze(ids, AHEAD)
+        _belongs(shadow, ids, [there for dims, there in carried if dims == varying(ids)])
     for dims, ids in carried:
         if set(dims) & set(over):
             shadow.average(ids)
         if dim in dims and dims not in scaled and any(isinstance(t, Tensor) for t in own):
-            shadow.freeze(ids, AHEAD)
+            shadow.freeze(AHEAD, ids)
     shadow.put(_first(out), shadow.of(x))
 
 
 @rule("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
       "miopen_batch_norm", "batch_norm", "_batch_norm_no_update", "_batch_norm_with_update")  # fmt: skip
 def _batch_norm(shadow: Any, out: Any, x: Tensor, *args: Any, **_: Any) -> None:
-    for ids in (i for i in shadow.of(x) if set(varying(i)) - {1}):  # a weight that is standardised
-        shadow.average(ids)
+    shadow.average(*(i for i in shadow.of(x) if set(varying(i)) - {1}))  # of a weight that is standardised
     _normed(shadow, out, x, [t for t in args if isinstance(t, Tensor)], (), 1)
 
 
@@ -563,13 +551,11 @@ def _product(shadow: Any, out: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any)
     right = [i for i in shadow.of(b) if i.shape[before] > 1]
     for x, y in itertools.product(left, right):
         if len(varying(x)) > 1 or len(varying(y)) > 1:
-            shadow.freeze(x, AHEAD)
-            shadow.freeze(y, AHEAD)
+            shadow.freeze(AHEAD, x, y)
         else:
             shadow.tie(x.transpose(-1, -2), y)
     if not (left and right):
-        for ids in (*left, *right):
-            shadow.freeze(ids, AHEAD)
+        shadow.freeze(AHEAD, *left, *right)
     kept = [i for i in shadow.of(a) if i.shape[last] == 1]
     for ids in (i for i in shadow.of(b) if i.shape[before] == 1):
         _join(shadow, kept, ids)
@@ -580,8 +566,8 @@ def _are_heads(shadow: Any, a: Tensor, b: Tensor) -> bool:
     """Channels that a view laid side by side, in a product of two activations: heads, which leave whole or not."""
     both = [*shadow.of(a), *shadow.of(b)]
     heads = any(not shadow.split.isdisjoint(i.flatten().tolist()) for i in both)
-    for ids in both if heads else ():
-        shadow.freeze(ids, "is inside an attention head (granularity.heads removes whole ones)")
+    if heads:
+        shadow.freeze("is inside an attention head (granularity.heads removes whole ones)", *both)
     return heads
 
 
@@ -599,12 +585,8 @@ def _baddbmm(shadow: Any, out: Tensor, add: Tensor, a: Tensor, b: Tensor, **_: A
 
 @rule("mv")
 def _mv(shadow: Any, out: Tensor, a: Tensor, v: Tensor) -> None:
-    read = [i.reshape(1, -1) for i in shadow.of(v)]
     for ids in (i for i in shadow.of(a) if varying(i) == (1,)):
-        for there in read:
-            shadow.tie(ids, there)
-        if not read:
-            shadow.freeze(ids, AHEAD)
+        _belongs(shadow, ids, [i.reshape(1, -1) for i in shadow.of(v)])
     shadow.put(out, [i.squeeze(1) for i in shadow.of(a) if varying(i) == (0,)])
 
 
@@ -616,10 +598,15 @@ def _biased(shadow: Any, out: Tensor, bias: Any, dim: int) -> None:
             ids = padded(ids, out.dim())
         elif out.dim() > 1:
             ids = along(ids, dim, out.dim())
-        for there in made:
-            shadow.tie(there, ids)
-        if not made:
-            shadow.freeze(ids, AHEAD)
+        _belongs(shadow, ids, made)
+
+
+def _belongs(shadow: Any, ids: Tensor, others: Sequence[Tensor]) -> None:
+    """Ids of what others have with them, such as a bias: tied to theirs; without any, they stay."""
+    for other in others:
+        shadow.tie(other, ids)
+    if not others:
+        shadow.freeze(AHEAD, ids)
 
 
 @rule("convolution", "_convolution")
@@ -629,8 +616,7 @@ def _convolution(
 ) -> None:  # fmt: skip
     own = {varying(i)[0]: i.reshape(-1) for i in shadow.of(w) if len(varying(i)) == 1 and varying(i)[0] < 2}
     plain = [i.reshape(-1) for i in shadow.of(x) if varying(i) == (1,)]
-    for ids in (i for i in shadow.of(x) if varying(i) != (1,)):
-        shadow.freeze(ids, "is convolved along its channels")
+    shadow.freeze("is convolved along its channels", *(i for i in shadow.of(x) if varying(i) != (1,)))
     none = torch.zeros(1, dtype=torch.int64)
     read = plain[0] if plain else none.expand(x.shape[1])
     rows = own.get(0, none.expand(w.shape[0]))
@@ -646,8 +632,7 @@ def _convolution(
 
 @rule("deform_conv2d")
 def _deformed(shadow: Any, out: Tensor, x: Tensor, w: Tensor, offset: Tensor, mask: Tensor, bias: Any, *a: Any) -> None:
-    for ids in (*shadow.of(offset), *shadow.of(mask)):
-        shadow.freeze(ids, "says where a convolution looks")
+    shadow.freeze("says where a convolution looks", *shadow.of(offset), *shadow.of(mask))
     _convolution(shadow, out, x, w, bias, a[:2], a[2:4], a[4:6], False, 0, a[6])
 
 
@@ -664,7 +649,7 @@ def _grouped(
         shadow.tie(rows.view(groups, -1), rows[: len(rows) // groups])
         return rows
     if len(columns) > 1:
-        shadow.freeze(columns[columns > 0], "counts within a group of channels")
+        shadow.freeze("counts within a group of channels", columns[columns > 0])
     shadow.tie(table, table[:, :1])
     if transposed:
         shadow.tie(rows, read)
@@ -677,9 +662,7 @@ def _grouped(
 
 def bare_channels(module: nn.Module) -> int:
     """How many channels a norm without parameters declares; 0 for everything else."""
-    if next((t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None), None) is not None:
-        return 0
-    return layers.channels(module) or 0
+    return 0 if any(True for _ in own_tensors(module)) else layers.channels(module) or 0
 
 
 def makes(module: nn.Module) -> tuple[str, int] | None:

@@ -132,18 +132,18 @@ class Shadow(TorchDispatchMode):
             one, other = np.divmod(np.unique(one << 32 | other), 1 << 32)
         if not (one.all() and other.all()):
             moving = (one > 0) & (other > 0)
-            self.freeze(np.maximum(one, other)[~moving], "meets the model's input or a constant")
+            stay = torch.from_numpy(np.maximum(one, other)[~moving])
+            self.freeze("meets the model's input or a constant", stay)
             one, other = one[moving], other[moving]
         self.edges.append((one, other))
 
-    def freeze(self, ids: Any, why: str) -> None:
+    def freeze(self, why: str, *some: Tensor) -> None:
         """These channels stay."""
-        flat = ids if isinstance(ids, np.ndarray) else ids.reshape(-1).numpy()
-        self.frozen.append((flat, self._placed(why)))
+        self.frozen += [(ids.reshape(-1).numpy(), self._placed(why)) for ids in some]
 
-    def average(self, ids: Tensor) -> None:
+    def average(self, *some: Tensor) -> None:
         """Something averages over these channels, zeros included."""
-        self.averaged.append(ids.reshape(-1).numpy())
+        self.averaged += [ids.reshape(-1).numpy() for ids in some]
 
     def guess(self, ids: Tensor, what: str) -> None:
         """What the code may have written as a number or worked out from the shape: taken for the latter, and tried."""
@@ -173,8 +173,7 @@ class Shadow(TorchDispatchMode):
         written = args[0] if func.overloadpacket.__name__.endswith("_") else None
         if isinstance(written, Tensor) and not written.is_meta:
             for tensor in tensors((args, kwargs)):
-                for ids in self.of(tensor):
-                    self.freeze(ids, "is written into a constant")
+                self.freeze("is written into a constant", *self.of(tensor))
         args, kwargs = mapped(lambda t: t if t.is_meta else t.to("meta"), (args, kwargs))
         return args, kwargs | ({"device": torch.device("meta")} if kwargs.get("device") is not None else {})
 
@@ -294,11 +293,11 @@ def _follow(shadow: Shadow, model: nn.Module, example: Any) -> None:
     kept = _number(shadow, model)
     with plainly(), shadow:
         for out in passes(model, example, shadow.where):
-            _freeze_outputs(shadow, out)
+            for tensor in _within(out, set()):
+                shadow.freeze("is the model's output", *shadow.of(tensor))
     for tensor in kept:
         if id(tensor) not in shadow.seen:
-            for ids in shadow.of(tensor):
-                shadow.freeze(ids, "did not run on the example")
+            shadow.freeze("did not run on the example", *shadow.of(tensor))
 
 
 def _emptied(tensor: Tensor) -> Tensor:
@@ -346,8 +345,7 @@ def _number(shadow: Shadow, model: nn.Module) -> list[Tensor]:
                 ids.append(operators.along(own, dim, tensor.dim()))
         shadow.put(tensor, ids)
         if layer in shadow.opaque:
-            for own in ids:
-                shadow.freeze(own, shadow.opaque[layer])
+            shadow.freeze(shadow.opaque[layer], *ids)
     return list(kept.values())
 
 
@@ -365,8 +363,7 @@ def _unseen(shadow: Shadow, module: nn.Module) -> Callable[..., Any]:
 
     def running(*args: Any, **kwargs: Any) -> Any:
         for tensor in tensors((args, kwargs)):
-            for ids in shadow.of(tensor):
-                shadow.freeze(ids, f"is read by a {type(module).__name__}")
+            shadow.freeze(f"is read by a {type(module).__name__}", *shadow.of(tensor))
         shadow.seen.update(map(id, module.parameters()))
         shadow.paused = True
         try:
@@ -416,12 +413,6 @@ def _noted(module: nn.Module, path: str, where: Where, reached: set[nn.Module]) 
 
     running.__wrapped__ = forward  # type: ignore[attr-defined]  # for those who look at its signature
     return running
-
-
-def _freeze_outputs(shadow: Shadow, out: Any) -> None:
-    for tensor in _within(out, set()):
-        for ids in shadow.of(tensor):
-            shadow.freeze(ids, "is the model's output")
 
 
 def _within(nest: Any, met: set[int]) -> Iterator[Tensor]:
