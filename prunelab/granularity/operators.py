@@ -1,5 +1,8 @@
 """What each operator does to channel numbers: the rules of the tracer, one for each kind of operator.
 
+A wrong tie is mended here, or, of attention heads, in `headwise`. Only operators have rules that reach torch's
+dispatcher: a `reshape` or a `tile` comes as what it is made of.
+
 A rule gets the shadow, the operator's output and its arguments, and says what ids the output carries and which ids
 are tied or frozen by it. `follow` picks the rule by the operator's name, as PyTorch's own list of operators has it.
 """
@@ -29,13 +32,13 @@ PER_CHANNEL = (  # they work on each channel's picture, and keep the ids along t
 )  # fmt: skip
 SUMS = {"sum", "nansum", "linalg_vector_norm", "norm"}  # zeros add nothing; in all the others they count
 REDUCED = SUMS | {
-    "mean", "amax", "amin", "max", "min", "argmax", "argmin", "logsumexp", "any", "all", "prod", "median", "nanmean",
+    "mean", "amax", "amin", "max", "min", "argmax", "argmin", "logsumexp", "any", "all", "prod", "median",
     "count_nonzero", "aminmax", "var", "std", "var_mean", "std_mean",
 }  # fmt: skip
 ALONG = {  # why the ids stay that vary along the dimension that these work on; the others are as before
     **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp"), "is summed one after the other"),
     **dict.fromkeys(("topk", "sort"), "is sorted"),
-    **dict.fromkeys(("gather", "take_along_dim"), "is gathered by number"),
+    "gather": "is gathered by number",
     "roll": "is rolled by a fixed number",
     "unfold": "is read in windows",
 }
@@ -130,7 +133,7 @@ def _first(out: Any) -> Tensor:
 # ---- entry by entry
 
 
-@rule("copy", "hardswish", "log_sigmoid_forward", "_prelu_kernel", "prelu", "complex", "polar", "rrelu_with_noise",
+@rule("copy", "hardswish", "log_sigmoid_forward", "_prelu_kernel", "complex", "polar", "rrelu_with_noise",
       "rrelu_with_noise_functional")  # fmt: skip
 def meet(shadow: Any, out: Any, *args: Any, **_: Any) -> None:
     """Ids along the same dimension are the same channels; an operand of fixed size holds those that it meets."""
@@ -168,8 +171,9 @@ def _join(shadow: Any, kept: list[Tensor], ids: Tensor) -> None:
 # ---- moving entries
 
 
-@each("clone", "contiguous", "lift_fresh", "lift", "_to_copy", "to", "positive", "dropout", "native_dropout", "fill",
-      "zero", "conj", "_conj", "resolve_conj", "detach", "alias", "bernoulli")  # fmt: skip
+@each(
+    "clone", "lift_fresh", "lift", "_to_copy", "native_dropout", "fill", "zero", "_conj", "detach", "alias", "bernoulli"
+)
 def _same(shadow: Any, ids: Tensor, *_: Any, **__: Any) -> Tensor:
     return ids
 
@@ -178,10 +182,7 @@ def _strided(name: str) -> None:
     operator = getattr(torch.ops.aten, name)
 
     def moved(shadow: Any, ids: Tensor, x: Tensor, _: Any, *args: Any, **kwargs: Any) -> Tensor:
-        got: Tensor = operator(ids.expand(x.shape), *args, **kwargs)
-        for d in range(got.dim()):
-            got = got.narrow(d, 0, 1) if got.stride(d) == 0 and got.shape[d] > 1 else got
-        return got
+        return folded(operator(ids.expand(x.shape), *args, **kwargs))
 
     each(name)(moved)
 
@@ -195,7 +196,7 @@ def _as_strided(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, *_: Any) -> An
     return ids if out.shape == x.shape else shadow.freeze("is laid out anew", ids)
 
 
-@rule("view", "_unsafe_view", "_reshape_alias", "reshape", "view_copy", "reshape_copy")
+@rule("view", "_unsafe_view", "_reshape_alias", "view_copy")
 def _view(shadow: Any, out: Tensor, x: Tensor, size: Any, *_: Any) -> None:
     if isinstance(size, torch.dtype):
         shadow.freeze("is read as another type", *shadow.of(x))
@@ -288,8 +289,8 @@ def _proportional(shadow: Any, ids: Tensor, dim: int, first: int, last: int, ste
     return True
 
 
-@rule("split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes", "chunk", "unsafe_chunk", "unbind",
-      "split_copy", "split_with_sizes_copy")  # fmt: skip
+@rule("split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes", "unbind", "split_copy",
+      "split_with_sizes_copy")  # fmt: skip
 def _split(shadow: Any, out: Sequence[Tensor], x: Tensor, *args: Any, dim: int = 0, alike: bool = True) -> None:
     single = len(out) > 0 and out[0].dim() < x.dim()  # unbind has no sizes
     place = args[0] if single and args else args[1] if len(args) > 1 else dim
@@ -316,7 +317,7 @@ def _select(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, dim: int, index: i
     return ids.squeeze(dim) if ids.shape[dim] == 1 else shadow.freeze("is selected by number", ids)
 
 
-@rule("cat", "concat", "concatenate")
+@rule("cat")
 def _cat(shadow: Any, out: Tensor, given: Sequence[Tensor], dim: int = 0) -> None:
     dim %= out.dim()
     given = [t for t in given if t.dim() == out.dim()]  # torch lets an empty tensor of one dimension pass
@@ -371,7 +372,7 @@ def _flip(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, dims: Sequence[int])
     return ids.flip([d % x.dim() for d in dims])
 
 
-@each("repeat", "tile")
+@each("repeat")
 def _repeat(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, times: Sequence[int]) -> Tensor:
     ids = padded(ids, out.dim())
     return ids.repeat([n if d in varying(ids) else 1 for d, n in enumerate(times)])
@@ -459,7 +460,7 @@ def _by_dimension(shadow: Any, name: str, out: Any, told: dict[str, Any]) -> Non
         shadow.rules["reduce"](shadow, out, x, dims, told.get("keepdim", False), exact)
     else:
         _unless(shadow, out, x, dimensions(x, dims), ALONG[name])
-        for ids in shadow.of(out) if name in ("gather", "take_along_dim") else ():
+        for ids in shadow.of(out) if name == "gather" else ():
             shadow.guess(ids, "an index as wide as its channels")
         if name == "unfold":
             shadow.put(out, [i.unsqueeze(-1) for i in shadow.of(out)])
@@ -513,20 +514,20 @@ def _normed(shadow: Any, out: Any, x: Tensor, own: Sequence[Any], over: Sequence
 
 
 @rule("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
-      "miopen_batch_norm", "batch_norm", "_batch_norm_no_update", "_batch_norm_with_update")  # fmt: skip
+      "miopen_batch_norm", "_batch_norm_no_update", "_batch_norm_with_update")  # fmt: skip
 def _batch_norm(shadow: Any, out: Any, x: Tensor, *args: Any, **_: Any) -> None:
     shadow.average(*(i for i in shadow.of(x) if set(varying(i)) - {1}))  # of a weight that is standardised
     _normed(shadow, out, x, [t for t in args if isinstance(t, Tensor)], (), 1)
 
 
-@rule("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm")
+@rule("native_layer_norm", "_fused_rms_norm")
 def _layer_norm(shadow: Any, out: Any, x: Tensor, size: Any, *args: Any, **_: Any) -> None:
     own = [t for t in args if isinstance(t, Tensor)]
     over = range(x.dim() - len(size), x.dim())
     _normed(shadow, out, x, own, over, x.dim() - 1 if len(size) == 1 else x.dim() - len(size))
 
 
-@rule("native_group_norm", "group_norm")
+@rule("native_group_norm")
 def _group_norm(
     shadow: Any, out: Any, x: Tensor, w: Any, b: Any, n: Any, c: Any, hw: Any, groups: int, *_: Any
 ) -> None:
@@ -541,7 +542,7 @@ def _group_norm(
 # ---- products
 
 
-@rule("mm", "bmm", "matmul", "_scaled_mm")
+@rule("mm", "bmm", "_scaled_mm")
 def _product(shadow: Any, out: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any) -> None:
     last, before = out.dim() - 1, out.dim() - 2
     if out.dim() == 3 and _are_heads(shadow, a, b):

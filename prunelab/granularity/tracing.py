@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import layers
-from ..core import PruneError, copied, device_of, masks_on, own_tensors, paths, places, shape
+from ..core import PruneError, copied, device_of, masks_on, paths, places, shape
 from ..data import mapped, tensors, to
 from ..masking import bake
 from ..running import run
@@ -256,14 +256,9 @@ def plain_twin(model: nn.Module, meta: bool = False) -> nn.Module:
 
 def _instead(model: nn.Module, meta: bool) -> dict[int, Any]:
     """What a twin has in place of the model's tensors, by their ids."""
-    memo: dict[int, Any] = {}
-    everywhere = paths(model)
-    for module in everywhere:
-        for _, tensor in own_tensors(module):
-            if id(tensor) not in memo:
-                same = tensor if isinstance(tensor, nn.Parameter) else tensor.clone()
-                memo[id(tensor)] = _emptied(tensor) if meta else same
-    for module in everywhere:  # what an old weight_norm left, or a forward kept, is no leaf and can't be copied
+    memo: dict[int, Any] = {id(p): _emptied(p) if meta else p for p in model.parameters()}
+    memo |= {id(b): _emptied(b) if meta else b.clone() for b in model.buffers()}
+    for module in paths(model):  # what an old weight_norm left, or a forward kept, is no leaf and can't be copied
         for value in vars(module).values():
             if isinstance(value, Tensor):
                 memo.setdefault(id(value), value.detach().clone())

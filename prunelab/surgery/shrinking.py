@@ -1,8 +1,12 @@
-"""`shrink`: cut the units that go out of every tensor they own entries of. Knows layers, and no architecture."""
+"""`shrink`: cut the units that go out of every tensor they own entries of. Knows layers, and no architecture.
+
+And `difference`: whether removing computes the same as zeroing is measured, not assumed.
+"""
 
 from __future__ import annotations
 
 import collections
+import copy
 import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -11,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import layers, units
-from ..core import Group, Keep, PruneError, copied, lookup_all, masks_on, paths, places, shape
-from ..masking import bake
+from ..core import Group, Keep, PruneError, copied, device_of, lookup_all, masks_on, paths, places, shape
+from ..data import to
+from ..masking import bake, masked
+from ..running import apart, outputs
 from . import experts, heads, widths
 from .removal import gone, remove
 
@@ -61,6 +67,23 @@ def shrink(model: nn.Module, groups: Sequence[Group], keep: Keep) -> nn.Module:
     experts.settle(small, touched)
     widths.settle(small, lines, model)
     return small
+
+
+def difference(model: nn.Module, groups: Sequence[Group], keep: Keep, example: Any) -> float:
+    """The largest difference of outputs between the masked and the shrunk model, relative to the largest output.
+
+    In eval mode, on `example`. Near 1e-6 in float32 where all groups are exact. The model is left as it is.
+
+    >>> from prunelab import granularity
+    >>> net, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.ones(1, 3)
+    >>> groups = granularity.neurons(net, x)
+    >>> difference(net, groups, {groups[0].name: torch.tensor([True, False, False, True])}, x) < 1e-6
+    True
+    """
+    plain, inputs = bake(copy.deepcopy(model)), to(example, device_of(model))
+    with masked(plain, units.expand(plain, groups, keep)):
+        zeroed = outputs(plain, inputs)
+    return apart(zeroed, outputs(shrink(plain, groups, keep), inputs))
 
 
 def _groups_left(groups: int, line: Tensor, name: str) -> int:
