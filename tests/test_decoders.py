@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -284,6 +285,24 @@ def test_a_damaged_plan(tmp_path):
 )
 def test_names_move_up(name, new):
     assert renamed(name, [Part("model.layers.1", 1), Part("model.layers.3", 3)]) == new
+
+
+def test_lists_within_lists(tmp_path):
+    """Entries of a list move up with the entry of the outer list that they are in."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Sequential(*(nn.Linear(2, 2) for _ in range(4))) for _ in range(3)))
+    outer = Group("outer", 3, (), parts=tuple(Part(f"{i}", i) for i in range(3)))
+    inner = Group("inner", 4, (), parts=tuple(Part(f"2.{i}", i) for i in range(4)))
+    groups, keep = [outer, inner], {"outer": torch.arange(3) > 0, "inner": torch.arange(4) != 1}
+    small, x = pl.shrink(nn.Sequential(model), *under("0", groups, keep)), torch.randn(3, 2)
+    assert torch.equal(small(x), nn.Sequential(model[1], *(m for i, m in enumerate(model[2]) if i != 1))(x))
+    folder = pl.save_plan(tmp_path, *under("0", groups, keep), small)
+    assert torch.equal(pl.load_plan(folder, nn.Sequential(model))(x), small(x))
+
+
+def under(path, groups, keep):
+    moved = [replace(g, parts=tuple(replace(p, path=f"{path}.{p.path}") for p in g.parts)) for g in groups]
+    return moved, keep
 
 
 def test_any_list_of_modules():

@@ -26,6 +26,11 @@ ELSEWHERE = (  # what they make has nothing to do with the entries that go in
     "new_", "zeros", "ones", "empty", "full", "rand", "arange", "scalar_tensor", "sym_", "_local_scalar_dense", "is_",
     "equal", "item",
 )  # fmt: skip
+SAME = {  # they pass on what they get, entry by entry
+    "clone", "lift_fresh", "lift", "_to_copy", "native_dropout", "fill", "zero", "_conj", "detach", "alias",
+    "bernoulli",
+}  # fmt: skip
+MOVED = {"permute", "transpose", "t", "expand", "unsqueeze", "squeeze"}  # done to the ids as to the entries
 PER_CHANNEL = (  # they work on each channel's picture, and keep the ids along the first two dimensions
     "max_pool", "avg_pool", "adaptive_", "_adaptive_", "fractional_max", "upsample_", "_upsample", "reflection_pad",
     "replication_pad", "_pad_", "grid_sampler", "roi_align", "roi_pool", "max_unpool",
@@ -78,8 +83,11 @@ def follow(shadow: Any, func: Any, out: Any, given: list[Tensor], args: Any, kwa
         rules[plain](shadow, out, *args, **kwargs)
     elif plain in REDUCED or plain in ALONG:
         _by_dimension(shadow, plain, out, said(func, args, kwargs))
-    elif plain.endswith("_like"):
-        shadow.put(out, shadow.of(args[0]))
+    elif plain in SAME or plain.endswith("_like"):
+        shadow.put(_first(out), shadow.of(args[0]))
+    elif plain in MOVED:
+        x = args[0]
+        shadow.put(out, [folded(func(i.expand(x.shape), *args[1:], **kwargs)) for i in shadow.of(x)])
     elif _pointwise(func):
         rules["copy"](shadow, out, *given)
     elif plain.startswith(PER_CHANNEL):
@@ -169,26 +177,6 @@ def _join(shadow: Any, kept: list[Tensor], ids: Tensor) -> None:
 
 
 # ---- moving entries
-
-
-@each(
-    "clone", "lift_fresh", "lift", "_to_copy", "native_dropout", "fill", "zero", "_conj", "detach", "alias", "bernoulli"
-)
-def _same(shadow: Any, ids: Tensor, *_: Any, **__: Any) -> Tensor:
-    return ids
-
-
-def _strided(name: str) -> None:
-    operator = getattr(torch.ops.aten, name)
-
-    def moved(shadow: Any, ids: Tensor, x: Tensor, _: Any, *args: Any, **kwargs: Any) -> Tensor:
-        return folded(operator(ids.expand(x.shape), *args, **kwargs))
-
-    each(name)(moved)
-
-
-for _name in ["permute", "transpose", "t", "expand", "unsqueeze", "squeeze"]:
-    _strided(_name)
 
 
 @each("as_strided")
@@ -495,8 +483,9 @@ def _softmax(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, dim: int, *_: Any
     return ids
 
 
-def _normed(shadow: Any, out: Any, x: Tensor, own: Sequence[Any], over: Sequence[int], dim: int) -> None:
+def _normed(shadow: Any, out: Any, x: Tensor, args: Sequence[Any], over: Sequence[int], dim: int) -> None:
     """A norm's own vectors belong to the channels that it scales; those that it averages over are inexact."""
+    own = [t for t in args if isinstance(t, Tensor)]
     mine = [padded(i, x.dim()) if over else along(i, dim, x.dim()) for t in own for i in shadow.of(t)]
     bare = shadow.bare.get(shadow.where[-1])
     if bare is not None:
@@ -508,7 +497,7 @@ def _normed(shadow: Any, out: Any, x: Tensor, own: Sequence[Any], over: Sequence
     for dims, ids in carried:
         if set(dims) & set(over):
             shadow.average(ids)
-        if dim in dims and dims not in scaled and any(isinstance(t, Tensor) for t in own):
+        if dim in dims and dims not in scaled and own:
             shadow.freeze(AHEAD, ids)
     shadow.put(_first(out), shadow.of(x))
 
@@ -517,14 +506,13 @@ def _normed(shadow: Any, out: Any, x: Tensor, own: Sequence[Any], over: Sequence
       "miopen_batch_norm", "_batch_norm_no_update", "_batch_norm_with_update")  # fmt: skip
 def _batch_norm(shadow: Any, out: Any, x: Tensor, *args: Any, **_: Any) -> None:
     shadow.average(*(i for i in shadow.of(x) if set(varying(i)) - {1}))  # of a weight that is standardised
-    _normed(shadow, out, x, [t for t in args if isinstance(t, Tensor)], (), 1)
+    _normed(shadow, out, x, args, (), 1)
 
 
 @rule("native_layer_norm", "_fused_rms_norm")
 def _layer_norm(shadow: Any, out: Any, x: Tensor, size: Any, *args: Any, **_: Any) -> None:
-    own = [t for t in args if isinstance(t, Tensor)]
     over = range(x.dim() - len(size), x.dim())
-    _normed(shadow, out, x, own, over, x.dim() - 1 if len(size) == 1 else x.dim() - len(size))
+    _normed(shadow, out, x, args, over, x.dim() - 1 if len(size) == 1 else x.dim() - len(size))
 
 
 @rule("native_group_norm")
@@ -572,14 +560,8 @@ def _are_heads(shadow: Any, a: Tensor, b: Tensor) -> bool:
     return heads
 
 
-@rule("addmm", "addbmm")
-def _addmm(shadow: Any, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **_: Any) -> None:
-    shadow.rules["mm"](shadow, out, a, b)
-    _biased(shadow, out, bias, out.dim() - 1)
-
-
-@rule("baddbmm")
-def _baddbmm(shadow: Any, out: Tensor, add: Tensor, a: Tensor, b: Tensor, **_: Any) -> None:
+@rule("addmm", "addbmm", "baddbmm")
+def _added(shadow: Any, out: Tensor, add: Tensor, a: Tensor, b: Tensor, **_: Any) -> None:
     shadow.rules["mm"](shadow, out, a, b)
     shadow.rules["copy"](shadow, out, out, add)
 
@@ -589,17 +571,6 @@ def _mv(shadow: Any, out: Tensor, a: Tensor, v: Tensor) -> None:
     for ids in (i for i in shadow.of(a) if varying(i) == (1,)):
         _belongs(shadow, ids, [i.reshape(1, -1) for i in shadow.of(v)])
     shadow.put(out, [i.squeeze(1) for i in shadow.of(a) if varying(i) == (0,)])
-
-
-def _biased(shadow: Any, out: Tensor, bias: Any, dim: int) -> None:
-    """A bias belongs to the channels that a product made."""
-    made = [i for i in shadow.of(out) if varying(i) == (dim,)]
-    for ids in shadow.of(bias):
-        if ids.dim() > 1:
-            ids = padded(ids, out.dim())
-        elif out.dim() > 1:
-            ids = along(ids, dim, out.dim())
-        _belongs(shadow, ids, made)
 
 
 def _belongs(shadow: Any, ids: Tensor, others: Sequence[Tensor]) -> None:
@@ -628,7 +599,8 @@ def _convolution(
     else:
         made = _grouped(shadow, read, rows, columns, transposed, groups, out.shape[1])
     shadow.put(out, [along(made, 1, out.dim())])
-    _biased(shadow, out, bias, 1)
+    for ids in shadow.of(bias):
+        _belongs(shadow, along(ids, 1, out.dim()), shadow.of(out))
 
 
 @rule("deform_conv2d")

@@ -171,15 +171,12 @@ def _check_removed(groups: Sequence[Group], parts: list[Part], tensors: dict[str
 
 def _check_length(above: str, every: list[Part], parts: list[Part], tensors: dict[str, Tensor]) -> None:
     """PruneError if a list has as many entries as before: then its first ones stand where the kept ones should."""
-    known = {
-        max(int(index) + 1, p.of)
-        for p in every
-        for at, _, index in [p.path.rpartition(".")]
-        if at == above and index.isdigit()
-    }
-    had, left = max(known), sum(p.path.rpartition(".")[0] == above for p in parts)
-    entries = {n.removeprefix(f"{above}.").partition(".")[0] for n in tensors if n.startswith(f"{above}.")}
-    if len(entries) != had - left:
+    listed = [p for p in every if p.path.rpartition(".")[0] == above and p.path.rpartition(".")[2].isdigit()]
+    had = max(max(int(p.path.rpartition(".")[2]) + 1, p.of) for p in listed)
+    left = sum(p in parts for p in listed)
+    now = renamed(f"{above}.", parts)  # None of a list within a module that left
+    entries = {n.removeprefix(now).partition(".")[0] for n in tensors if now and n.startswith(now)}
+    if now and len(entries) != had - left:
         raise PruneError(
             f"{above} has {len(entries)} entries, and these groups and keep leave {had - left} of {had}: give the "
             "model that shrink returned"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import units
-from ..core import Group, Keep, Part, PruneError
+from ..core import Group, Keep, Part, PruneError, join
 from ..decoders import config_of, configs, stacks
 
 LAYER_NUMBERS = ("layer_idx", "layer_id", "layer_number", "block_idx")
@@ -57,7 +56,7 @@ def remove(model: nn.Module, parts: Sequence[Part]) -> None:
             setattr(parent, name, Absent(parent.get_submodule(name), part.outputs, part.passes))
             if isinstance(parent, nn.TransformerEncoderLayer):
                 parent.activation_relu_or_gelu = 0  # as it says of itself where its one kernel for all does not fit
-    for path in dict.fromkeys(_list_of(p) for p in listed):
+    for path in sorted({_list_of(p) for p in listed}, key=lambda path: -path.count(".")):  # the outer ones move them
         _shorten(model, path, [p.path.rpartition(".")[2] for p in listed if _list_of(p) == path])
     if parts:
         _renumber(model)
@@ -65,23 +64,19 @@ def remove(model: nn.Module, parts: Sequence[Part]) -> None:
 
 def renamed(name: str, parts: Sequence[Part]) -> str | None:
     """What a tensor of the whole model is called when the parts have left; None if it left with them."""
-    if any(name.startswith(f"{part.path}.") for part in parts):
-        return None
-    for above in dict.fromkeys(_list_of(part) for part in parts):
-        index, _, tail = name.removeprefix(f"{above}.").partition(".")
-        if name.startswith(f"{above}.") and index.isdigit():
-            return f"{above}.{int(index) - sum(_list_of(p) == above and _index(p) < int(index) for p in parts)}.{tail}"
-    return name
+    went = {part.path for part in parts}
+    path, words = "", []
+    for word in name.split("."):
+        gone_before = sum(join(path, str(i)) in went for i in range(int(word))) if word.isdigit() else 0
+        words.append(str(int(word) - gone_before) if gone_before else word)
+        path = join(path, word)
+        if path in went:
+            return None
+    return ".".join(words)
 
 
 def _list_of(part: Part) -> str:
     return part.path.rpartition(".")[0]
-
-
-def _index(part: Part) -> float:
-    """The place of the part in its list; infinite where it is no entry of one."""
-    last = part.path.rpartition(".")[2]
-    return int(last) if last.isdigit() else math.inf
 
 
 def _parent(model: nn.Module, path: str) -> nn.Module:

@@ -47,7 +47,8 @@ def shrink(model: nn.Module, groups: Sequence[Group], keep: Keep) -> nn.Module:
     >>> small[0].weight.equal(net[0].weight[[0, 3]]), small[2].in_features, net[2].in_features
     (True, 2, 4)
     """
-    lines, bare = cuts(model, groups, keep), _norm_cuts(model, groups, keep)
+    lines = cuts(model, groups, keep)
+    bare = {name: lines.pop((name, 0)) for name in {norm.tensor for group in groups for norm in group.norms}}
     if any(map(masks_on, paths(model))):
         model = bake(_copied(model, {}))
     small = _copied(model, _pieces(model, lines))
@@ -100,8 +101,8 @@ def _groups_left(groups: int, line: Tensor, name: str) -> int:
 
 
 def cuts(model: nn.Module, groups: Sequence[Group], keep: Keep) -> Lines:
-    """Which indices stay along each dimension of each tensor: all groups and members combined."""
-    tensors = units.named(model)
+    """Which indices stay along each dimension of each tensor, or norm without parameters: all groups combined."""
+    tensors, modules = units.named(model), {path: module for module, path in paths(model).items()}
     first = {id(t): name for name, t in reversed(tensors.items())}  # a tied tensor is cut once, under its first name
     lines: Lines = {}
     for group in groups:
@@ -112,35 +113,23 @@ def cuts(model: nn.Module, groups: Sequence[Group], keep: Keep) -> Lines:
                 "Keep at least one unit, as allocate does by default (floor=1)"
             )
         units.check_parts(group, tensors)
-        for member in group.members:
-            tensor = units.find(model, tensors, member.tensor)
+        owned = [(m, units.find(model, tensors, m.tensor)) for m in group.members]
+        owned += [(m, _channels(modules.get(m.tensor), m.tensor, group.name)) for m in group.norms]
+        for member, tensor in owned:
             if member.dim is None:
                 raise PruneError(
                     f"{group.name} holds single weights or blocks of {member.tensor} {shape(tensor)}: zeroing them "
                     "leaves no hole to close. shrink removes structures, such as granularity.filters gives"
                 )
             units.check(member, tensor, group.units)
-            where = first[id(tensor)], member.dim % tensor.dim()
+            where = first.get(id(tensor), member.tensor), member.dim % tensor.dim()
             line = units.line(member, kept, tensor.shape[where[1]])
             lines[where] = lines[where] & line if where in lines else line
     return lines
 
 
-def _norm_cuts(model: nn.Module, groups: Sequence[Group], keep: Keep) -> dict[str, Tensor]:
-    """Which channels stay of each norm without parameters, by its path: bools, all groups combined."""
-    modules = {path: module for module, path in paths(model).items()}
-    lines: dict[str, Tensor] = {}
-    for group in (g for g in groups if g.norms):
-        kept = units.kept_of(group, keep)
-        for member in group.norms:
-            size = _channels(modules.get(member.tensor), member.tensor, group.name)
-            units.check(member, torch.empty(size, device="meta"), group.units)
-            line = units.line(member, kept, size)
-            lines[member.tensor] = lines[member.tensor] & line if member.tensor in lines else line
-    return lines
-
-
-def _channels(norm: Any, path: str, group: str) -> int:
+def _channels(norm: Any, path: str, group: str) -> Tensor:
+    """For want of a parameter, a tensor of a norm's size, and without values."""
     size = layers.channels(norm)
     if size is None:
         given = "nothing" if norm is None else f"a {type(norm).__name__}"
@@ -148,7 +137,7 @@ def _channels(norm: Any, path: str, group: str) -> int:
             f"{path}, a norm of {group}, is {given} in this model: the groups are of another model, or name something "
             "else than a GroupNorm, LayerNorm, BatchNorm or InstanceNorm"
         )
-    return size
+    return torch.empty(size, device="meta")
 
 
 def _pieces(model: nn.Module, lines: Lines) -> dict[int, Tensor]:
