@@ -56,7 +56,8 @@ def remove(model: nn.Module, parts: Sequence[Part]) -> None:
             setattr(parent, name, Absent(parent.get_submodule(name), part.outputs, part.passes))
             if isinstance(parent, nn.TransformerEncoderLayer):
                 parent.activation_relu_or_gelu = 0  # as it says of itself where its one kernel for all does not fit
-    for path in sorted({_list_of(p) for p in listed}, key=lambda path: -path.count(".")):  # the outer ones move them
+    lists = sorted(dict.fromkeys(map(_list_of, listed)), key=lambda path: -path.count("."))
+    for path in lists:  # the inner ones first: they move when an outer one is cut
         _shorten(model, path, [p.path.rpartition(".")[2] for p in listed if _list_of(p) == path])
     if parts:
         _renumber(model)
@@ -92,13 +93,12 @@ def _shorten(model: nn.Module, path: str, without: Sequence[str]) -> None:
     entries = dict(model.get_submodule(path).named_children())
     stay = [i for i, name in enumerate(entries) if name not in without]
     left = {name: m for name, m in entries.items() if name not in without}
-    parent, _, name = path.rpartition(".")
     chain = type(model.get_submodule(path)) is nn.Sequential
     made = nn.Sequential(*left.values()) if chain else nn.ModuleList(left.values())
     if not all(name.isdigit() for name in entries):  # torchvision's names stay with their entries
         vars(made)["_modules"] = left
-    holder: Any = model.get_submodule(parent)
-    setattr(holder, name, made)
+    holder: Any = _parent(model, path)
+    setattr(holder, path.rpartition(".")[2], made)
     for count in [n for n, v in vars(holder).items() if n.endswith("layers") and v == len(entries)]:
         setattr(holder, count, len(stay))
     for config in configs(model, path):
