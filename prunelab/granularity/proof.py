@@ -128,7 +128,7 @@ class Trial:
     def _run(
         self, model: nn.Module, whole: Mapping[str, Tensor], lines: Lines, other: Replay | None, wide: bool
     ) -> Replay:
-        rows = {name: line.nonzero().squeeze(1) for (name, dim), line in lines.items() if dim == 0}
+        rows = {name: line for (name, dim), line in lines.items() if dim == 0}
         replay = Replay(_values(model, whole, lines, other is None, wide), other, rows)
         inputs = mapped(lambda t: t.float() if wide and t.is_floating_point() else t, self.example)
         where = Where([""])
@@ -181,7 +181,7 @@ class Replay(TorchDispatchMode):
 
     values: Mapping[int, tuple[str, Callable[[], Tensor]]]
     other: Replay | None
-    rows: Mapping[str, Tensor]  # of parameters that lose some: those that stay
+    rows: Mapping[str, Tensor]  # of parameters that lose some: which of the other run's stay
     products: dict[tuple[str, str, int], Tensor] = field(default_factory=dict)  # parameter, operator, call -> a sample
     told: dict[tuple[str, int], tuple[Any, Any]] = field(default_factory=dict)  # operator, call -> shape given, result
     calls: collections.Counter[str] = field(default_factory=collections.Counter)
@@ -213,10 +213,6 @@ class Replay(TorchDispatchMode):
             self.names[out] = names[0]
         return out
 
-    def rows_of(self, name: str) -> int:
-        """How many rows a parameter has in this run."""
-        return next(len(value()) for own, value in self.values.values() if own == name)
-
     def _value(self, tensor: Tensor, names: list[str]) -> Tensor:
         if id(tensor) in self.values:
             name, value = self.values[id(tensor)]
@@ -238,8 +234,8 @@ class Replay(TorchDispatchMode):
             return out
         size, told = self.other.told[key]
         if made_of in self.rows and size != x.shape:  # statistics of a weight that is standardised, row by row
-            rows, count = self.rows[made_of], self.other.rows_of(made_of)
-            told = mapped(lambda t: t[rows.to(t.device)] if t.shape[:1] == (count,) else t, told)
+            rows = self.rows[made_of]
+            told = mapped(lambda t: t[rows.to(t.device)] if t.shape[:1] == rows.shape else t, told)
         if name in NORMS or name in SOFTMAX:
             return out if size == x.shape else _renormed(name, x, given, out, told)
         first, theirs = (o[0] if isinstance(o, (tuple, list)) else o for o in (out, told))
