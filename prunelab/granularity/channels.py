@@ -113,7 +113,8 @@ def _some(model: nn.Module, example: Any, wanted: Callable[[set[str]], bool], wh
 def given(model: nn.Module, groups: Groups, left_out: Mapping[str, str], what: str) -> Groups:
     """The groups, with a warning of those left out; NothingFound, which says what stays and why, if there are none."""
     if not groups:
-        why = "; ".join(f"{layer}: {reason}" for layer, reason in list(groups.stays.items())[:5])
+        reasons = {**left_out, **groups.stays}
+        why = "; ".join(f"{layer}: {reason}" for layer, reason in list(reasons.items())[:5])
         raise NothingFound(
             f"{type(model).__name__} has no {what} that could be removed. {'What stays, and why: ' if why else ''}"
             f"{why}{'. ' if why else ''}{BY_HAND}"
