@@ -113,7 +113,7 @@ def load_plan(path: str | os.PathLike[str], fresh_model: nn.Module) -> nn.Module
 def _described(group: Group, keep: Keep) -> dict[str, Any]:
     kept = units.kept_of(group, keep).nonzero().squeeze(1).tolist()
     told = {"name": group.name, "units": group.units, "exact": group.exact, "kept": kept}
-    owned = {"members": group.members, "parts": group.parts, "norms": group.norms}
+    owned: dict[str, Sequence[Member | Part]] = {"members": group.members, "parts": group.parts, "norms": group.norms}
     return told | {what: _without_defaults(things) for what, things in owned.items() if things or what == "members"}
 
 
