@@ -16,11 +16,10 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from . import units
 from .allocation import check_sparsity, least_of
 from .calibration import Calibration, input_norms
 from .checks import check_number
-from .core import Group, PruneError
+from .core import Group, PruneError, find, named
 from .criteria.registry import finite_weights
 from .decoders import blocks
 from .registry import Registry
@@ -224,8 +223,8 @@ def _shares(groups: Sequence[Group], counts: Mapping[str, int]) -> LayerSparsiti
 
 
 def _weight(model: nn.Module, group: Group) -> Tensor:
-    tensors = units.named(model)
-    weights = [m.tensor for m in group.members if units.find(model, tensors, m.tensor).dim() > 1]
+    tensors = named(model)
+    weights = [m.tensor for m in group.members if find(tensors, m.tensor).dim() > 1]
     if not weights:
         raise PruneError(f"{group.name} has no weight with two dimensions: ERK goes by a layer's shape")
     return tensors[weights[0]]

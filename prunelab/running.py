@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from .checks import check_count
-from .core import PruneError, check_loaded, mask_of, mode, network, places, shape
+from .core import PruneError, all_masks, check_loaded, mode, network, shape
 from .data import batches, mapped, tensors
 from .text import listed
 
@@ -155,7 +155,7 @@ def check_plain(model: nn.Module, called: str = "the model", *, ours: bool = Tru
 
     With ours=False only those of torch.nn.utils.prune are refused.
     """
-    masked = [p.name for p in places(model) if ours and mask_of(p.module, p.attribute) is not None]
+    masked = [place.name for place, _ in all_masks(model)] if ours else []
     if masked:
         raise PruneError(
             f"{called} still wears masks, on {listed(masked)}: they cost time in every forward, so it would be "

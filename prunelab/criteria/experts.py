@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import units
 from ..calibration import Calibration, needed
 from ..calibration.samples import on_device
-from ..core import PruneError, Scores
+from ..core import PruneError, Scores, named
 from ..mixtures import Mixture, mixtures
 from ..running import attempt, undisturbed, while_in
 from .registry import finite_weights, register
@@ -79,7 +78,7 @@ def _scores(model: nn.Module, calib: Calibration, formula: Callable[[Routed], Te
             "experts can be watched. Take a criterion of weights, such as magnitude or taylor"
         )
     scores: Scores = {}
-    tensors = units.named(model)
+    tensors = named(model)
     for mixture, routed in zip(found, _routed(model, calib, found), strict=True):
         worth = formula(routed)
         if not torch.isfinite(worth).all():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .. import units
-from ..core import Group, Mask, Member, Place, PruneError, check_loaded, lookup_all, mask_of, network, shape
+from ..core import Group, Mask, Member, Place, PruneError, check_loaded, lookup_all, mask_of, named, network, shape
 from ..layers import input_dim
 from ..masking import apply
 
@@ -186,7 +186,7 @@ def check_whole(model: nn.Module, groups: Sequence[Group]) -> None:
 
 def _within_parts(model: nn.Module, groups: Sequence[Group]) -> list[str]:
     """The tensors of the groups' whole modules, each once."""
-    known = units.named(model)
+    known = named(model)
     for group in groups:
         units.check_parts(group, known)
     return list(dict.fromkeys(name for g in groups for _, own in units.inside_parts(g.parts, known) for name in own))

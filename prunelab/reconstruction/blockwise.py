@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from ..allocation import NM, check_sparsity, check_target
 from ..calibration import Calibration, sequences
 from ..calibration.samples import wide
-from ..core import Masks, PruneError, join, shape
+from ..core import Masks, PruneError, find, join, named, shape
 from ..criteria.registry import finite_weights
 from ..data import tensors
 from ..decoders import Block, blocks
@@ -27,7 +27,6 @@ from ..layers import CONV1D, layer_of, prunable
 from ..masking import current_masks
 from ..running import attempt, check_plain, hooked, leaving, uncached, undisturbed
 from ..text import listed
-from ..units import find, named
 from .sparsegpt import cheapest_gone, kept_before, sparsegpt
 
 
@@ -167,7 +166,7 @@ def _kept_before(model: nn.Module, within: Mapping[str, Tensor]) -> Masks:
     """What earlier prunings kept, by tensor: the masks worn, and `within` in the tensors' shapes."""
     kept, tensors = current_masks(model), named(model)
     for name, mask in within.items():
-        weight = find(model, tensors, name)
+        weight = find(tensors, name)
         if mask.dtype != torch.bool or mask.numel() != weight.numel():
             raise PruneError(
                 f"within has {mask.dtype} {shape(mask)} for {name} {shape(weight)}: give a bool for each, True = keep"
@@ -213,7 +212,7 @@ def _prune_block(
     if other:
         warnings.warn(f"not pruned, for they are no linear layers: {', '.join(other)}", stacklevel=3)
     tensors = named(model)
-    weights = {layer: find(model, tensors, path) for layer, path in paths.items()}  # those under masks
+    weights = {layer: find(tensors, path) for layer, path in paths.items()}  # those under masks
     for layer, path in paths.items():
         if path in kept:  # what comes out of a layer goes into the others
             weights[layer].masked_fill_(~kept[path], 0)

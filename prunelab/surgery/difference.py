@@ -8,10 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from .. import units
 from ..core import Group, Keep, device_of
 from ..data import to
-from ..masking import bake, masked
+from ..masking import bake, expand, masked
 from ..running import apart, outputs
 from .shrinking import shrink
 
@@ -29,6 +28,6 @@ def difference(model: nn.Module, groups: Sequence[Group], keep: Keep, example: A
     True
     """
     plain, inputs = bake(copy.deepcopy(model)), to(example, device_of(model))
-    with masked(plain, units.expand(plain, groups, keep)):
+    with masked(plain, expand(plain, groups, keep)):
         zeroed = outputs(plain, inputs)
     return apart(zeroed, outputs(shrink(plain, groups, keep), inputs))

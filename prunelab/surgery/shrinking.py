@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import layers, units
-from ..core import Group, Keep, PruneError, copied, lookup_all, masks_on, paths, places, shape
+from ..core import Group, Keep, PruneError, copied, find, lookup_all, masks_on, named, paths, places, shape
 from ..masking import bake
 from . import experts, heads, widths
 from .removal import gone, remove
@@ -78,7 +78,7 @@ def _groups_left(groups: int, line: Tensor, name: str) -> int:
 
 def cuts(model: nn.Module, groups: Sequence[Group], keep: Keep) -> Lines:
     """Which indices stay along each dimension of each tensor: all groups and members combined."""
-    tensors = units.named(model)
+    tensors = named(model)
     first = {id(t): name for name, t in reversed(tensors.items())}  # a tied tensor is cut once, under its first name
     lines: Lines = {}
     for group in groups:
@@ -90,7 +90,7 @@ def cuts(model: nn.Module, groups: Sequence[Group], keep: Keep) -> Lines:
             )
         units.check_parts(group, tensors)
         for member in group.members:
-            tensor = units.find(model, tensors, member.tensor)
+            tensor = find(tensors, member.tensor)
             if member.dim is None:
                 raise PruneError(
                     f"{group.name} holds single weights or blocks of {member.tensor} {shape(tensor)}: zeroing them "
@@ -130,7 +130,7 @@ def _channels(norm: Any, path: str, group: str) -> int:
 
 def _pieces(model: nn.Module, lines: Lines) -> dict[int, Tensor]:
     """What is left of each tensor, by the id of the whole."""
-    tensors = units.named(model)
+    tensors = named(model)
     pieces: dict[int, Tensor] = {}
     for (name, dim), line in lines.items():
         whole = tensors[name]
