@@ -3,6 +3,8 @@
 A name is imported when it is first asked for, so that `import prunelab` costs next to nothing beside torch.
 """
 
+# ruff: noqa: F401 (the imports are for type checkers; the test of layers holds them beside `__homes__`)
+
 import importlib.util
 from typing import TYPE_CHECKING, Any
 

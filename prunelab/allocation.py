@@ -25,7 +25,8 @@ from .selection import lowest, lowest_where_gone
 
 __getattr__ = renamed(
     __name__,
-    {"Fared": "prunelab.pipeline.GroupSparsity", "contract": "prunelab.units.contract"}
+    {"Fared": "prunelab.pipeline.GroupSparsity"}
+    | {"contract": "prunelab.units.contract", "expand": "prunelab.masking.expand"}
     | {name: f"prunelab.pipeline.{name}" for name in ("GroupSparsity", "Report", "report")},
 )
 SCOPES = ("global", "layer", "row")

@@ -20,8 +20,9 @@ from .allocation import check_sparsity, least_of
 from .calibration import Calibration, input_norms
 from .checks import check_number
 from .core import Group, PruneError, find, named
-from .criteria.registry import finite_weights
+from .criteria.registry import finite
 from .decoders import blocks
+from .layers import prunable
 from .registry import Registry
 from .sensitivity import Scan
 from .text import listed
@@ -165,7 +166,7 @@ def _inside(group: Group, path: str) -> bool:
 def _outlier_ratios(model: nn.Module, calib: Calibration, m: float) -> dict[str, float]:
     """The share of each block's |W_ij| * norm(X_j) above m times their mean, by the block's path."""
     paths = [block.path for block in blocks(model)]
-    weights, norms, found = finite_weights(model), input_norms(model, calib), {}
+    weights, norms, found = finite(prunable(model)), input_norms(model, calib), {}
     for path in paths:
         scores = [(weights[name].abs() * norms[name]).flatten() for name in norms if name.startswith(f"{path}.")]
         if scores:

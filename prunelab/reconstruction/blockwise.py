@@ -20,7 +20,7 @@ from ..allocation import NM, check_sparsity, check_target
 from ..calibration import Calibration, sequences
 from ..calibration.samples import wide
 from ..core import Masks, PruneError, find, join, named, shape
-from ..criteria.registry import finite_weights
+from ..criteria.registry import finite
 from ..data import tensors
 from ..decoders import Block, blocks
 from ..layers import CONV1D, layer_of, prunable
@@ -127,7 +127,7 @@ def blockwise(
     found = blocks(model)
     each = _of_layers(sparsity, [path for block in found for path in _linear(block).values()])
     _check_present(model)
-    finite_weights(model)
+    finite(prunable(model))
     kept = _kept_before(model, within or {})
     packed: dict[str, Packed] = {}
     with undisturbed(model), uncached(model), torch.no_grad(), _journal(model) as note:
