@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from ..checks import check_count
 from ..core import PruneError, device_of, shape
-from ..data import to
 from ..language import check_tokens
-from ..running import attempt, call, check_plain, cut, first_inputs, rows, undisturbed
+from ..running import attempt, check_plain, cut, first_inputs, forward, rows, undisturbed
 from ..text import Lines, Tabular, plural, ranged
 
 if TYPE_CHECKING:
@@ -232,13 +231,6 @@ def forwards(models: Mapping[str, nn.Module], inputs: Any, on: Conditions, title
     with undisturbed(*models.values()), torch.no_grad():
         tasks = {name: forward(model, inputs) for name, model in models.items()}
         return Comparison.of(in_turns(tasks, on), rows(inputs), on, title)
-
-
-def forward(model: nn.Module, inputs: Any) -> Task:
-    """One forward pass as a task, tried once."""
-    placed = to(inputs, device_of(model))
-    attempt(model, placed)
-    return lambda: call(model, placed)
 
 
 def in_turns(tasks: Mapping[str, Task], on: Conditions) -> Blocks:
