@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from . import units
-from .calibration import Loss, call_with, scalar_loss
+from .calibration.derivatives import call_with
+from .calibration.samples import Loss, scalar_loss
 from .core import Group, Keep, PruneError, check_loaded, device_of, named, shape
 from .data import batches, to
 from .running import attempt, children, pair, undisturbed

@@ -9,9 +9,9 @@ A criterion scores single weights. What a structure is worth, `allocate` makes o
 """
 
 from ..registry import renamed
-from .depth import AngularDistance, BlockInfluence, angular_distance, block_influence, glu_peak_to_peak
+from .depth import AngularDistance, BlockInfluence, block_influence, glu_peak_to_peak
 from .experts import expert_frequency, expert_norm, reap
-from .gradients import Grasp, fisher, gradient, grasp, synflow, taylor, taylor_sum
+from .gradients import fisher, gradient, grasp, synflow, taylor, taylor_sum
 from .heads import head_importance
 from .registry import CRITERIA, by_name, register
 from .weights import Mama, Random, bn_slimming, fpgm, lamp, magnitude, magnitude_l2, random, wanda
@@ -21,10 +21,8 @@ __all__ = [
     "CRITERIA",
     "AngularDistance",
     "BlockInfluence",
-    "Grasp",
     "Mama",
     "Random",
-    "angular_distance",
     "block_influence",
     "bn_slimming",
     "by_name",

@@ -15,7 +15,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ..calibration import Calibration, needed, sequences
+from ..calibration import Calibration
+from ..calibration.samples import needed, sequences
 from ..core import PruneError, Scores, places, shape
 from ..decoders import Block, blocks, is_decoder, is_norm
 from ..layers import prunable

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..calibration import Calibration, needed
-from ..calibration.samples import on_device
+from ..calibration import Calibration
+from ..calibration.samples import needed, on_device
 from ..core import PruneError, Scores, named
 from ..layers import prunable
 from ..mixtures import Mixture, mixtures

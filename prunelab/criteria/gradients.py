@@ -8,16 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..calibration import (
-    Calibration,
-    call_with,
-    checked,
-    differentiable,
-    fisher_information,
-    gradients,
-    hessian_gradient,
-    needed,
-)
+from ..calibration import Calibration, fisher_information, gradients, hessian_gradient
+from ..calibration.derivatives import call_with, differentiable
+from ..calibration.samples import checked, needed
 from ..core import AbsoluteOfSum, PruneError, Scores, device_of
 from ..data import to
 from ..layers import prunable

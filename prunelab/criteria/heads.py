@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import attention, units
-from ..calibration import Calibration, checked, needed, over_samples
+from ..calibration import Calibration
+from ..calibration.derivatives import over_samples
+from ..calibration.samples import checked, needed
 from ..core import PruneError, Scores
 from ..granularity.heads import heads
 from ..granularity.operators import made_at

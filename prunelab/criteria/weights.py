@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..calibration import Calibration, input_norms, needed
+from ..calibration import Calibration, input_norms
+from ..calibration.samples import needed
 from ..core import PruneError, Scores, lookup_all, places, shape
 from ..layers import BATCH_NORM, check_layout, from_out_in, layout_of, prunable, to_out_in
 from .registry import PartialScores, finite, register

@@ -14,13 +14,15 @@ from torch.optim import AdamW, Optimizer
 
 from .. import criteria, schedules
 from ..allocation import unit_scores
-from ..calibration import Calibration, Loss
+from ..calibration import Calibration
+from ..calibration.samples import Loss
 from ..checks import check_number
 from ..core import Criterion, Group, Keep, PruneError, Schedule
 from ..masking import apply, current_masks, expand, restore
 from ..pipeline import Pruned, report
-from ..recovery import History, Objective, train
+from ..recovery import History, train
 from ..recovery.run import Described
+from ..recovery.training import Objective
 from . import gates
 from .rules import Rule, TopV
 

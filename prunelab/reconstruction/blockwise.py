@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..allocation import NM, check_sparsity, check_target
-from ..calibration import Calibration, sequences
-from ..calibration.samples import wide
+from ..calibration import Calibration
+from ..calibration.samples import sequences, wide
 from ..core import Masks, PruneError, find, join, named, shape
 from ..criteria.registry import finite
 from ..data import tensors

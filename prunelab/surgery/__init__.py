@@ -2,7 +2,6 @@
 
 from .difference import difference
 from .plans import load_plan, save_plan
-from .removal import Absent
 from .shrinking import shrink
 
-__all__ = ["Absent", "difference", "load_plan", "save_plan", "shrink"]
+__all__ = ["difference", "load_plan", "save_plan", "shrink"]

@@ -4,7 +4,7 @@ import pytest
 
 from prunelab import lab
 from prunelab.lab.learn import progress, scoreboard
-from prunelab.measurement import Speedup
+from prunelab.measurement.timing import Speedup
 
 ROW = {"accuracy": 0.944, "bytes": 328_000, "macs": 1_200_000, "speed": Speedup(2.5, 2.4, 2.62)}
 

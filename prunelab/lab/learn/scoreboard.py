@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...measurement import Measurement, Speedup
+from ...measurement import Measurement
+from ...measurement.timing import Speedup
 from ..show import display, figure
 from ..show.measuring import measured, quantity
 from . import progress
