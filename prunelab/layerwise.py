@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import count, pairwise
 from typing import Any, Protocol, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -268,11 +269,7 @@ class Pieces:
 
     def at(self, n: int) -> float:
         """The cost of removing n units."""
-        i = next(i for i, c in enumerate(self.counts) if c >= n)
-        if self.counts[i] == n:
-            return self.costs[i]
-        (a, b), (low, high) = self.counts[i - 1 : i + 1], self.costs[i - 1 : i + 1]
-        return low + (high - low) * (n - a) / (b - a)
+        return float(np.interp(n, self.counts, self.costs))
 
     def up_to(self, most: int) -> Pieces:
         """The same, ending at so many units."""

@@ -157,15 +157,13 @@ def masks(tensors: Mapping[str, Tensor], groups: Sequence[Group], keep: Keep) ->
 
 def contract(groups: Sequence[Group], masks: Mapping[str, Tensor]) -> Keep:
     """The inverse of `expand`: a unit is kept if any of its entries is. Tensors without a mask keep everything."""
-    return {g.name: _kept_parts(g, masks) if g.parts else _kept_units(g, masks) for g in groups}
+    return {g.name: _kept(g, masks) for g in groups}
 
 
-def _kept_parts(group: Group, masks: Mapping[str, Tensor]) -> Tensor:
-    kept, masked = totals(group, masks)
-    return (kept > 0) | (masked == 0)
-
-
-def _kept_units(group: Group, masks: Mapping[str, Tensor]) -> Tensor:
+def _kept(group: Group, masks: Mapping[str, Tensor]) -> Tensor:
+    if group.parts:
+        kept, masked = totals(group, masks)
+        return (kept > 0) | (masked == 0)
     members = [m for m in group.members if m.learned]
     if any(m.tensor not in masks for m in members):
         return torch.ones(group.units, dtype=torch.bool)
