@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from . import units
-from .calibration import Loss, call_with, scalar_loss
-from .core import Group, Keep, PruneError, check_loaded, device_of, shape
+from .calibration.derivatives import call_with
+from .calibration.samples import Loss, scalar_loss
+from .core import Group, Keep, PruneError, check_loaded, device_of, named, shape
 from .data import batches, to
 from .running import attempt, children, pair, undisturbed
 from .text import Lines, Tabular
@@ -194,11 +195,11 @@ def _mean_loss(model: nn.Module, swapped: dict[str, Tensor], held: Held, loss: L
 
 def _each_without(model: nn.Module, group: Group) -> Iterator[dict[str, Tensor]]:
     """For each unit: copies of the tensors it has entries of, those zeroed, by the names the model gives them."""
-    tensors = units.named(model)
+    tensors = named(model)
     paths = {id(t): path for path, t in (*model.named_parameters(), *model.named_buffers())}
     for unit in range(group.units):
         stays = torch.arange(group.units, device=device_of(model)) != unit
-        masks = units.expand(model, [group], {group.name: stays})
+        masks = units.masks(tensors, [group], {group.name: stays})
         yield {paths[id(tensors[name])]: torch.where(mask, tensors[name], 0.0) for name, mask in masks.items()}
 
 

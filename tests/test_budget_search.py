@@ -20,9 +20,10 @@ from tqdm.auto import tqdm
 
 import prunelab as pl
 from prunelab import PruneError, fit_budget
-from prunelab.budget import GoalNotMet, SearchOptions, frontier
+from prunelab.budget import GoalNotMet, SearchOptions
 from prunelab.budget import job as structures_module
 from prunelab.budget import search as settling
+from prunelab.budget.result import frontier
 from prunelab.measurement import macs, stored_bytes
 
 

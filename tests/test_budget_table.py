@@ -7,8 +7,7 @@ from tiny_decoders import decoder, token_ids
 from torch import nn
 
 import prunelab as pl
-from prunelab.budget import latency_table
-from prunelab.budget.costs import REST, Fit, _fit, any_keep, dense_layout, widths
+from prunelab.budget.costs import REST, Fit, _fit, any_keep, dense_layout, latency_table, widths
 from prunelab.measurement import macs, stored_bytes
 
 

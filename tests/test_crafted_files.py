@@ -154,7 +154,7 @@ def readers(folder):
     curve = Curve("a", 9, (0, 4), (5, 4), (0.0, 0.1))
     Scan((0.0, 0.5), (curve,), Evaluation(0.0, 5 / 9, 9, 5)).save(folder / "scan.json")
     card = {"architecture": "mlp", "arguments": {"inputs": 4, "hidden": [6], "classes": 2}}
-    zoo.save_checkpoint("net", model, card, folder=folder)
+    zoo.trained.save_checkpoint("net", model, card, folder=folder)
     store = progress.Store(folder / "home")
     store.record("exercises", "01-1", {"solved": True})
 

@@ -10,7 +10,8 @@ from torch import nn
 
 from prunelab.core import PruneError
 from prunelab.masking import apply, bake
-from prunelab.measurement import FORMATS, count, stored_bytes
+from prunelab.measurement import count, stored_bytes
+from prunelab.measurement.costs import FORMATS
 
 
 @pytest.fixture

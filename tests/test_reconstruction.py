@@ -10,7 +10,8 @@ from tiny_decoders import KINDS, decoder, padded, token_ids
 
 import prunelab as pl
 from prunelab.language import next_token_loss, next_tokens
-from prunelab.reconstruction import SparseGPT, Wanda, blockwise, inverse_factor, sparsegpt
+from prunelab.reconstruction import SparseGPT, Wanda, blockwise, sparsegpt
+from prunelab.reconstruction.sparsegpt import inverse_factor
 
 PATTERNS = [(0.5, 0.5), (pl.NM(2, 4), (2, 4)), (pl.NM(4, 8), (4, 8))]
 patterns = pytest.mark.parametrize(("sparsity", "plain"), PATTERNS, ids=["half", "2:4", "4:8"])

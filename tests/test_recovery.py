@@ -10,8 +10,9 @@ from torch.nn import functional as F
 import prunelab as pl
 from prunelab import PruneError
 from prunelab.masking import current_masks
-from prunelab.recovery import History, Objective, Tail, finetune, train
-from prunelab.recovery.run import Snapshot
+from prunelab.recovery import History, finetune, train
+from prunelab.recovery.run import Snapshot, Tail
+from prunelab.recovery.training import Objective
 
 
 def quietly(model, data, **options):

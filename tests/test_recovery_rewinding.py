@@ -6,7 +6,8 @@ import torch
 import prunelab as pl
 from prunelab import PruneError
 from prunelab.masking import current_masks
-from prunelab.recovery import Early, Tail, rewind, rewind_rates, rewind_weights, state_of, train
+from prunelab.recovery import Early, rewind, rewind_rates, rewind_weights, state_of, train
+from prunelab.recovery.run import Tail
 
 
 def learn(model, data, **options):

@@ -634,4 +634,4 @@ def test_progress_is_shown_and_can_be_left_out(make, capsys):
 def test_a_single_label_is_a_scan_too(make):
     model, (x, y) = make("cnn")
     assert quick(model, (x[:1], y[:1])).correct.max() <= 1
-    assert sensitivity.SPARSITIES[0] > 0
+    assert sensitivity.scanning.SPARSITIES[0] > 0

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..core import Group, Keep, PruneError, device_of
 from ..data import tensors, to
-from ..measurement.costs import Call, layer_calls, macs_of, stored_bytes
+from ..measurement.costs import Call, layer_calls, macs, stored_bytes
 from ..measurement.timing import Conditions, Task, in_turns
 from ..running import call, cut, undisturbed
 from ..running import rows as rows_of
@@ -231,7 +231,7 @@ def latency_table(
         batch = rows_of(inputs)
         whole: list[Costs] = []
         for i, m in enumerate(small):
-            costs = {"macs": macs_of(m, cut(inputs, 1)), "bytes": stored_bytes(m, ["dense"])["dense"]}
+            costs = {"macs": macs(m, inputs), "bytes": stored_bytes(m, ["dense"])["dense"]}
             whole.append({"latency": times[f"{REST} {i}"], **costs})
         rows = list(_rows(groups, depends, layouts, calls, times, batch))
     fits = {cost: _fitted(groups, depends, layouts, rows, whole, cost) for cost in whole[0]}

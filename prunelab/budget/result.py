@@ -15,7 +15,7 @@ from torch import nn
 
 from ..core import Criterion, Group, Keep, PruneError
 from ..files import write_whole
-from ..measurement import Speedup
+from ..measurement.timing import Speedup
 from ..pipeline import Recipe
 from ..text import Lines, Tabular, describe, listed, percent
 from .costs import Costs, LatencyTable, Layout

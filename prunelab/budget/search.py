@@ -21,7 +21,8 @@ from .. import criteria
 from ..allocation import allocate, unit_scores
 from ..core import Group, Keep, PruneError, Scores, device_of
 from ..files import write_whole
-from ..measurement import Evaluation, Speedup, compare, evaluate
+from ..measurement import Evaluation, compare, evaluate
+from ..measurement.timing import Speedup
 from ..pipeline import Recipe
 from ..recipes import described, save_recipe
 from ..running import rows

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .. import units
-from ..core import Group, Keep, PruneError, device_of, places
+from ..core import Group, Keep, PruneError, device_of, named, places
 from ..data import mapped
 from ..running import apart, floating, seed_dice
 from ..surgery.shrinking import Lines, cuts, shrink
@@ -111,7 +110,7 @@ class Trial:
             small = shrink(self.twin, groups, keep).eval()
         except PruneError as error:
             return str(error)
-        whole = units.named(self.twin)
+        whole = named(self.twin)
         for wide in (True, False):  # half precision is too coarse to compare in, where the model runs without it
             try:
                 before = self._run(self.twin, whole, lines, None, wide)

@@ -11,7 +11,20 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .. import units
-from ..core import Group, Mask, Member, Place, PruneError, check_loaded, lookup_all, mask_of, masks_on, network, shape
+from ..core import (
+    Group,
+    Mask,
+    Member,
+    Place,
+    PruneError,
+    check_loaded,
+    lookup_all,
+    mask_of,
+    masks_on,
+    named,
+    network,
+    shape,
+)
 from ..layers import input_dim
 from ..masking import apply
 
@@ -168,7 +181,7 @@ def check_whole(model: nn.Module, groups: Sequence[Group]) -> None:
         raise PruneError("no groups: give those of a granularity, such as granularity.weights(model)")
     if len({g.name for g in groups}) < len(groups):
         raise PruneError("two groups have the same name: give every group its own")
-    known, inside = units.named(model), []
+    known, inside = named(model), []
     for group in groups:
         units.check_parts(group, known)
         inside += [name for _, own in units.inside_parts(group.parts, known) for name in own]

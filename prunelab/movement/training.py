@@ -13,13 +13,15 @@ from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 
 from .. import criteria, schedules
-from ..allocation import expand, of_model, report, unit_scores
-from ..calibration import Calibration, Loss
+from ..allocation import unit_scores
+from ..calibration import Calibration
+from ..calibration.samples import Loss
 from ..checks import check_number
 from ..core import Criterion, Group, Keep, PruneError, Schedule
-from ..masking import apply, current_masks, restore
-from ..pipeline import Pruned
-from ..recovery import History, Objective, train
+from ..masking import apply, current_masks, expand, restore
+from ..pipeline import Pruned, report
+from ..recovery import History, train
+from ..recovery.run import Objective
 from . import gates
 from .rules import Rule, TopV
 
@@ -158,7 +160,7 @@ def _settled(model: nn.Module, groups: Sequence[Group], keep: Keep) -> Pruned:
     """Mask all that leaves: of a structure so far only what reads it."""
     masks = expand(model, groups, keep)
     apply(model, masks)
-    return Pruned(tuple(groups), keep, masks, of_model(report(groups, keep), groups, model, {}))
+    return Pruned(tuple(groups), keep, masks, report(groups, keep, model))
 
 
 @contextmanager

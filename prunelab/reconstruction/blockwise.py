@@ -16,17 +16,16 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..allocation import NM, check_sparsity, check_target
-from ..calibration import Calibration, sequences
-from ..calibration.samples import wide
-from ..core import Masks, PruneError, check_loaded, join, shape
-from ..criteria.registry import finite_weights
+from ..calibration import Calibration
+from ..calibration.samples import sequences, wide
+from ..core import Masks, PruneError, check_loaded, find, join, named, shape
+from ..criteria.registry import finite
 from ..data import tensors
 from ..decoders import Block, blocks
 from ..layers import CONV1D, layer_of, prunable
 from ..masking import current_masks
 from ..running import attempt, check_plain, entering, hooked, leaving, uncached, undisturbed
 from ..text import listed
-from ..units import find, named
 from .sparsegpt import cheapest_gone, kept_before, sparsegpt
 
 
@@ -127,7 +126,7 @@ def blockwise(
     found = blocks(model)
     each = _of_layers(sparsity, [path for block in found for path in _linear(block).values()])
     check_loaded(model)
-    finite_weights(model)
+    finite(prunable(model))
     kept = _kept_before(model, within or {})
     packed: dict[str, np.ndarray[Any, Any]] = {}
     with undisturbed(model), uncached(model), torch.no_grad(), _journal() as note:
@@ -159,7 +158,7 @@ def _kept_before(model: nn.Module, within: Mapping[str, Tensor]) -> Masks:
     """What earlier prunings kept, by tensor: the masks worn, and `within` in the tensors' shapes."""
     kept, tensors = current_masks(model), named(model)
     for name, mask in within.items():
-        weight = find(model, tensors, name)
+        weight = find(tensors, name)
         if mask.dtype != torch.bool or mask.numel() != weight.numel():
             raise PruneError(
                 f"within has {mask.dtype} {shape(mask)} for {name} {shape(weight)}: give a bool for each, True = keep"
@@ -205,7 +204,7 @@ def _prune_block(
     if other:
         warnings.warn(f"not pruned, for they are no linear layers: {', '.join(other)}", stacklevel=3)
     tensors = named(model)
-    weights = {layer: find(model, tensors, path) for layer, path in paths.items()}  # those under masks
+    weights = {layer: find(tensors, path) for layer, path in paths.items()}  # those under masks
     for layer, path in paths.items():
         if path in kept:  # what comes out of a layer goes into the others
             weights[layer].masked_fill_(~kept[path], 0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..calibration import Loss
+from ..calibration.samples import Loss
 from ..checks import check_number
 from ..core import PruneError, device_of, mode, network, places, put_back, shape
 from ..data import batches, count, to

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader
 
-from ..calibration import Loss
+from ..calibration.samples import Loss
 from ..checks import check_count, check_number
 from ..core import PruneError, device_of, lookup, places, put_back, unsaved
 from ..data import has_splits, split_of

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 from tqdm.auto import tqdm
 
-from ..calibration import Loss, scalar_loss
+from ..calibration.samples import Loss, scalar_loss
 from ..checks import check_count, check_number
 from ..core import PruneError, check_loaded, device_of, mode
 from ..data import EMPTY, Batch, batches, count, to

@@ -26,7 +26,7 @@ from ..calibration import Calibration
 from ..checks import check_count
 from ..core import Criterion, Granularity, Group, Masks, PruneError, Scores, device_of, lookup_all
 from ..data import batches, split_of, to
-from ..masking import bake
+from ..masking import bake, expand
 from ..measurement.evaluation import Evaluation, evaluate, right
 from ..running import check_numbers, check_plain, duplicate, first_inputs, pair, undisturbed
 from ..text import describe
@@ -100,8 +100,8 @@ def _counts(group: Group, sparsities: tuple[float, ...]) -> tuple[int, ...]:
 
 def _masks(model: nn.Module, group: Group, scores: Scores, count: int) -> Masks:
     if count == group.units:
-        return units.expand(model, [group], {group.name: torch.zeros(count, dtype=torch.bool)})
-    return units.expand(model, [group], allocate(scores, [group], count / group.units, "layer"))
+        return expand(model, [group], {group.name: torch.zeros(count, dtype=torch.bool)})
+    return expand(model, [group], allocate(scores, [group], count / group.units, "layer"))
 
 
 def _tallied(job: Job, model: nn.Module, masks: Mapping[int, Masks]) -> tuple[dict[int, tuple[int, float]], str]:

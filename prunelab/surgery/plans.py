@@ -18,7 +18,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from .. import units
-from ..core import Group, Keep, Member, Part, PruneError, mask_of, paths, places, shape
+from ..core import Group, Keep, Member, Part, PruneError, find, mask_of, named, paths, places, shape
 from ..files import LARGEST, alone, made, read_json, read_whole, write_whole
 from ..text import size
 from .removal import gone, renamed
@@ -95,7 +95,7 @@ def load_plan(path: str | os.PathLike[str], fresh_model: nn.Module) -> nn.Module
     2
     """
     folder = Path(path)
-    most = max(FEW, sum(t.numel() for t in units.named(fresh_model).values()) + len(paths(fresh_model)))
+    most = max(FEW, sum(t.numel() for t in named(fresh_model).values()) + len(paths(fresh_model)))
     plan, saved = _read_both(folder, most)
     groups, keep = plan["groups"], plan["keep"]
     try:
@@ -133,7 +133,7 @@ def _check_shrunk(groups: Sequence[Group], keep: Keep, model: nn.Module) -> None
     masked = [p.name for p in places(model) if mask_of(p.module, p.attribute) is not None]
     if masked:
         raise PruneError(f"the model wears masks, on {masked[0]} and perhaps others: bake(model) first")
-    tensors = units.named(model)
+    tensors = named(model)
     parts = gone(groups, keep)
     _check_removed(groups, parts, tensors, model)
     for group in groups:
@@ -142,7 +142,7 @@ def _check_shrunk(groups: Sequence[Group], keep: Keep, model: nn.Module) -> None
             name = renamed(member.tensor, parts)
             if name is None:
                 continue
-            tensor = units.find(model, tensors, name)
+            tensor = find(tensors, name)
             if member.dim is None:
                 raise PruneError(f"{group.name} holds single weights: a plan is of structures, such as filters")
             size, least = tensor.shape[member.dim], int(kept.sum()) * member.block

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import layers, units
-from ..core import Group, Keep, PruneError, copied, device_of, lookup_all, masks_on, paths, places, shape
+from ..core import Group, Keep, PruneError, copied, device_of, find, lookup_all, masks_on, named, paths, places, shape
 from ..data import to
-from ..masking import bake, masked
+from ..masking import bake, expand, masked
 from ..running import apart, outputs
 from . import experts, heads, widths
 from .removal import gone, remove
@@ -82,7 +82,7 @@ def difference(model: nn.Module, groups: Sequence[Group], keep: Keep, example: A
     True
     """
     plain, inputs = bake(copy.deepcopy(model)), to(example, device_of(model))
-    with masked(plain, units.expand(plain, groups, keep)):
+    with masked(plain, expand(plain, groups, keep)):
         zeroed = outputs(plain, inputs)
     return apart(zeroed, outputs(shrink(plain, groups, keep), inputs))
 
@@ -102,7 +102,7 @@ def _groups_left(groups: int, line: Tensor, name: str) -> int:
 
 def cuts(model: nn.Module, groups: Sequence[Group], keep: Keep) -> Lines:
     """Which indices stay along each dimension of each tensor, or norm without parameters: all groups combined."""
-    tensors, modules = units.named(model), {path: module for module, path in paths(model).items()}
+    tensors, modules = named(model), {path: module for module, path in paths(model).items()}
     first = {id(t): name for name, t in reversed(tensors.items())}  # a tied tensor is cut once, under its first name
     lines: Lines = {}
     for group in groups:
@@ -113,7 +113,7 @@ def cuts(model: nn.Module, groups: Sequence[Group], keep: Keep) -> Lines:
                 "Keep at least one unit, as allocate does by default (floor=1)"
             )
         units.check_parts(group, tensors)
-        owned = [(m, units.find(model, tensors, m.tensor)) for m in group.members]
+        owned = [(m, find(tensors, m.tensor)) for m in group.members]
         owned += [(m, _channels(modules.get(m.tensor), m.tensor, group.name)) for m in group.norms]
         for member, tensor in owned:
             if member.dim is None:
@@ -142,7 +142,7 @@ def _channels(norm: Any, path: str, group: str) -> Tensor:
 
 def _pieces(model: nn.Module, lines: Lines) -> dict[int, Tensor]:
     """What is left of each tensor, by the id of the whole."""
-    tensors = units.named(model)
+    tensors = named(model)
     pieces: dict[int, Tensor] = {}
     for (name, dim), line in lines.items():
         whole = tensors[name]

@@ -161,10 +161,10 @@ def test_published_hashes_are_the_ones_asked_for():
 
 def test_the_cache_is_where_it_was_asked_to_be(monkeypatch, tmp_path):
     monkeypatch.setenv("PRUNELAB_CACHE", str(tmp_path / "env"))
-    assert zoo.cache_dir() == tmp_path / "env"
-    assert zoo.cache_dir(tmp_path) == tmp_path
+    assert zoo.downloads.cache_dir() == tmp_path / "env"
+    assert zoo.downloads.cache_dir(tmp_path) == tmp_path
     monkeypatch.delenv("PRUNELAB_CACHE")
-    assert "prunelab" in str(zoo.cache_dir())
+    assert "prunelab" in str(zoo.downloads.cache_dir())
 
 
 def test_a_download_fills_the_cache_once_and_tries_the_next_mirror(fashion, monkeypatch, tmp_path):
