@@ -1,6 +1,7 @@
 """Rules on a table made by hand, where the right answer is known."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -62,6 +63,18 @@ def test_global_ranking_takes_the_lowest():
 def test_sensitivity_weighs_the_rise_against_the_saving():
     assert by_sensitivity(question(SEPARATE), {"latency": 0.7}) == {"a": 4, "b": 8}  # equal rise, a saves thrice
     assert by_sensitivity(question(SEPARATE, rises=(10, 1)), {"latency": 0.82}) == {"a": 8, "b": 2}
+
+
+def test_what_was_taken_too_much_goes_back_to_whom_it_hurts_most():
+    assert by_sensitivity(question(FLOOR, rises=(1, 3)), {"latency": 0.75}) == {"a": 1, "b": 7}
+
+
+def test_a_loss_that_falls_again_does_not_make_more_pruning_cheaper():
+    alike = {"x": Fit((("a",),), (1.0,)), "y": Fit((("b",),), (1.0,))}
+    asked = question(alike, rises=(0, 0.4))
+    falls = replace(asked.scan.curves[0], loss=(1.5, 1.1))  # of four units that went, and of six
+    asked = replace(asked, scan=replace(asked.scan, curves=(falls, asked.scan.curves[1])))
+    assert by_sensitivity(asked, {"latency": 0.8}) == {"a": 8, "b": 4}  # b's cost 0.2, a's 0.5
 
 
 def test_sensitivity_is_the_best_there_is_on_straight_lines():

@@ -93,7 +93,9 @@ def test_a_budget_is_met(trained, data, snapshot, goals, costs):
         assert stored_bytes(small, ["dense"])["dense"] <= 4000
     assert result.chosen.accuracy == pl.measurement.evaluate(small, data.valid).accuracy
     assert result.dense.accuracy == pl.measurement.evaluate(trained, data.valid).accuracy
+    finalists = [t.accuracy for t in result.trials if t.stage == "finalist" and t.meets]
     assert result.chosen.stage == "finalist"
+    assert result.chosen.accuracy == max(finalists)
     assert result.chosen.steps == 20
     assert "Goal met" in result.verdict
     assert all(k.sum() == result.chosen.layout[g] for g, k in result.keep.items())

@@ -91,9 +91,12 @@ def test_declared_sizes_follow():
 
 def test_a_kept_unit_keeps_its_values():
     model = network()
+    for statistic in (model[1].running_mean, model[1].running_var):
+        statistic.copy_(torch.rand(8))  # fresh ones are alike, whatever is taken of them
     groups, keep = half(model)
     small = shrink(model, groups, keep)
     assert torch.equal(small[3].weight, model[3].weight[keep["3"]][:, keep["0"]])
+    assert torch.equal(small[1].running_mean, model[1].running_mean[keep["0"]])
     assert torch.equal(small[1].running_var, model[1].running_var[keep["0"]])
 
 
