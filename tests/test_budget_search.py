@@ -246,7 +246,7 @@ class Loud(nn.Module):
         (lambda: "model", {}, "the model is a str"),
         (mlp, {"recover_steps": -1}, "recover_steps=-1"),
         (mlp, {"recover_steps": 2.5}, "recover_steps=2.5"),
-        (mlp, {"how": SearchOptions(exclude=("9",))}, "exclude names '9', which is no group"),
+        (mlp, {"how": SearchOptions(exclude=("9",))}, r"exclude=\('9',\): give a tuple with some of \('0', '2'\)"),
         (mlp, {"how": SearchOptions(exclude=("0", "2"))}, "nothing of Sequential can be removed"),
         (mlp, {"how": SearchOptions(granularity="grains")}, "no granularity is called 'grains'"),
     ],
@@ -278,7 +278,7 @@ def test_whole_modules_have_no_channels_to_time(monkeypatch, snapshot, granulari
     [
         ({"criteria": ()}, "no criterion or no rule"),
         ({"criteria": ("size",)}, "no criterion is called 'size'"),
-        ({"rules": ("luck",)}, "no rule is called 'luck'; there is uniform"),
+        ({"rules": ("luck",)}, r"rules=\('luck',\): give a tuple with some of \('uniform'"),
         ({"batch_size": 0}, "batch_size"),
         ({"finalists": 0}, "finalists"),
         ({"screen": 0}, "screen=0"),
