@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from itertools import pairwise
 from typing import Any
@@ -14,7 +14,7 @@ from torch.func import functional_call, vmap
 
 from ..core import lookup_all
 from ..data import mapped, tensors
-from ..running import call, children, cut, writes_to
+from ..running import apart, call, children, cut, floating, writes_to
 
 Weights = dict[str, Tensor]  # parameter name -> what to compute with in its place
 PROBED = 8  # samples on which a replay is compared with a whole forward
@@ -88,9 +88,10 @@ class Replay:
         finally:
             self._doing = "whole"
 
-    def stacked(self, weights: Mapping[str, Tensor], inputs: Any) -> Any:
-        """`run` for several weights (n, ...) at once -> (n, ...): what follows the change is one larger batch."""
-        return vmap(lambda w: self.run(w, inputs))(weights)
+    def stacked(self, several: Sequence[Weights], inputs: Any) -> Tensor:
+        """`run` for several weights at once, their outputs along a new first dimension: one larger batch."""
+        stack = {name: torch.stack([weights[name] for weights in several]) for name in several[0]}
+        return vmap(lambda weights: self.run(weights, inputs))(stack)
 
     def reusable(self, weights: Weights, inputs: Any) -> bool:
         """Whether `run` can be relied on with this model: tried on a few samples of the inputs."""
@@ -109,7 +110,7 @@ class Replay:
             self.record(few)
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # torch warns of operations that it can only batch in a slow loop
-                each = self.stacked({name: torch.stack([w, w]) for name, w in weights.items()}, few)
+                each = self.stacked([weights, weights], few)
             return all(_close(outputs, self.run(weights, few)) for outputs in each)
         except Exception:  # whatever a model's code says to tensors that are several in one
             return False
@@ -200,7 +201,4 @@ def _passed_on(module: nn.Module, around: set[nn.Module]) -> set[nn.Module]:
 
 
 def _close(given: Any, expected: Any) -> bool:
-    if not isinstance(given, Tensor) or not isinstance(expected, Tensor) or given.shape != expected.shape:
-        return False
-    largest = float(expected.nan_to_num(0, 0, 0).abs().max()) if expected.numel() else 0.0
-    return torch.allclose(given, expected, rtol=0, atol=CLOSE * largest, equal_nan=True)
+    return apart(floating(expected), floating(given)) <= CLOSE

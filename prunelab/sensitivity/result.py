@@ -13,7 +13,7 @@ import numpy as np
 from ..core import PruneError
 from ..files import made, read_json, write_whole
 from ..measurement.evaluation import Evaluation, wilson
-from ..text import Lines, Tabular, percent, plural, table
+from ..text import Lines, Tabular, percent
 
 
 @dataclass(frozen=True)
@@ -113,28 +113,19 @@ class Scan(Tabular):
         rise = self.rise.mean(1) if at is None else self.rise[:, self.sparsities.index(at)]
         return tuple(self.names[i] for i in np.argsort(-rise, kind="stable"))[:n]
 
-    def table(self, what: str = "accuracy") -> str:
-        """A row a group, a column a sparsity; what: "accuracy" in per cent with its interval, or "loss"."""
-        return "\n".join([table(*self._lines(what)), *self._notes(what)])
-
-    def _lines(self, what: str = "accuracy") -> Lines:
-        if what not in ("accuracy", "loss"):
-            raise PruneError(f'a table of {what!r}: give "accuracy" or "loss"')
-        title = f"{what} ({self.split}), one group at a time without its {self.granularity} of lowest {self.criterion}"
+    def _lines(self) -> Lines:
+        title = (
+            f"accuracy ({self.split}), one group at a time without its {self.granularity} of lowest {self.criterion}"
+        )
         rows = [[c.name, *map(self._accuracy, c.correct)] for c in self.curves]
-        dense = self._accuracy(self.dense.correct)
-        if what == "loss":
-            rows, dense = [[c.name, *(f"{v:.4f}" for v in c.loss)] for c in self.curves], f"{self.dense.loss:.4f}"
-        head = ["", *(f"{s:.3g}" for s in self.sparsities)]
-        return title, head, [*rows, ["dense", dense, *[""] * (len(self.sparsities) - 1)]]
+        dense = ["dense", self._accuracy(self.dense.correct), *[""] * (len(self.sparsities) - 1)]
+        return title, ["", *(f"{s:.3g}" for s in self.sparsities)], [*rows, dense]
 
     def _accuracy(self, correct: int) -> str:
         return percent(correct / self.dense.n, *wilson(correct, self.dense.n)).replace(" %", "")
 
-    def _notes(self, what: str = "accuracy") -> list[str]:
-        notes = []
-        if what == "accuracy":
-            notes.append(f"per cent of {self.dense.n:,} labels, 95 % Wilson intervals (samples taken as independent)")
+    def _notes(self) -> list[str]:
+        notes = [f"per cent of {self.dense.n:,} labels, 95 % Wilson intervals (samples taken as independent)"]
         whole = [c.name for c in self.curves if c.how == "whole"]
         if whole:
             notes.append(f"run from the model's input every time, because its forward could not be split: {whole}")
@@ -161,11 +152,10 @@ class Scan(Tabular):
             raise PruneError(f"{path} can't be read ({error.strerror})") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PruneError(f"{path} is not a saved scan ({error!r}): delete it, or give another path") from error
-        if any({len(c.removed), len(c.correct), len(c.loss)} != {len(scan.sparsities)} for c in scan.curves):
-            raise PruneError(f"{path} is a damaged scan: its curves are not as long as its sparsities. Delete it")
-        counts = [scan.dense.correct, *(k for c in scan.curves for k in c.correct)]
-        if scan.dense.n < 1 or not all(0 <= k <= scan.dense.n for k in counts):
-            raise PruneError(f"{path} is a damaged scan: of {scan.dense.n} labels {max(counts)} are right. Delete it")
+        n, counts = scan.dense.n, [scan.dense.correct, *(k for c in scan.curves for k in c.correct)]
+        lengths = {len(column) for c in scan.curves for column in (c.removed, c.correct, c.loss)}
+        if n < 1 or not all(0 <= k <= n for k in counts) or lengths - {len(scan.sparsities)}:
+            raise PruneError(f"{path} is a damaged scan: its curves do not fit its sparsities or labels. Delete it")
         return scan
 
 
@@ -175,15 +165,3 @@ class ScanStopped(PruneError):
     def __init__(self, message: str, partial: Scan):
         super().__init__(message)
         self.partial = partial
-
-    @classmethod
-    def by(cls, error: BaseException, partial: Scan) -> ScanStopped:
-        """What stopped it, what is done, what is left."""
-        done = plural(len(partial.curves), "group")
-        which = f" ({', '.join(partial.names)})" if partial.curves else ""
-        reason = str(error).strip() or type(error).__name__
-        return cls(
-            f"the scan stopped: {type(error).__name__}: {reason}. Done: {done}{which}; left: "
-            f"{', '.join(partial.missing)}. The result so far is this error's .partial; give it as resume= to go on",
-            partial,
-        )
