@@ -35,22 +35,22 @@ class Overlap:
     @property
     def jaccard(self) -> float:
         """Kept by both, of what either keeps: 1 if they agree, 0 if they share nothing (1 if both keep nothing)."""
-        return _jaccard(self.both, self.a + self.b)
+        return self._jaccard(self.both)
 
     @property
     def chance(self) -> float:
         """The Jaccard index of two choices of so many units that know nothing of each other: both = a * b / units."""
-        return _jaccard(self.a * self.b / self.units if self.units else 0, self.a + self.b)
+        return self._jaccard(self.a * self.b / max(self.units, 1))
 
     @property
     def beyond_chance(self) -> float:
         """1 if they agree as far as their counts allow, 0 at chance, below 0 if they avoid each other."""
-        expected, most = (self.a * self.b / self.units if self.units else 0), min(self.a, self.b)
+        expected, most = self.a * self.b / max(self.units, 1), min(self.a, self.b)
         return (self.both - expected) / (most - expected) if most > expected else 1.0
 
-
-def _jaccard(both: float, kept: int) -> float:
-    return both / (kept - both) if kept else 1.0
+    def _jaccard(self, both: float) -> float:
+        kept = self.a + self.b
+        return both / (kept - both) if kept else 1.0
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,14 +82,13 @@ def overlap(keep_a: Keep, keep_b: Keep) -> Overlaps:
     (1, 0.33)
     """
     _check_alike(keep_a, keep_b)
-    return Overlaps(tuple(_overlap(name, a, keep_b[name].to(a.device)) for name, a in keep_a.items()))
-
-
-def _overlap(name: str, a: Tensor, b: Tensor) -> Overlap:
-    for kept in (a, b):
-        if kept.dtype != torch.bool:
-            raise PruneError(f"overlap compares choices, but {name} is {kept.dtype}: give results of `allocate`")
-    return Overlap(name, a.numel(), int(a.sum()), int(b.sum()), int((a & b).sum()))
+    layers = []
+    for name, a in keep_a.items():
+        b = keep_b[name].to(a.device)
+        if a.dtype != torch.bool or b.dtype != torch.bool:
+            raise PruneError(f"{name} is {a.dtype} and {b.dtype}: overlap compares choices, results of `allocate`")
+        layers.append(Overlap(name, a.numel(), int(a.sum()), int(b.sum()), int((a & b).sum())))
+    return Overlaps(tuple(layers))
 
 
 @dataclass(frozen=True, repr=False)

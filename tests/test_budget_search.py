@@ -383,6 +383,7 @@ def test_interrupted_it_returns_and_saves_the_best_so_far(trained, data, tmp_pat
     assert not result.complete
     assert len(result.trials) == at
     assert result.verdict.startswith("Interrupted")
+    assert result.advice == ("don't" if at == 1 else "prune")
     x = data.valid[:20][0]
     assert torch.equal(pl.load_plan(tmp_path / "out", mlp()).eval()(x), result.model.eval()(x))
     assert not json.loads((tmp_path / "out" / "report.json").read_text())["complete"]

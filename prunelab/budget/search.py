@@ -10,6 +10,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,7 +25,7 @@ from ..core import Keep, PruneError, Scores, device_of
 from ..files import write_whole
 from ..measurement import Speedup, compare, evaluate
 from ..pipeline import Recipe
-from ..recipes import described, save_recipe
+from ..recipes import save_recipe
 from ..running import rows
 from ..sensitivity import Scan, scan
 from ..surgery import save_plan, shrink
@@ -159,7 +160,7 @@ class Search:
 
     def run(self) -> None:
         """All of it, unless the dense model is within the budget as it is."""
-        self.dense = self.best = self._add(self.dense)
+        self._add(self.dense)
         limits = self.goals.fractions(self.dense.trial.costs)
         if limits and self.dense.trial.meets:
             return
@@ -236,6 +237,7 @@ class Search:
         meets = not found.trial.shortfall(self.goals, self.dense.trial)
         found, first = replace(found, trial=replace(found.trial, meets=meets)), not self.trials
         if first:
+            self.dense = found
             self._put_earlier_aside()
         self.trials.append(found.trial)
         if first or self._rank(found) > self._rank(self.best):
@@ -250,12 +252,12 @@ class Search:
         self.best = found
         if self.folder is None:
             return
+        (self.folder / RECIPE).unlink(missing_ok=True)  # it is of another model
         save_plan(self.folder, self.groups, found.keep, found.model)
         recipe = self._recipe(found.trial)
-        if recipe is not None and _nameable(recipe):
-            save_recipe(self.folder / RECIPE, recipe)
-        else:  # an earlier one's would be of another model
-            (self.folder / RECIPE).unlink(missing_ok=True)
+        if recipe is not None:
+            with suppress(PruneError):  # functions of one's own have no name to write
+                save_recipe(self.folder / RECIPE, recipe)
 
     def _recipe(self, trial: Trial) -> Recipe | None:
         """What prunes the dense model to the same units; None for the dense model itself."""
@@ -376,7 +378,11 @@ class Search:
     def _within(self, limits: Limits) -> None:
         ranked = self._screened(limits)
         self._stage("front")
-        self._front(_candidate(ranked[0]), limits)
+        best = _candidate(ranked[0])
+        for factor in self.how.front:  # so that the report shows what a little more or less would buy
+            layout = self._settled(best, {cost: min(0.95, limit * factor) for cost, limit in limits.items()})
+            if layout is not None:
+                self._try(best, layout, self.short, "front")
         self._stage("finalists")
         # A long recovery forgives what a short one does not: whoever wins has to beat the control at full length.
         chosen = ranked[: self.how.finalists]
@@ -385,13 +391,6 @@ class Search:
         finalists = [f for f in tried if f.trial.meets] or tried
         if finalists:
             self._choose(max(finalists, key=self._rank))
-
-    def _front(self, candidate: Candidate, limits: Limits) -> None:
-        """The best way to prune at other costs, so that the report shows what a little more or less would buy."""
-        for factor in self.how.front:
-            layout = self._settled(candidate, {cost: min(0.95, limit * factor) for cost, limit in limits.items()})
-            if layout is not None:
-                self._try(candidate, layout, self.short, "front")
 
     def _finish(self, candidate: Candidate, layout: Layout | None, limits: Limits) -> list[Found]:
         """All the steps, and the clock once more; if it finds the limit missed, a smaller layout and again."""
@@ -450,14 +449,6 @@ class Search:
             str(candidate), stage, steps, layout, *worth, got.costs, got.ratios, got.speedup, False, candidate
         )
         return self._add(Found(trial, small, keep))
-
-
-def _nameable(recipe: Recipe) -> bool:
-    try:
-        described(recipe)
-    except PruneError:  # functions of one's own have no name to write
-        return False
-    return True
 
 
 def _candidate(found: Found) -> Candidate:

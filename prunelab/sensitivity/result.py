@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -60,12 +58,12 @@ class Scan(Tabular):
     @property
     def removed(self) -> np.ndarray:
         """How many units went: the counts nearest to the sparsities that the group can reach."""
-        return self._array([c.removed for c in self.curves], int)
+        return self._array("removed")
 
     @property
     def correct(self) -> np.ndarray:
         """How many of `dense.n` labels were predicted right."""
-        return self._array([c.correct for c in self.curves], int)
+        return self._array("correct")
 
     @property
     def accuracy(self) -> np.ndarray:
@@ -75,32 +73,20 @@ class Scan(Tabular):
     @property
     def loss(self) -> np.ndarray:
         """The mean loss."""
-        return self._array([c.loss for c in self.curves], float)
+        return self._array("loss")
 
     @property
     def rise(self) -> np.ndarray:
         """By how much the loss rose above the dense model's; below zero where pruning helped."""
         return self.loss - self.dense.loss
 
-    @property
-    def interval(self) -> np.ndarray:
-        """The accuracies' 95 % Wilson intervals: low and high along a third axis.
-
-        They take the samples for independent draws. Where several are views of one original, as in the zoo's digits,
-        the true intervals are wider; and two columns share their samples, so that the difference of two accuracies
-        is surer than the two intervals make it look.
-        """
-        bounds = [[wilson(int(k), self.dense.n) for k in c.correct] for c in self.curves]
-        return self._array(bounds, float, 2)
-
     def curve(self, name: str) -> Curve:
         """One group's curve; PruneError for a group that was not scanned."""
-        for curve in self.curves:
-            if curve.name == name:
-                return curve
-        late = " was not reached before the scan was interrupted: go on with scan(..., resume=)"
-        known = f" is not among the groups scanned: {', '.join(self.names) or 'none'}"
-        raise PruneError(f"{name!r}{late if name in self.missing else known}")
+        if name in self.names:
+            return self.curves[self.names.index(name)]
+        if name in self.missing:
+            raise PruneError(f"{name!r} was not reached before the scan was interrupted: go on with scan(..., resume=)")
+        raise PruneError(f"{name!r} is not among the groups scanned: {', '.join(self.names) or 'none'}")
 
     def most_sensitive(self, n: int | None = None, at: float | None = None) -> tuple[str, ...]:
         """The groups from most to least sensitive: by the rise of the loss at one sparsity, or its mean over all.
@@ -133,8 +119,9 @@ class Scan(Tabular):
             notes.append(f"interrupted; not scanned: {', '.join(self.missing)}")
         return notes
 
-    def _array(self, rows: Sequence[Any], dtype: type, *more: int) -> np.ndarray:
-        return np.array(rows, dtype).reshape(len(self.curves), len(self.sparsities), *more)
+    def _array(self, column: str) -> np.ndarray:
+        values = [getattr(c, column) for c in self.curves]
+        return np.array(values, float if column == "loss" else int).reshape(len(values), len(self.sparsities))
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON. The file is replaced whole: at no moment is it half written."""
