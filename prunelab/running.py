@@ -152,11 +152,6 @@ def storage_of(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def writes_to(tensor: Tensor) -> int:
-    """How often a tensor has been written into in place."""
-    return tensor._version
-
-
 def check_plain(model: nn.Module, called: str = "the model", *, ours: bool = True) -> None:
     """Raise PruneError if masks are still on: every forward would compute w * mask anew, up to twice the time.
 

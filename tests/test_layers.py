@@ -13,7 +13,7 @@ ROOT = Path(prunelab.__file__).parent
 FLOORS = [
     "core", "files", "registry", "layers", "units", "checks", "text", "attention", "mixtures", "data", "running",
     "language", "decoders", "masking", "measurement", "calibration", "surgery", "granularity", "criteria", "selection",
-    "allocation", "reconstruction", "agreement", "sensitivity", "layerwise", "shares", "schedules",
+    "allocation", "reconstruction", "sensitivity", "agreement", "layerwise", "shares", "schedules",
     "recovery", "pipeline",
     "movement", "recipes", "exports", "budget",
 ]  # fmt: skip

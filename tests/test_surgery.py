@@ -451,7 +451,7 @@ def test_a_plan_of_another_model(saved, snapshot):
         message = rf"is not a plan of this Sequential: 0\.weight \({width}, 1, 3, 3\) does not hold 8"
         with pytest.raises(PruneError, match=message):
             load_plan(folder, network(width=width))
-    with pytest.raises(PruneError, match=r"is not a plan of this Linear: Linear has no tensor named '0\.weight'"):
+    with pytest.raises(PruneError, match=r"is not a plan of this Linear: the model has no tensor named '0\.weight'"):
         load_plan(folder, nn.Linear(2, 2))
     with pytest.raises(PruneError, match=r"0\.weight is torch.float32 .* in the plan, torch.float64"):
         load_plan(folder, network().double())
