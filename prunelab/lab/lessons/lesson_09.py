@@ -55,7 +55,7 @@ def small(dense: nn.Module, sparsity: float, data: zoo.Data, seed: int) -> nn.Mo
 
 def settings(seed: int) -> dict[str, Any]:
     """Of the training that made the dense network: its rate, decay and batches; the seed orders them."""
-    made = zoo.cards()["digits-cnn"]["training"]
+    made = zoo.trained.cards()["digits-cnn"]["training"]
     return {**{key: made[key] for key in ("lr", "weight_decay", "batch_size")}, "seed": seed, "progress": False}
 
 

@@ -63,7 +63,7 @@ def rates_rewound(seed: int, data: zoo.Data, lr: float) -> nn.Module:
 @cache
 def _halfway(seed: int) -> State:
     """The state `STEPS` steps before the end of a first training, which is run again from its seed."""
-    model = zoo.cnn(**zoo.cards()["digits-cnn"]["arguments"], seed=seed)
+    model = zoo.cnn(**zoo.trained.cards()["digits-cnn"]["arguments"], seed=seed)
     early = Early(model, FIRST - STEPS)
     train(model, zoo.load("digits").train, steps=FIRST, on_step=early, **settings(seed))
     return early.state

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from ... import zoo
-from ...allocation import NM, allocate, expand
+from ...allocation import NM, allocate
 from ...calibration import Calibration
 from ...criteria import magnitude
 from ...decoders import blocks
 from ...granularity import weights
 from ...layers import prunable
 from ...layerwise import LayerSparsities, Owl
-from ...masking import apply, bake
+from ...masking import apply, bake, expand
 from ...reconstruction import Method, SparseGPT, Wanda, blockwise
 from ..learn.claim import plain
 from ..learn.exercise import call
