@@ -120,9 +120,9 @@ def no_return(
 def edge(*curve: Any) -> dict[str, str]:
     """`crossing` in words."""
     at = ahead(no_return(*curve), np.zeros(1))
-    interval = (float(at.low), float(at.high))
-    outside = np.isnan(at.mean)
-    return {"comes back up to": "beyond the curve's ends" if outside else measured(at.mean, "%", interval=interval)}
+    mean, *interval = (float(x) for x in (at.mean, at.low, at.high))
+    text = "beyond the curve's ends" if math.isnan(mean) else measured(mean, "%", interval=(interval[0], interval[1]))
+    return {"comes back up to": text}
 
 
 def against_small(runs: Sequence[Run]) -> dict[float, Ahead]:

@@ -132,7 +132,7 @@ def missed_run(point: Run) -> Run:
     model: Any = zoo.checkpoint(point["network"])
     data = zoo.load("digits")
     pictures, labels = data.valid[:TWICE]
-    asked = {"one half": (pictures[::2], labels[::2]), "other half": (pictures[1::2], labels[1::2])}
+    asked: dict[str, Any] = {"one half": (pictures[::2], labels[::2]), "other half": (pictures[1::2], labels[1::2])}
     asked["test"] = data.test.tensors
     groups = heads(model)
     rises = {who: leave_one_out(model, [some], groups, progress=False) for who, some in asked.items()}
