@@ -109,8 +109,7 @@ def test_a_docstring_becomes_markdown():
 
 
 def test_a_page_escapes_its_title_and_marks_where_it_is():
-    nav = pages.navigation({"a": "a.html", "b": "b.html"}, "b.html")
-    text = pages.markdown("# <x>", "a < b", nav)
+    text = pages.markdown("# <x>", "a < b", {"a": "a.html", "b": "b.html"}, "b.html")
     assert "<title>a &lt; b</title>" in text
     assert '<a href="b.html" aria-current=page>b</a>' in text
     assert text.count("aria-current=page") == 1

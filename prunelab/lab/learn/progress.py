@@ -8,7 +8,6 @@ import os
 import re
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import datetime
 from html import escape
 from pathlib import Path
@@ -194,9 +193,8 @@ _stores: dict[Path, Store] = {}
 
 def current() -> Store:
     """The store in PRUNELAB_HOME, or in the system's place for a program's data."""
-    folder = Path(os.environ.get("PRUNELAB_HOME") or platformdirs.user_data_dir("prunelab", appauthor=False))
-    with suppress(RuntimeError):  # a "~" of nobody's is a folder's name
-        folder = folder.expanduser()
+    place = os.environ.get("PRUNELAB_HOME") or platformdirs.user_data_dir("prunelab", appauthor=False)
+    folder = Path(os.path.expanduser(place))  # a "~" of nobody's is a folder's name
     return _stores.setdefault(folder, Store(folder))
 
 
@@ -214,21 +212,19 @@ def progress() -> None:
         ("Kept in", f"{place.path} (not yet: it can't be written)" if place.pending else str(place.path)),
     ]
     items = "".join(f"<li><strong>{escape(a)}</strong>: {escape(b)}</li>" for a, b in rows)
-    fixed = "Your progress. `lab.reset(confirm=True)` starts afresh."
     mine = display.yours(f'<ul style="margin: 0; padding-left: 1.2em">{items}</ul>')
-    display.show(fixed, html=display.box(display.prose(fixed) + mine))
+    display.say("Your progress. `lab.reset(confirm=True)` starts afresh.", more=mine)
 
 
 def reset(confirm: bool = False) -> None:
     """Start afresh: move the progress file to a backup beside it (nothing is lost)."""
     if not confirm:
-        text = "Nothing was reset. `lab.reset(confirm=True)` moves your progress to a backup and starts afresh."
-        display.show(text, html=display.box(display.prose(text)))
+        display.say("Nothing was reset. `lab.reset(confirm=True)` moves your progress to a backup and starts afresh.")
         return
     kept = current().reset()
     text = "A fresh start: no answers, no solved exercises, an empty scoreboard. Attempts at the exam still count."
     where = f"The old progress is kept as `{kept}`." if kept else "There was nothing to keep."
-    display.show(text, html=display.box(display.prose(text) + display.yours(display.prose(where))))
+    display.say(text, more=display.yours(display.prose(where)))
 
 
 def _empty() -> dict[str, Any]:

@@ -33,16 +33,6 @@ def known() -> dict[str, Timing]:
     return {number: summary(runs) for number, runs in stored().get("notebooks", {}).items() if runs}
 
 
-def reference() -> float | None:
-    """How long the doctor's trial takes on the machine of the stored measurements; None where nothing was measured."""
-    return stored().get("trial")
-
-
-def machine() -> str:
-    """The machine of the stored measurements, in words."""
-    return str(stored().get("machine", "not measured"))
-
-
 def summary(runs: list[list[float]]) -> Timing:
     """Several runs of one notebook, (seconds, CPU seconds, bytes) each."""
     wall, cpu, peak = np.array(runs, dtype=float).T
