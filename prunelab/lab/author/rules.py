@@ -17,7 +17,7 @@ import functools
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,20 +123,19 @@ def strip(nb: Notebook) -> Iterator[str]:
 @rule
 def sections(nb: Notebook) -> Iterator[str]:
     """Each section holds its part, and nothing is revealed before it was asked."""
-    code = notebook.by_section(nb, "code")
     needs = {
-        "Predict": "lab.predict",
-        "Explain": "lab.reveal",
-        "Explore": "lab.explorer",
-        "Exercise": "lab.check",
-        "Scoreboard": "lab.scoreboard.show",
+        "Predict": ["predict"],
+        "Explain": ["reveal"],
+        "Explore": ["explorer", "drawing"],
+        "Exercise": ["check"],
+        "Scoreboard": ["scoreboard.show"],
     }
-    for name, call in needs.items():
-        if not notebook.called(call, code.get(name, "")):
-            yield f"{name}: no {call}("
-    if any("lab.reveal(" in code.get(name, "") for name in ("", "Predict", "Run")):
+    for name, calls_of_it in needs.items():
+        if not _made(nb, name, *calls_of_it):
+            yield f"{name}: no lab.{calls_of_it[0]}("
+    if any(_made(nb, name, "reveal") for name in ("", "Predict", "Run")):
         yield "a lab.reveal stands before Explain: no reveal first"
-    checks = notebook.called("lab.check", code.get("Exercise", ""))
+    checks = _made(nb, "Exercise", "check")
     if checks not in (0, 2, 3):
         yield f"Exercise: {checks} exercise{'s' if checks > 1 else ''}; two or three"
 
@@ -210,7 +209,7 @@ def claims_can_fail(nb: Notebook) -> Iterator[str]:
 def listed_numbers(nb: Notebook) -> Iterator[str]:
     """What the lesson lists is checked by one cell, and each value is computed from the notebook's names."""
     started = [first_text(call) for call in calls(nb, "start")]
-    every = [number for lesson in started if lesson in exercise.numbers() for number in claim.numbers_of(lesson)]
+    every = [number for lesson in started for number in claim.numbers_of(lesson)]
     cells = len(list(calls(nb, "check_numbers")))
     if every and cells != 1:
         yield f"the lesson lists {len(every)} numbers, and {cells} cells check them"
@@ -285,7 +284,7 @@ def known_exercises(nb: Notebook) -> Iterator[str]:
 def recap(nb: Notebook) -> Iterator[str]:
     """The recap names terms, papers with their sections, and what comes next."""
     parts = {"a glossary": r"glossary", "a paper with its section (§)": r"§", "the next notebook": r"\bnext\b"}
-    for name in _lacking(notebook.by_section(nb, "markdown").get("Recap", ""), parts):
+    for name in _lacking(notebook.section_text(nb, "Recap"), parts):
         yield f"Recap: it lacks {name}"
 
 
@@ -300,6 +299,12 @@ def problems(nb: Notebook) -> list[str]:
 def _lacking(text: str, parts: dict[str, str]) -> list[str]:
     """The names of those patterns that a text does not have."""
     return [name for name, pattern in parts.items() if not re.search(pattern, text, re.I)]
+
+
+def _made(nb: Notebook, section: str, *names: str) -> int:
+    """How many calls of these a section makes."""
+    cells = [cell for where, cell in notebook.section_of(nb) if where == section and cell.cell_type == "code"]
+    return sum(len(notebook.calls_in(cell, *names)) for cell in cells)
 
 
 def stated(number: claim.Number) -> bool:
@@ -377,7 +382,7 @@ def shorten(text: str) -> str:
     return textwrap.shorten(text, 70, placeholder=" ...")
 
 
-def main(paths: list[str]) -> int:
+def main(paths: Sequence[Path | str]) -> int:
     """Print the problems of each notebook; the number of notebooks that have any."""
     bad = 0
     for path in paths:

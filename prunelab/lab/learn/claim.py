@@ -41,17 +41,14 @@ class Bound:
         """Whether the value keeps the bound; NaN never does."""
         if self.kind == "equals":
             return _equal(value, self.limit)
-        if not _is_number(value) or math.isnan(value):
-            return False
         low, high = self.interval
-        return low <= value <= high
+        return _is_number(value) and low <= value <= high
 
     @property
     def interval(self) -> tuple[float, float]:
         """The closed interval of values that keep the bound."""
-        if self.kind == "between":
-            return self.limit
-        return (self.limit, math.inf) if self.kind == "at_least" else (-math.inf, self.limit)
+        low = -math.inf if self.kind == "at_most" else self._limits[0]
+        return low, math.inf if self.kind == "at_least" else self._limits[-1]
 
     def __str__(self) -> str:
         return self.said()

@@ -123,7 +123,7 @@ def _exercise(entry: dict[str, Any], module: ModuleType) -> Exercise:
 
 def get(id: str) -> Exercise:
     """An exercise by its id; an unknown one raises KeyError with those there are."""
-    every = {one.id: one for one in of_lesson(id[:2])} if id[:2] in numbers() else {}
+    every = {one.id: one for one in of_lesson(id[:2])}
     if id not in every:
         raise KeyError(f"no exercise {id!r}; there are {', '.join(registry())}")
     return every[id]
@@ -132,12 +132,6 @@ def get(id: str) -> Exercise:
 def by_lesson() -> dict[str, set[str]]:
     """The ids of each notebook's exercises, by its two digits; loads no lesson's module."""
     return {number: {entry["id"] for entry in texts(number).get("exercises", ())} for number in numbers()}
-
-
-def solved() -> set[str]:
-    """The ids of the exercises that this learner has solved."""
-    kept = progress.current().read()["exercises"]
-    return {id for id, record in kept.items() if isinstance(record, dict) and record.get("solved")}
 
 
 def exercise(id: str) -> None:
@@ -167,7 +161,7 @@ def check(id: str, answer: Any) -> None:
 
 def _ending(notebook: str) -> str:
     """What is left of a notebook, or that it is finished and what comes next."""
-    left = sorted(by_lesson()[notebook] - solved())
+    left = sorted(by_lesson()[notebook] - progress.current().solved())
     if left:
         return f"Still open in this notebook: {', '.join(left)}."
     later = [number for number in numbers() if number > notebook]
@@ -220,8 +214,8 @@ def record(id: str, solved: bool) -> None:
     """Count one more try at an exercise; what was solved once stays solved."""
 
     def counted(before: Any) -> dict[str, Any]:
-        before = before if isinstance(before, dict) else {}
-        return {"solved": solved or bool(before.get("solved")), "tries": int(before.get("tries", 0)) + 1}
+        done, tried = (before.get("solved"), before.get("tries", 0)) if isinstance(before, dict) else (False, 0)
+        return {"solved": solved or bool(done), "tries": int(tried) + 1}
 
     progress.current().update("exercises", id, counted)
 

@@ -159,9 +159,9 @@ def _verdict(prediction: Prediction, answer: Any, result: str, reasons: Mapping[
 def _check(options: Sequence[str], slider: Slider | None) -> None:
     if (slider is None) == (len(options) == 0):
         raise ValueError("give either options=[...] or slider=(low, high, step, unit)")
+    if slider is None and (len(options) < 2 or len(set(options)) != len(options)):
+        raise ValueError(f"options={list(options)!r}: give at least two, all different")
     if slider is None:
-        if len(options) < 2 or len(set(options)) != len(options):
-            raise ValueError(f"options={list(options)!r}: give at least two, all different")
         return
     if len(slider) != 4 or not slider[0] < slider[1] or not 0 < slider[2] <= slider[1] - slider[0]:
         raise ValueError(f"slider={slider!r}: give (low, high, step, unit) with low < high and a step that fits")

@@ -70,6 +70,11 @@ class Store:
             change(content)
         return content
 
+    def solved(self) -> set[str]:
+        """The ids of the exercises that are solved."""
+        kept = self.read()["exercises"]
+        return {id for id, one in kept.items() if isinstance(one, dict) and one.get("solved")}
+
     def record(self, section: str, key: str, value: Any) -> None:
         """Put one entry into a section, keeping what other notebooks have written meanwhile."""
         self.update(section, key, lambda _old: value)
@@ -102,11 +107,8 @@ class Store:
             with alone(self.path, LOCK_SECONDS):
                 before = self.read()
                 kept = self._move("backup")
-                exams = {
-                    id: {"solved": False, "tries": one.get("tries", 0)}
-                    for id, one in before["exercises"].items()
-                    if id.endswith(EXAM) and isinstance(one, dict)
-                }
+                taken = {k: one for k, one in before["exercises"].items() if k.endswith(EXAM) and isinstance(one, dict)}
+                exams = {id: {"solved": False, "tries": one.get("tries", 0)} for id, one in taken.items()}
                 self.pending, self.seen = [], _empty() | {"learner": before.get("learner"), "exercises": exams}
                 self._write(self.seen)
         except OSError as error:
@@ -202,11 +204,10 @@ def progress() -> None:
     """Show what is recorded, and where the file lies."""
     place = current()
     content = place.read()
-    solved = sorted(k for k, v in content["exercises"].items() if isinstance(v, dict) and v.get("solved"))
-    tried = sorted(set(content["exercises"]) - set(solved))
+    solved = place.solved()
     rows = [
-        ("Exercises solved", ", ".join(solved) or "none yet"),
-        ("Exercises tried", ", ".join(tried) or "none"),
+        ("Exercises solved", ", ".join(sorted(solved)) or "none yet"),
+        ("Exercises tried", ", ".join(sorted(content["exercises"].keys() - solved)) or "none"),
         ("Predictions locked in", ", ".join(sorted(content["predictions"])) or "none yet"),
         ("Scoreboard rows", str(len(content["scoreboard"]))),
         ("Kept in", f"{place.path} (not yet: it can't be written)" if place.pending else str(place.path)),

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..learn import exercise
 from ..learn.predict import Slider
-from .notebook import Notebook, called, calls_in, code_cells, first_text, headings, outputs, shown, strip_line
+from .notebook import Notebook, calls_in, code_cells, first_text, headings, outputs, shown, strip_line
 
 ASKS, REVEALS = "Your prediction: ", "The guess beside the result for: "
 
@@ -51,7 +51,7 @@ def checked(nb: Notebook) -> list[tuple[Any, exercise.Exercise]]:
 
 def panels(nb: Notebook) -> list[Any]:
     """The cells that show a panel of sliders."""
-    return [cell for cell in code_cells(nb) if called("lab.explorer", cell.source)]
+    return [cell for cell in code_cells(nb) if calls_in(cell, "explorer", "drawing")]
 
 
 def title(nb: Notebook) -> str:

@@ -125,7 +125,7 @@ def build(out: Path) -> dict[str, list[Path]]:
 
     PruneError if `out` lies in the folder of the notebooks.
     """
-    out = Path(out).resolve()
+    out = out.resolve()
     if out.is_relative_to(course.folder().resolve()):
         raise PruneError(f"{out} lies among the notebooks themselves: name another folder")
     written: dict[str, list[Path]] = {name: [] for name in EDITIONS}

@@ -46,20 +46,9 @@ def section_of(nb: Notebook) -> Iterator[tuple[str, Any]]:
         yield section, cell
 
 
-def by_section(nb: Notebook, kind: str) -> dict[str, str]:
-    """The source of each section's cells of a kind, "code" or "markdown", joined."""
-    found: dict[str, str] = {}
-    for section, cell in section_of(nb):
-        if cell.cell_type == kind:
-            found[section] = found.get(section, "") + cell.source + "\n"
-    return found
-
-
-def called(name: str, source: str) -> int:
-    """How often the source calls a name; for lab.explorer, lab.drawing and a ready-made one count too."""
-    pattern = rf"\b{re.escape(name)}\("
-    ready_made = r"|\blab\.(plots\.\w*explorer|drawing)\(" if name == "lab.explorer" else ""
-    return len(re.findall(pattern + ready_made, source))
+def section_text(nb: Notebook, name: str) -> str:
+    """The Markdown of a section."""
+    return "\n".join(cell.source for where, cell in section_of(nb) if where == name and cell.cell_type == "markdown")
 
 
 def strip_line(nb: Notebook) -> str:
@@ -79,11 +68,10 @@ def calls(nb: Notebook, name: str) -> Iterator[ast.Call]:
     return (call for cell in code_cells(nb) for call in calls_in(cell, name))
 
 
-def calls_in(cell: Any, name: str) -> Iterator[ast.Call]:
+def calls_in(cell: Any, *names: str) -> list[ast.Call]:
     """Every call of `lab.<name>` in a code cell."""
-    for node in ast.walk(tree(cell)):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == f"lab.{name}":
-            yield node
+    made = [node for node in ast.walk(tree(cell)) if isinstance(node, ast.Call)]
+    return [call for call in made if ast.unparse(call.func) in [f"lab.{name}" for name in names]]
 
 
 def first_text(call: ast.Call) -> str:
