@@ -16,7 +16,7 @@ def stored(tmp_path, monkeypatch):
 
 def test_a_summary_of_runs_by_hand():
     found = stored_timings.summary([[10, 9, 5], [20, 19, 7], [30, 29, 6]])
-    assert (found.runs, found.p50, found.wall, found.peak) == (3, 19, 20, 7)
+    assert (found.runs, found.p50, found.peak) == (3, 19, 7)
     assert found.p90 == pytest.approx(27)
 
 
@@ -42,7 +42,6 @@ def test_a_notebook_is_run_in_a_kernel_of_its_own(tmp_path, stored, monkeypatch)
     assert path.read_bytes() == before
     (found,) = stored_timings.known().values()
     assert found.runs == 2
-    assert found.wall >= 0.3
     assert found.p50 > 0
     assert 1e7 < found.peak < 1e10
     assert stored_timings.stored()["trial"] == 0.05

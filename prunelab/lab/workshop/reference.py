@@ -55,7 +55,7 @@ def _entry(name: str, thing: Any) -> str:
 
 def _signature(thing: Any) -> str:
     try:
-        text = str(inspect.signature(thing)).replace("'", "")
+        text = re.sub(r"<function (\S+) at 0x\w+>", r"\1", str(inspect.signature(thing)).replace("'", ""))
     except (TypeError, ValueError):
         return "(...)"
     if len(text) < 80:
