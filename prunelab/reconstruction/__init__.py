@@ -2,9 +2,6 @@
 
 from .blockwise import Method, SparseGPT, Wanda, blockwise
 from .redistribution import as_published, redistribute, redistributed
-from .sparsegpt import inverse_factor, sparsegpt
+from .sparsegpt import sparsegpt
 
-__all__ = [
-    "Method", "SparseGPT", "Wanda", "as_published", "blockwise", "inverse_factor", "redistribute", "redistributed",
-    "sparsegpt",
-]  # fmt: skip
+__all__ = ["Method", "SparseGPT", "Wanda", "as_published", "blockwise", "redistribute", "redistributed", "sparsegpt"]

@@ -1,6 +1,6 @@
 """Which layer would you touch last? Accuracy and loss against sparsity, a layer at a time."""
 
 from .result import Curve, Scan, ScanStopped
-from .scanning import SPARSITIES, scan
+from .scanning import scan
 
-__all__ = ["SPARSITIES", "Curve", "Scan", "ScanStopped", "scan"]
+__all__ = ["Curve", "Scan", "ScanStopped", "scan"]

@@ -16,7 +16,7 @@ from prunelab.lab.author import exam as solution
 from prunelab.lab.learn import exam, network_choice, workbench
 from prunelab.lab.lessons import lesson_16
 from prunelab.lab.show import fronts
-from prunelab.measurement import Speedup
+from prunelab.measurement.timing import Speedup
 
 SCARCE = 0.12  # of the MACs: what a network of three tenths of the time has left
 

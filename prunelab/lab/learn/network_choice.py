@@ -49,7 +49,7 @@ def pick(name: str = "digits-cnn", *, pixels: int = 32, steps: int = STEPS, prog
 
 def checkpoints() -> list[str]:
     """The zoo's networks that read digits."""
-    return [name for name, card in zoo.cards().items() if card.get("data") == "digits"]
+    return [name for name, card in zoo.trained.cards().items() if card.get("data") == "digits"]
 
 
 def _torchvision(name: str, pixels: int, steps: int, progress: bool) -> tuple[nn.Module, Any]:

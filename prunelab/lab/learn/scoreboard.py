@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import nn
 
-from ...measurement import Measurement, Speedup, stored_bytes
+from ...measurement import Measurement, stored_bytes
 from ...measurement import macs as count_macs
+from ...measurement.timing import Speedup
 from ...text import plural
 from ..show import display, figure
 from ..show.measuring import measured, quantity

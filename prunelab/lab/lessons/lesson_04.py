@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from torch import nn
 
 from ... import zoo
-from ...allocation import expand, report
 from ...granularity import weights
-from ...masking import apply
+from ...masking import apply, expand
 from ...measurement import evaluate
+from ...pipeline import report
 from ...recovery import finetune
 from ...text import percent
 from ..learn.claim import plain

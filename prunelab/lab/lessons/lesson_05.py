@@ -14,11 +14,10 @@ from matplotlib.axes import Axes
 from torch import nn
 
 from ... import zoo
-from ...allocation import expand
 from ...core import Keep
 from ...granularity import weights
 from ...layerwise import BySensitivity, uniform
-from ...masking import apply, bake
+from ...masking import apply, bake, expand
 from ...measurement import Evaluation, evaluate
 from ...recovery import recalibrate_batchnorm
 from ...sensitivity import Curve, Scan, scan

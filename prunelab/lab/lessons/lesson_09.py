@@ -54,7 +54,7 @@ def small(dense: nn.Module, sparsity: float, data: zoo.Data, seed: int) -> nn.Mo
 
 
 def _settings(seed: int) -> dict[str, Any]:
-    made = zoo.cards()["digits-cnn"]["training"]
+    made = zoo.trained.cards()["digits-cnn"]["training"]
     return {**{key: made[key] for key in ("lr", "weight_decay", "batch_size")}, "seed": seed, "progress": False}
 
 

@@ -40,7 +40,7 @@ SEEDS = (0, 1, 2, 3, 4)  # of the networks "digits-cnn", "digits-cnn-1", ...
 
 
 def _settings(seed: int, **changed: Any) -> dict[str, Any]:
-    made = zoo.cards()["digits-cnn"]["training"]
+    made = zoo.trained.cards()["digits-cnn"]["training"]
     return {**{key: made[key] for key in ("weight_decay", "batch_size")}, "seed": seed, "progress": False, **changed}
 
 
@@ -76,7 +76,7 @@ class _Enough(Exception):
 @cache
 def _halfway(seed: int) -> State:
     """The state `STEPS` steps before the end of a first training, which is run again from its seed up to there."""
-    model = zoo.cnn(**zoo.cards()["digits-cnn"]["arguments"], seed=seed)
+    model = zoo.cnn(**zoo.trained.cards()["digits-cnn"]["arguments"], seed=seed)
     early = Early(model, FIRST - STEPS)
 
     def stop(done: int, total: int) -> None:

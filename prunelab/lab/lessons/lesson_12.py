@@ -81,7 +81,7 @@ def _run(model: nn.Module, data: zoo.Data, keep: Keep, seed: int) -> dict[str, A
 
 def retrain(model: nn.Module, seed: int) -> None:
     """A short retraining, in place: once through new pictures of the training scans."""
-    finetune(model, zoo.more_views(VIEWS, seed=2), epochs=1, lr=LR, seed=seed, progress=False)
+    finetune(model, zoo.data.more_views(VIEWS, seed=2), epochs=1, lr=LR, seed=seed, progress=False)
 
 
 def kept(model: nn.Module, data: zoo.Data, order: str, removed: tuple[int, ...], seed: int = 0) -> dict[int, Keep]:

@@ -14,14 +14,14 @@ from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from ... import zoo
-from ...allocation import NM, allocate, expand
+from ...allocation import NM, allocate
 from ...calibration import Calibration
 from ...criteria import magnitude
 from ...decoders import blocks
 from ...granularity import weights
 from ...layers import prunable
 from ...layerwise import LayerSparsities, Owl
-from ...masking import apply, bake
+from ...masking import apply, bake, expand
 from ...reconstruction import Method, SparseGPT, Wanda, blockwise
 from ...running import hooked
 from ..learn.claim import plain

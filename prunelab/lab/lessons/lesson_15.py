@@ -19,7 +19,8 @@ from ...core import Group, Keep, Scores
 from ...criteria import BlockInfluence, magnitude, random, taylor, wanda
 from ...granularity import by_name as granularity_named
 from ...layers import prunable
-from ...measurement import mean_interval, perplexity
+from ...measurement import perplexity
+from ...measurement.evaluation import mean_interval
 from ...recovery import train
 from ...surgery import shrink
 from ..learn.claim import plain

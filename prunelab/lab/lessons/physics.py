@@ -22,8 +22,8 @@ from ...core import Masks, PruneError, device_of
 from ...data import to
 from ...masking import apply, bake
 from ...measurement.costs import layer_calls
-from ...measurement.timing import Blocks, Comparison, Conditions, Latency, Speedup, Task, forward, forwards, in_turns
-from ...running import call, check_plain, cut, rows, undisturbed
+from ...measurement.timing import Blocks, Comparison, Conditions, Latency, Speedup, Task, forwards, in_turns
+from ...running import call, check_plain, cut, forward, rows, undisturbed
 from ...text import Lines, Tabular, percent, plural, seconds, size
 
 ROUNDS = 9  # of so many, the interval of the median leaves out the extremes

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...allocation import allocate, expand
+from ...allocation import allocate
 from ...calibration import Calibration
 from ...core import Keep
 from ...criteria import by_name as criterion_named
 from ...criteria import magnitude
 from ...granularity import by_name as granularity_named
 from ...granularity import weights
-from ...masking import apply, masked
+from ...masking import apply, expand, masked
 from ...measurement import evaluate
 from ...pipeline import Recipe
 from ...recovery import recalibrate_batchnorm

@@ -15,11 +15,11 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from ... import zoo
-from ...allocation import choose, expand, unit_scores
+from ...allocation import choose, unit_scores
 from ...calibration import Calibration
 from ...criteria import by_name as criterion_named
 from ...granularity import filters, weights
-from ...masking import apply
+from ...masking import apply, expand
 from ...measurement import evaluate, macs
 from ...pipeline import Recipe, gradually, prune
 from ...recovery import finetune, recalibrate_batchnorm, rewind_rates, train

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from ...allocation import allocate, expand
+from ...allocation import allocate
 from ...core import Group, Keep, PruneError
 from ...criteria import magnitude
 from ...granularity import filters, weights
 from ...layers import BATCH_NORM, prunable
-from ...masking import apply, bake
+from ...masking import apply, bake, expand
 from ...measurement import macs, stored_bytes
 from ...recovery import recalibrate_batchnorm
 from ...surgery import shrink

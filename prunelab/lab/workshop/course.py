@@ -19,7 +19,7 @@ MANIFEST = ".prunelab.json"  # in a learner's folder: what each notebook was whe
 
 def folder() -> Path:
     """The folder of the notebooks. PruneError if the installation has none."""
-    place = zoo.data_dir().parent / "notebooks"
+    place = zoo.trained.data_dir().parent / "notebooks"
     if next(place.glob(PATTERN), None) is None:
         raise PruneError(f"no notebooks in {place}: install prunelab again, or start from the repository's folder")
     return place
@@ -32,7 +32,7 @@ def notebooks() -> list[Path]:
 
 def texts() -> list[Path]:
     """The pages beside the notebooks, in Markdown."""
-    return sorted((zoo.data_dir().parent / "docs").glob("*.md"))
+    return sorted((zoo.trained.data_dir().parent / "docs").glob("*.md"))
 
 
 def read(path: Path) -> Any:

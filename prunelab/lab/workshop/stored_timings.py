@@ -24,7 +24,7 @@ class Timing:
 
 def path() -> Path:
     """Where the measurements lie."""
-    return zoo.data_dir() / "timings.json"
+    return zoo.trained.data_dir() / "timings.json"
 
 
 def known() -> dict[str, Timing]:
