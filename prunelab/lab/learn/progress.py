@@ -106,11 +106,16 @@ class Store:
         try:
             with alone(self.path, LOCK_SECONDS):
                 before = self.read()
-                kept = self._move("backup")
                 taken = {k: one for k, one in before["exercises"].items() if k.endswith(EXAM) and isinstance(one, dict)}
                 exams = {id: {"solved": False, "tries": one.get("tries", 0)} for id, one in taken.items()}
-                self.pending, self.seen = [], _empty() | {"learner": before.get("learner"), "exercises": exams}
-                self._write(self.seen)
+                fresh = _empty() | {"learner": before.get("learner"), "exercises": exams}
+                kept = self._move("backup")
+                try:
+                    self._write(fresh)
+                except OSError:
+                    kept.replace(self.path)
+                    raise
+                self.pending, self.seen = [], fresh
         except OSError as error:
             display.notice(f"The progress file could not be moved ({error}); it is as it was.")
             return None
