@@ -163,7 +163,7 @@ def check_plain(model: nn.Module, called: str = "the model", *, ours: bool = Tru
             f"{called} still wears masks, on {listed(masked)}: they cost time in every forward, so it would be "
             "measured as slower than it is. Call pl.bake(model) first, or measure pl.bake(copy.deepcopy(model))"
         )
-    theirs = [path or "the model itself" for path, m in model.named_modules() if _torch_pruned(m)]
+    theirs = [path or "the model itself" for path, m in network(model).named_modules() if _torch_pruned(m)]
     if theirs:
         raise PruneError(
             f"{called} still wears the masks of torch.nn.utils.prune, on {listed(theirs)}: call "

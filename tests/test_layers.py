@@ -60,7 +60,7 @@ def allowed(floor: str) -> set[str] | None:
     """What a floor may import; None: anything."""
     if floor in ("lab", "__init__"):
         return None
-    return {"zoo", "files", "text"} if floor == "zoo" else set(FLOORS[: FLOORS.index(floor) + 1])
+    return {"zoo", "files", "registry", "text"} if floor == "zoo" else set(FLOORS[: FLOORS.index(floor) + 1])
 
 
 def complaints(source: str, path: Path) -> list[str]:

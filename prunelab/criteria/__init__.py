@@ -16,7 +16,11 @@ from .heads import head_importance
 from .registry import CRITERIA, by_name, register
 from .weights import Mama, Random, bn_slimming, fpgm, lamp, magnitude, magnitude_l2, random, wanda
 
-__getattr__ = renamed(__name__, {"Criterion": "prunelab.core.Criterion"})
+__getattr__ = renamed(
+    __name__,
+    {"Criterion": "prunelab.core.Criterion", "Grasp": "prunelab.criteria.gradients.Grasp"}
+    | {"angular_distance": "prunelab.criteria.depth.angular_distance"},
+)
 __all__ = [
     "CRITERIA", "AngularDistance", "BlockInfluence", "Mama", "Random", "block_influence", "bn_slimming", "by_name",
     "expert_frequency", "expert_norm", "fisher", "fpgm", "glu_peak_to_peak", "gradient", "grasp", "head_importance",

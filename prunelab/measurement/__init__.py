@@ -1,6 +1,6 @@
 """What a model is worth and what it costs: accuracy, stored bytes, MACs, memory and latency, with intervals."""
 
-from ..registry import renamed
+from ..registry import moved, renamed
 from .costs import count, macs, peak_memory, stored_bytes
 from .evaluation import Evaluation, Perplexity, evaluate, perplexity
 from .report import Measurement, measure
@@ -13,9 +13,8 @@ __all__ = [
 
 __getattr__ = renamed(
     __name__,
-    {"pitfalls": "prunelab.lab.lessons.physics"}
-    | {
-        name: f"prunelab.lab.lessons.physics.{name}"
-        for name in ("Machine", "Roofline", "crossover", "machine", "products", "roofline", "two_of_four")
-    },
+    {"pitfalls": "prunelab.lab.lessons.physics", "FORMATS": "prunelab.measurement.costs.FORMATS"}
+    | {"Speedup": "prunelab.measurement.timing.Speedup"}
+    | moved("prunelab.measurement.evaluation", "mean_interval wilson")
+    | moved("prunelab.lab.lessons.physics", "Machine Roofline crossover machine products roofline two_of_four"),
 )

@@ -7,14 +7,9 @@ import torch
 from prunelab import lab
 from prunelab.lab.learn import exercise as exercises
 from prunelab.lab.learn import progress
+from prunelab.lab.workshop.bank import answer_of
 
 EVERY = exercises.registry()
-
-
-def answer_of(exercise, source):
-    names = {"torch": torch}
-    exec(compile(source, f"<{exercise.id}>", "exec"), names)
-    return names[exercise.answer]
 
 
 @pytest.mark.parametrize("exercise", EVERY.values(), ids=EVERY)

@@ -91,11 +91,7 @@ def _card(plan: Plan, model: nn.Module, data: zoo.Data, seconds: float) -> dict[
         "license": "MIT",
         "training": {
             "optimizer": "AdamW, one-cycle",
-            "epochs": plan.epochs,
-            "lr": plan.lr,
-            "weight_decay": plan.weight_decay,
-            "batch_size": plan.batch_size,
-            "seed": plan.seed,
+            **{key: getattr(plan, key) for key in ("epochs", "lr", "weight_decay", "batch_size", "seed")},
             "initial_seed": plan.seed,
             **({"views_of_each_scan": plan.views} if plan.views else {}),
             **({"training_scans_not_seen": plan.spares} if plan.spares else {}),

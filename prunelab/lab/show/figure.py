@@ -169,24 +169,23 @@ def race(caption: str, timed: Comparison, columns: Mapping[str, Mapping[str, Any
     `columns` stand before the times: column -> network -> value. Whole numbers and texts are shown as they are,
     fractions as measured shares.
     """
-    extra = dict(columns or {})
-    rows = [
-        [name, *(_share(values[name]) for values in extra.values()), taken.p50, timed.speedup[name].ratio]
-        for name, taken in timed.latency.items()
-    ]
+    extra = columns or {}
+    ratios = {name: found.ratio for name, found in timed.speedup.items()}
+    rows = []
+    for name, taken in timed.latency.items():
+        given = [values[name] for values in extra.values()]
+        told = [measured(value, "%") if isinstance(value, float) else value for value in given]
+        rows.append([name, *told, taken.p50, ratios[name]])
     table(caption, {"network": None, **dict.fromkeys(extra), "time": "s", "times faster": "×"}, rows)
-    return {name: found.ratio for name, found in timed.speedup.items()}
+    return ratios
 
 
 def trials(caption: str, experiments: Mapping[str, Comparison]) -> dict[str, float]:
     """Show experiments of two ways each, a row an experiment; return how many times as long the second way takes."""
-    ratios = {name: 1 / list(x.speedup.values())[1].ratio for name, x in experiments.items()}
-    rows = [
-        [name, *(taken.p50 for taken in list(x.latency.values())[:2]), ratios[name]] for name, x in experiments.items()
-    ]
+    ratios, rows = {}, []
+    for name, found in experiments.items():
+        this, that = list(found.latency.values())[:2]
+        ratios[name] = 1 / list(found.speedup.values())[1].ratio
+        rows.append([name, this.p50, that.p50, ratios[name]])
     table(caption, {"this, and that": None, "this": "s", "that": "s", "times as long": "×"}, rows)
     return ratios
-
-
-def _share(value: Any) -> Any:
-    return measured(value, "%") if isinstance(value, float) else value

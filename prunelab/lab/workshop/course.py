@@ -46,7 +46,6 @@ def copy(target: Path) -> dict[str, str]:
     A notebook that the learner has changed is never overwritten: the course's newer version, if there is one, then
     stands beside it as `NN_name.new.ipynb`. Copying twice changes nothing.
     """
-    target = Path(target)
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -60,15 +59,13 @@ def copy(target: Path) -> dict[str, str]:
 def _copy(source: Path, target: Path, before: dict[str, str]) -> str:
     """Put one notebook there; what became of it in words."""
     place = target / source.name
-    if not place.exists():
-        write_whole(place, source.read_bytes())
-        return "new"
-    if _digest(place) == _digest(source):
+    was, there = before.get(source.name), _digest(place) if place.exists() else None
+    if there == _digest(source):
         return "as it was"
-    if _digest(place) == before.get(source.name):  # the course's older version, untouched
+    if there in (None, was):  # or the course's older version, untouched
         write_whole(place, source.read_bytes())
-        return "updated"
-    if before.get(source.name) != _digest(source):
+        return "updated" if there else "new"
+    if was != _digest(source):
         write_whole(place.with_suffix(".new.ipynb"), source.read_bytes())
     return "yours, kept"
 
