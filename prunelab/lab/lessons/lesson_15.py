@@ -155,6 +155,7 @@ SIZES = (8, 15)  # blocks' worth of parameters: 21 and 39 % of the Llama
 HEADS = 3  # blocks' worth where heads are compared: all attentions together have less than eight blocks have
 SOME, TESTED = 4, 8  # pages to calibrate on, and to test the controls and code on; to test the race on
 EVERY = 6  # of the pages to train on
+ON_CODE = ", on code"  # a rule that looks at pages of source code, not of prose
 
 
 def shapes_grid() -> Resumable:
@@ -166,10 +167,12 @@ def shapes_grid() -> Resumable:
     ids = text.train[::EVERY][:STEPS, :TOKENS]
     taught: list[Tensor] = []
     scores: dict[str, Scores] = {}
+    calibs = {"": calib, ON_CODE: code.some(SOME)}
 
     def made(way: str, rule: str, scope: str, like: int) -> nn.Module:
         if rule not in scores:
-            scores[rule] = RULES[rule](llama.model, calib)
+            name, mark, _ = rule.partition(ON_CODE)
+            scores[rule] = RULES[name](llama.model, calibs[mark])
         return cut(llama.model, way, like, scores[rule], scope, loud)
 
     def distilled(model: nn.Module, seed: int) -> Run:
@@ -189,7 +192,8 @@ def shapes_grid() -> Resumable:
         *how, steps, seed = (point[key] for key in POINT)
         model = made(*how) if point["like"] else llama.model
         course = distilled(model, seed) if steps else {}
-        main = point["like"] != HEADS and BEST.get(point["way"], ("", "")) == (point["rule"], point["scope"])
+        chosen_by = (point["rule"].removesuffix(ON_CODE), point["scope"])
+        main = point["like"] != HEADS and BEST.get(point["way"], ("", "")) == chosen_by
         main = main or not point["like"]
         found = judged(model, llama, test if main else test[:SOME], writes=main)
         if main:
@@ -204,10 +208,14 @@ def shapes_grid() -> Resumable:
 
 
 def _points() -> list[Run]:
-    """The mains at both sizes, before and after; then heads, other rules, and what the loudest neurons alone do."""
+    """The mains at both sizes, before and after, once in another order of the pieces and once chosen on code.
+
+    Then heads, other rules, and what the loudest neurons alone do.
+    """
     points: list[tuple[Any, ...]] = [("whole", "", "", 0, 0, 0)]
-    points += [(way, *rule, 8, steps, 0) for steps in (0, STEPS) for way, rule in BEST.items()]
-    points += [(way, *rule, 15, 0, 0) for way, rule in BEST.items()]
+    mains = ((8, 0, 0), (8, STEPS, 0), (15, 0, 0), (8, STEPS, 1), (15, STEPS, 0))
+    points += [(way, *rule, *main) for main in mains for way, rule in BEST.items()]
+    points += [(way, rule + ON_CODE, scope, 8, 0, 0) for way, (rule, scope) in BEST.items()]
     points += [("neurons", *how, 8, 0, 0) for how in CONTROLS.values() if how != BEST["neurons"]]
     points += [("width", "loudness", "layer, unscaled", 8, 0, 0)]
     points += [(way, rule, "global", HEADS, 0, 0) for way, rule in AT_HEADS.items()]
@@ -217,21 +225,27 @@ def _points() -> list[Run]:
 GRIDS: dict[str, Grid] = {"llama-shapes": shapes_grid}
 
 
-def stored() -> dict[tuple[str, str, str, int, bool], Run]:
-    """The runs of the grid by way, rule, scope, blocks' worth, and whether they are distilled."""
-    return {(r["way"], r["rule"], r["scope"], r["like"], r["steps"] > 0): r for r in grid("llama-shapes")}
+def stored() -> dict[tuple[str, str, str, int, bool, int], Run]:
+    """The runs of the grid by way, rule, scope, blocks' worth, whether they are distilled, and the order's seed."""
+    runs = grid("llama-shapes")
+    return {(r["way"], r["rule"], r["scope"], r["like"], r["steps"] > 0, r["seed"]): r for r in runs}
 
 
-def mains(like: int) -> dict[str, list[Run]]:
-    """Of each way, at a size, the run before the distillation and, at the smaller size, the run after it."""
+def mains(like: int, *, seed: int = 0) -> dict[str, list[Run]]:
+    """Of each way, at a size, the run before the distillation and the one after it, in an order of the pieces."""
     runs = stored()
-    found = {way: [runs.get((way, *rule, like, after)) for after in (False, True)] for way, rule in BEST.items()}
-    return {way: [run for run in both if run] for way, both in found.items()}
+    return {way: [runs[way, *rule, like, False, 0], runs[way, *rule, like, True, seed]] for way, rule in BEST.items()}
+
+
+def chosen_on_code() -> dict[str, Run]:
+    """Of each way, cut, the run whose parts were chosen on pages of source code."""
+    runs = stored()
+    return {way: runs[way, rule + ON_CODE, scope, 8, False, 0] for way, (rule, scope) in BEST.items()}
 
 
 def controls() -> dict[str, float]:
     """Perplexity on the first four pages, a third of the neurons gone by each of the rules."""
-    runs = [(name, stored()["neurons", *how, 8, False]["losses"][:SOME]) for name, how in CONTROLS.items()]
+    runs = [(name, stored()["neurons", *how, 8, False, 0]["losses"][:SOME]) for name, how in CONTROLS.items()]
     return {name: math.exp(sum(losses) / SOME) for name, losses in runs}
 
 
