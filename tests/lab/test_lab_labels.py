@@ -31,7 +31,6 @@ from prunelab.lab.lessons import (
 )
 from prunelab.lab.lessons.physics import Layer, Roofline
 from prunelab.lab.show import figure, plots
-from prunelab.lab.show.readings import Reading
 
 SLACK = 1.0  # pixels that two boxes may share, for a box is a little larger than its letters
 
@@ -126,7 +125,7 @@ def returns():
 
 
 def digits(n):
-    return torch.rand(n, 16, 16, generator=torch.Generator().manual_seed(0))
+    return torch.rand(n, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 def shape(**subplots):
@@ -136,15 +135,15 @@ def shape(**subplots):
 DRAWINGS = {
     "gallery": (
         shape(figsize=(7, 3.5)),
-        lambda ax: lesson_00.gallery(ax, digits(24), list(range(10)) * 3),
+        lambda ax: lesson_00.filmstrip(ax, digits(24), torch.arange(24) % 10),
     ),
     "filmstrip": (
         shape(figsize=(8, 5.2)),
         lambda ax: lesson_00.filmstrip(
             ax,
             digits(8),
-            list(range(8)),
-            dict.fromkeys(("dense", "half of it zero", "95 % zero", "fresh statistics", "end"), Reading([8] * 8, 0.1)),
+            torch.arange(8),
+            dict.fromkeys(("dense", "half of it zero", "95 % zero", "fresh statistics", "end"), torch.full((8,), 8)),
         ),
     ),
     "curves": (shape(figsize=(7, 3.4)), lambda ax: plots.curves(ax, LEVELS, SEEDS)),
