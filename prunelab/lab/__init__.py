@@ -30,10 +30,8 @@ __homes__ = {  # name -> its module; a lesson's module is found by its own name,
     "physics": "lessons.physics",
     "pruned": "lessons.pruned_networks",
     "read": "show.readings",
-    "reading": "lessons.pruned_networks",
     "real_pictures": "lessons.real_pictures",
     "refreshed": "lessons.pruned_networks",
-    "reading_of": "lessons.pruned_networks",
     "spread": "lessons.pruned_networks",
     "drawing": "show.drawing",
     "explorer": "show.explorer",
@@ -45,7 +43,6 @@ __homes__ = {  # name -> its module; a lesson's module is found by its own name,
     "measured": "show.measuring",
     "plots": "show.plots",
     "race": "show.figure",
-    "trials": "show.figure",
 }
 
 __all__ = [*__homes__]

@@ -17,6 +17,6 @@ __getattr__ = renamed(
     {"pitfalls": "prunelab.lab.lessons.physics"}
     | {
         name: f"prunelab.lab.lessons.physics.{name}"
-        for name in ("Machine", "Roofline", "crossover", "machine", "products", "roofline", "two_of_four")
+        for name in ("Machine", "Roofline", "machine", "products", "roofline", "two_of_four")
     },
 )

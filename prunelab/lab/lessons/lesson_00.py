@@ -44,8 +44,8 @@ def filmstrip(ax: Axes, images: Tensor, labels: Tensor, stages: Mapping[str, Ten
             if wrong:
                 frame = [x, x + side, x + side, x, x], [y, y, y + side, y + side, y]
                 ax.plot(*frame, color=WRONG, lw=2, ls="-", marker="")
-    for row, (name, found) in enumerate((stages or {}).items()):
-        text = f"{name}\n{percent(float((found == labels).double().mean()), digits=0)} read correctly"
+    for row, (name, all_read) in enumerate((stages or {}).items()):
+        text = f"{name}\n{percent(float((all_read == labels).double().mean()), digits=0)} read correctly"
         ax.text(-GAP, row * high + side / 2, text, ha="right", va="center", fontsize=9)
     ax.imshow(board.numpy(), cmap=SHADES, vmin=0, vmax=1, extent=(0, ROW * wide, len(rows) * high, 0))
     ax.set(xlim=(-1, ROW * wide), ylim=(len(rows) * high, -1))

@@ -178,15 +178,5 @@ def race(caption: str, timed: Comparison, columns: Mapping[str, Mapping[str, Any
     return {name: found.ratio for name, found in timed.speedup.items()}
 
 
-def trials(caption: str, experiments: Mapping[str, Comparison]) -> dict[str, float]:
-    """Show experiments of two ways each, a row an experiment; return how many times as long the second way takes."""
-    ratios = {name: 1 / list(x.speedup.values())[1].ratio for name, x in experiments.items()}
-    rows = [
-        [name, *(taken.p50 for taken in list(x.latency.values())[:2]), ratios[name]] for name, x in experiments.items()
-    ]
-    table(caption, {"this, and that": None, "this": "s", "that": "s", "times as long": "×"}, rows)
-    return ratios
-
-
 def _share(value: Any) -> Any:
     return measured(value, "%") if isinstance(value, float) else value
