@@ -84,10 +84,11 @@ def panel(ax: Axes, which: str, runs: Mapping[str, Any], chosen: str | None = No
     One order can be chosen: the others are pale, and one of its points is marked and read out.
     """
     places = range(len(SHARES))  # equal steps: a hundredth is seen too
-    plots.curves(ax, places, runs)
+    plots.curves(ax, places, runs, legend=False)
     ax.set(title=which, xlabel="share removed", ylim=(0, 1.08))
     ax.set_xticks(places, [percent(s, digits=0) for s in SHARES])
-    ax.legend(loc="lower left")
+    if chosen or which == list(WHICH)[-1]:  # where there is room
+        ax.legend(loc="lower left")
     if chosen is None:
         ax.label_outer()
         return
