@@ -129,9 +129,7 @@ class Remembering(nn.Module):
         latency,
         lambda m, x: compare({"a": m}, x),
         lambda m, x: physics.roofline(m, x, rounds=7),
-        lambda m, x: physics.threads(m, x, (1,), rounds=7),
-        lambda m, x: physics.batch_size(m, x, (1,), rounds=7),
-        lambda m, x: physics.unbaked(m, {}, x, rounds=7),
+        lambda m, x: physics.pitfalls(m, {}, x, rounds=7),
     ],
 )
 def test_what_a_model_caches_can_be_trained_with(timed):

@@ -27,7 +27,7 @@ assert Path(pl.__file__).is_relative_to(sys.prefix), pl.__file__
 lab.start("00")
 data, model = zoo.load("digits"), zoo.checkpoint("digits-cnn")
 pl.prune(model, pl.Recipe(sparsity=0.5))
-print("read:", lab.reading(model, pl.Recipe(sparsity=0.5), data.valid).accuracy > 0.8)
+print("read:", pl.measurement.evaluate(model, data, "valid").accuracy > 0.8)
 print("runs:", len(lab.grid("scopes")) > 100)
 lab.check("00-1", 1234)
 print("guide:", "## 00: What can a network lose?" in guide.text())

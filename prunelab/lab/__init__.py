@@ -19,15 +19,14 @@ __rooms__ = {  # a module -> its names; a lesson's module is found by its own na
     "learn.workbench": ["workbench"],
     "lessons.llamas": ["llamas"],
     "lessons.physics": ["physics"],
-    "lessons.pruned_networks": ["kept", "pruned", "reading", "reading_of", "refreshed", "spread"],
+    "lessons.pruned_networks": ["pruned", "refreshed"],
     "lessons.real_pictures": ["real_pictures"],
     "show.drawing": ["drawing"],
     "show.explorer": ["explorer"],
-    "show.figure": ["figure", "race", "table", "trials"],
+    "show.figure": ["figure", "race", "table"],
     "show.fronts": ["fronts"],
     "show.measuring": ["NO_CUDA", "measured"],
     "show.plots": ["plots"],
-    "show.readings": ["read"],
 }
 __homes__ = {name: room for room, names in __rooms__.items() for name in names}
 

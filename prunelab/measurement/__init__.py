@@ -16,5 +16,5 @@ __getattr__ = renamed(
     {"pitfalls": "prunelab.lab.lessons.physics", "FORMATS": "prunelab.measurement.costs.FORMATS"}
     | {"Speedup": "prunelab.measurement.timing.Speedup"}
     | moved("prunelab.measurement.evaluation", "mean_interval wilson")
-    | moved("prunelab.lab.lessons.physics", "Machine Roofline crossover machine products roofline two_of_four"),
+    | moved("prunelab.lab.lessons.physics", "Machine Roofline machine products roofline two_of_four"),
 )

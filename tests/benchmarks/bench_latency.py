@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -78,34 +79,30 @@ def csr(sparsity: float) -> float:
 
 
 def crossing(columns: int) -> float:
-    """From which share of zeros on CSR wins; 1 for never."""
-    found = lab.physics.crossover(512, columns).sparsity
-    return 1.0 if found is None else found
+    """From which share of zeros on CSR wins, on the line between two levels; the last one for never."""
+    zeros = (0.5, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99)
+    (_, ratios), *_ = lab.physics.products(512, columns, zeros, kernels=["csr"]).curves().values()
+    return float(np.interp(0, np.log(ratios), zeros))
 
 
 def convolutions() -> float:
     """The lowest share of the peak that one of the big convolutions reaches."""
     roof = lab.physics.roofline(networks()["dense"], batch(), rounds=7)
-    big = [x for x in roof.layers if x.name in ("conv2", "conv3", "conv4")]
-    return min(x.macs / x.measured.p50 for x in big) / roof.machine.peak
+    return min(roof.layers[name].rate for name in ("conv2", "conv3", "conv4")) / roof.machine.peak
 
 
 def pools() -> float:
     """Which share of the time the poolings take."""
-    return lab.physics.roofline(networks()["dense"], batch(), rounds=7).share("MaxPool2d")
+    parts = lab.lesson_02.layer_times({"dense": networks()["dense"]}, batch())["dense"]
+    return parts["pooling"] / sum(parts.values())
 
 
-def odd() -> float:
-    """How many times as long 33 channels take as 32."""
-    return 1 / lab.physics.odd_channels((32, 33)).speedup["33 channels"].ratio
-
-
-def masks_on() -> float:
-    """How many times as long a forward of one digit takes with the masks on."""
+def pitfall(name: str) -> float:
+    """How many times as long that takes as this."""
     dense = networks()["dense"]
     groups = pl.granularity.filters(dense, batch())
     keep = pl.allocate(pl.criteria.magnitude(dense), groups, 0.5, "layer")
-    return 1 / lab.physics.unbaked(dense, pl.expand(dense, groups, keep), batch(1)).speedup["masks on"].ratio
+    return lab.physics.pitfalls(dense, pl.expand(dense, groups, keep), batch())[name][2]
 
 
 CLAIMS: dict[str, tuple[Callable[[], float], float, float]] = {  # name -> (measure, at least, at most)
@@ -123,8 +120,8 @@ CLAIMS: dict[str, tuple[Callable[[], float], float, float]] = {  # name -> (meas
     "CSR's crossover, 1 column (no claim)": (lambda: crossing(1), 0.0, 1.0),
     "convolutions' share of the peak": (convolutions, 0.4, math.inf),
     "poolings' share of the time": (pools, 0.05, 1.0),
-    "33 channels against 32": (odd, 1.1, math.inf),
-    "masks on, one digit": (masks_on, 1.1, math.inf),
+    "33 channels against 32": (lambda: pitfall("32 channels, 33 channels"), 1.1, math.inf),
+    "masks on, one digit": (lambda: pitfall("dense, masks still on (1 digit)"), 1.1, math.inf),
 }
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import TensorDataset
 import prunelab as pl
 from prunelab import lab, zoo
 from prunelab.lab.show import drawing
+from prunelab.lab.show.readings import read
 from prunelab.lab.workshop import course
 
 
@@ -76,8 +77,8 @@ def test_the_filters_that_go_are_those_that_shrink_removes(model, data, shown):
 
 def test_what_is_read_is_what_the_pruned_network_reads(model, data):
     found = lab.drawing(model, data)
-    for percent in (0, 70):
-        assert found.weights.stale[percent] == lab.reading(model, pl.Recipe(sparsity=percent / 100), data.valid)
+    assert found.weights.stale[0] == read(model, data.valid)
+    assert found.weights.stale[70] == read(lab.pruned(model, "global", 0.7), data.valid)
     small = pl.shrink(model, groups := pl.granularity.filters(model, data.valid[:2][0]),
                       pl.allocate(pl.criteria.magnitude(model), groups, 0.75, "layer"))  # fmt: skip
     pl.recovery.recalibrate_batchnorm(small, data.train[:])

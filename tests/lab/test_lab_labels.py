@@ -29,9 +29,8 @@ from prunelab.lab.lessons import (
     lesson_16,
     llamas,
 )
-from prunelab.lab.lessons.physics import Layer, Roofline
+from prunelab.lab.lessons.physics import Layer, Machine, Roofline
 from prunelab.lab.show import figure, plots
-from prunelab.lab.show.readings import Reading
 
 SLACK = 1.0  # pixels that two boxes may share, for a box is a little larger than its letters
 
@@ -86,20 +85,11 @@ def roofline():
     names = (
         [f"conv{i}" for i in range(1, 5)] + [f"bn{i}" for i in range(1, 5)] + ["pool1", "pool2", "fc1", "fc2", "relu"]
     )
-    layers = [
-        Layer(
-            n,
-            "Conv2d",
-            macs=(10 + i) * 100_000,
-            moved=80_000 + 900 * i,
-            predicted=1e-4,
-            measured=latency(1e-4 + 2e-6 * i),
-            bound="compute",
-        )
-        for i, n in enumerate(names)
-    ]
-    machine = type("Machine", (), {"peak": 4e10, "bandwidths": ((1e4, 4e10), (1e6, 2e10), (1e8, 9e9))})()
-    return Roofline(machine=machine, layers=tuple(layers), whole=latency(2e-3))
+    machine = Machine(4e10, ((1e4, 4e10), (1e6, 2e10), (1e8, 9e9)), 1, "cpu")
+    return Roofline(
+        machine,
+        {n: Layer(n, (10 + i) * 100_000, 80_000 + 900 * i, latency(1e-4 + 2e-6 * i)) for i, n in enumerate(names)},
+    )
 
 
 LEVELS = [0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99]
@@ -108,6 +98,7 @@ FALLING = {
     "magnitude, layer by layer": [0.97, 0.9, 0.8, 0.6, 0.3, 0.2, 0.1, 0.1],
     "by lot": [0.97, 0.7, 0.5, 0.4, 0.2, 0.1, 0.1, 0.1],
 }
+ORDERS = {o: np.array([[0.9] * 7, [0.5] * 7]) for o in lesson_01.ORDERS}
 SEEDS = {name: np.array([values, [0.9 * v for v in values]]) for name, values in FALLING.items()}
 DENSE = [0.97] * 5
 PARTS = {"convolutions": 12e-3, "pooling": 4e-3, "norms, ReLU": 1e-3, "linear": 1e-4}
@@ -126,7 +117,7 @@ def returns():
 
 
 def digits(n):
-    return torch.rand(n, 16, 16, generator=torch.Generator().manual_seed(0))
+    return torch.rand(n, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 def shape(**subplots):
@@ -136,15 +127,15 @@ def shape(**subplots):
 DRAWINGS = {
     "gallery": (
         shape(figsize=(7, 3.5)),
-        lambda ax: lesson_00.gallery(ax, digits(24), list(range(10)) * 3),
+        lambda ax: lesson_00.filmstrip(ax, digits(24), torch.arange(24) % 10),
     ),
     "filmstrip": (
         shape(figsize=(8, 5.2)),
         lambda ax: lesson_00.filmstrip(
             ax,
             digits(8),
-            list(range(8)),
-            dict.fromkeys(("dense", "half of it zero", "95 % zero", "fresh statistics", "end"), Reading([8] * 8, 0.1)),
+            torch.arange(8),
+            dict.fromkeys(("dense", "half of it zero", "95 % zero", "fresh statistics", "end"), torch.full((8,), 8)),
         ),
     ),
     "curves": (shape(figsize=(7, 3.4)), lambda ax: plots.curves(ax, LEVELS, SEEDS)),
@@ -154,13 +145,14 @@ DRAWINGS = {
             axes, {"weights": torch.randn(10, 64), "mask": torch.rand(10, 64) > 0.5, "pruned": torch.randn(10, 64)}
         ),
     ),
-    "three_orders": (
+    "panel": (
         shape(figsize=(10.5, 4), ncols=3, sharey=True),
-        lambda axes: lesson_01.three_orders(
-            axes, {w: {o: [[0.9] * 7, [0.5] * 7] for o in lesson_01.ORDERS} for w in lesson_01.WHICH}
-        ),
+        lambda axes: [lesson_01.panel(ax, w, ORDERS) for ax, w in zip(axes, lesson_01.WHICH, strict=True)],
     ),
-    "marked_curve": (shape(figsize=(7, 3.4)), lambda ax: lesson_01.marked_curve(ax, LEVELS, FALLING, "by lot", 0.99)),
+    "panel, chosen": (
+        shape(figsize=(7, 3.4)),
+        lambda ax: lesson_01.panel(ax, "of all layers", ORDERS, "at random", 0.7),
+    ),
     "crossings": (
         shape(figsize=(7, 3.8)),
         lambda ax: lesson_03.crossings(
@@ -208,10 +200,6 @@ DRAWINGS = {
         lambda axes: lesson_05.two_scans(
             axes, LEVELS[1:], {t: {f"conv{i}": FALLING["by lot"][1:] for i in range(6)} for t in ("old", "fresh")}, 0.97
         ),
-    ),
-    "spent": (
-        shape(figsize=(7, 3.2)),
-        lambda ax: lesson_05.spent(ax, {"removed": [0.9] * 6, "accuracy": 0.9}, [f"conv{i}" for i in range(6)]),
     ),
     "framed": (
         shape(figsize=(9.5, 3.5), ncols=2),

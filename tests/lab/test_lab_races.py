@@ -1,8 +1,6 @@
 """Timings as tables: what is written, and what is returned."""
 
-import pytest
-
-from prunelab.lab import race, trials
+from prunelab.lab import race
 from prunelab.measurement import Comparison, Latency
 from prunelab.measurement.timing import Speedup
 
@@ -24,9 +22,3 @@ def test_a_race_shows_counts_as_they_are_and_shares_as_measured(capsys):
 def test_a_race_needs_no_further_columns(capsys):
     race("Two", Comparison(TIMES, RATIOS))
     assert capsys.readouterr().out.splitlines()[1] == "network | time | times faster"
-
-
-def test_trials_say_how_many_times_as_long_the_second_way_takes(capsys):
-    found = trials("Traps", {"dense, small": Comparison(TIMES, RATIOS)})
-    assert found == {"dense, small": pytest.approx(0.4)}
-    assert capsys.readouterr().out.splitlines()[-1] == "dense, small | ≈ 2.00 ms | ≈ 1.00 ms | ≈ 0.400×"

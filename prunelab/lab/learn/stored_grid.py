@@ -31,8 +31,13 @@ def grid(name: str) -> list[Run]:
         ) from error
 
 
-def collect(runs: list[Run], value: str, by: str, along: str) -> dict[Any, np.ndarray]:
-    """Tables (networks, points) of one value: a table for each `by`, its columns in the order of `along`."""
+def collect(runs: list[Run], value: str, by: str, along: str | None = None) -> dict[Any, np.ndarray]:
+    """Tables (networks, points) of one value: a table for each `by`, its columns in the order of `along`.
+
+    Without `along` there is one point for each network and `by`: a column of values, one a network.
+    """
+    if along is None:
+        return {k: np.array([r[value] for r in runs if r[by] == k]) for k in dict.fromkeys(r[by] for r in runs)}
     names = list(dict.fromkeys(r["network"] for r in runs))
     points = sorted({r[along] for r in runs})
     found = {(r[by], r["network"], r[along]): r[value] for r in runs}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,47 +14,39 @@ from ..learn.claim import plain
 from ..learn.exercise import call
 from ..show.figure import SHADES
 from ..show.plots import RIGHT, WRONG
-from ..show.readings import Reading
 
-# Drawings
+# The drawing
 
 
 ROW = 8  # pictures in a row
 GAP, LABEL = 2, 6  # pixels beside a picture, and below it for what it is, or was read as
 
 
-def gallery(ax: Axes, images: Tensor, truth: Sequence[int], title: str = "") -> None:
-    """Small pictures (n, h, w) in rows of eight; under each what it is."""
-    rows = [(images[i : i + ROW], truth[i : i + ROW], truth[i : i + ROW]) for i in range(0, len(images), ROW)]
-    _rows(ax, rows)
-    ax.set_title(title)
+def filmstrip(ax: Axes, images: Tensor, labels: Tensor, stages: Mapping[str, Tensor] | None = None) -> None:
+    """Small pictures (n, 1, h, w) in rows of eight, under each what it is.
 
-
-def filmstrip(ax: Axes, images: Tensor, truth: Sequence[int], stages: Mapping[str, Reading]) -> None:
-    """The same eight pictures in a row a stage, with what is read of them, and the share of all that is right."""
-    _rows(ax, [(images[:ROW], truth[:ROW], found.labels[:ROW]) for found in stages.values()])
-    side = images.shape[-1]
-    for row, (name, found) in enumerate(stages.items()):
-        text = f"{name}\n{percent(found.accuracy, digits=0)} read correctly"
-        ax.text(-GAP, row * (side + LABEL) + side / 2, text, ha="right", va="center", fontsize=9)
-
-
-def _rows(ax: Axes, rows: Sequence[tuple[Tensor, Sequence[int], Sequence[int]]]) -> None:
-    """Rows of (pictures, what each is, what each was read as); a wrong one is framed, and says both."""
-    side = rows[0][0].shape[-1]
+    With stages, what is read of every picture by name: the first eight in a row a stage, under each what is read of it,
+    a wrong one framed, and beside the row the share of all that is right.
+    """
+    side, first = images.shape[-1], range(0, ROW)
     wide, high = side + GAP, side + LABEL
+    rows = [range(i, i + ROW) for i in range(0, len(images), ROW)] if stages is None else [first] * len(stages)
+    read = [labels] * len(rows) if stages is None else list(stages.values())
     board = torch.zeros(len(rows) * high, ROW * wide)
-    for row, (images, truth, read) in enumerate(rows):
-        for i, image in enumerate(images):
-            x, y = i * wide, row * high
-            board[y : y + side, x : x + side] = image
-            wrong = read[i] != truth[i]
-            text = f"✗ {read[i]} (is {truth[i]})" if wrong else str(truth[i])
+    for row, picked in enumerate(rows):
+        for i, picture in enumerate(picked):
+            x, y, found, truth = i * wide, row * high, int(read[row][picture]), int(labels[picture])
+            board[y : y + side, x : x + side] = images[picture, 0]
+            wrong = found != truth
+            text = f"✗ {found} (is {truth})" if wrong else str(truth)
             ax.text(x + side / 2, y + side + 2.4, text, ha="center", va="center", fontsize=9,
                     color=WRONG if wrong else RIGHT, fontweight="bold" if wrong else "normal")  # fmt: skip
             if wrong:
                 frame = [x, x + side, x + side, x, x], [y, y, y + side, y + side, y]
                 ax.plot(*frame, color=WRONG, lw=2, ls="-", marker="")
+    for row, (name, all_read) in enumerate((stages or {}).items()):
+        text = f"{name}\n{percent(float((all_read == labels).double().mean()), digits=0)} read correctly"
+        ax.text(-GAP, row * high + side / 2, text, ha="right", va="center", fontsize=9)
     ax.imshow(board.numpy(), cmap=SHADES, vmin=0, vmax=1, extent=(0, ROW * wide, len(rows) * high, 0))
     ax.set(xlim=(-1, ROW * wide), ylim=(len(rows) * high, -1))
     ax.set_aspect("equal", anchor="W")  # at the left, where the layout has left room for the names of the rows

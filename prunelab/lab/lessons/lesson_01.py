@@ -78,34 +78,26 @@ def matrices(axes: Sequence[Axes], pictures: Mapping[str, Tensor]) -> None:
         ax.grid(False)
 
 
-def three_orders(axes: Sequence[Axes], found: Mapping[str, Mapping[str, Any]]) -> None:
-    """A panel for each set of layers: accuracy against the share removed, a curve an order, mean and range."""
-    for ax, (which, runs) in zip(axes, found.items(), strict=True):
-        plots.curves(ax, range(len(SHARES)), runs, legend=ax is axes[1])  # equal steps: a hundredth is seen too
-        ax.set(title=which, xlabel="share removed")
-        ax.set_xticks(range(len(SHARES)), [percent(share, digits=0) for share in SHARES])
-    for ax in axes[1:]:
-        ax.set_ylabel("")
+def panel(ax: Axes, which: str, runs: Mapping[str, Any], chosen: str | None = None, share: float = 0.0) -> None:
+    """Accuracy against the share removed of some layers: a curve an order, mean and range of the networks.
 
-
-def marked_curve(
-    ax: Axes,
-    x: Sequence[float],
-    runs: Mapping[str, Sequence[float]],
-    chosen: str,
-    at: float,
-    xlabel: str = "share removed",
-) -> None:
-    """Several curves, one of them in full and the others pale, with one of its points marked and read out."""
-    for name, values in runs.items():
-        ax.plot(x, values, label=name, alpha=1.0 if name == chosen else 0.3)
-    y = runs[chosen][list(x).index(at)]
-    ax.plot([at], [y], marker="o", markersize=13, markerfacecolor="none", markeredgecolor=INK, linestyle="none")
-    ax.annotate(percent(y, digits=0), (at, y), textcoords="offset points", xytext=(12, 8), fontweight="bold")
-    ax.xaxis.set_major_formatter(lambda v, _: percent(v, digits=0))
-    ax.yaxis.set_major_formatter(lambda v, _: percent(v, digits=0))
-    ax.set(xlabel=xlabel, ylabel="validation accuracy", ylim=(0, 1.08))
-    ax.legend(loc="center left", bbox_to_anchor=(0.22, 0.52))
+    One order can be chosen: the others are pale, and one of its points is marked and read out.
+    """
+    places = range(len(SHARES))  # equal steps: a hundredth is seen too
+    plots.curves(ax, places, runs, legend=False)
+    ax.set(title=which, xlabel="share removed", ylim=(0, 1.08))
+    ax.set_xticks(places, [percent(s, digits=0) for s in SHARES])
+    if chosen or which == list(WHICH)[-1]:  # where there is room
+        ax.legend(loc="lower left")
+    if chosen is None:
+        ax.label_outer()
+        return
+    for name, line, band in zip(runs, ax.lines, ax.collections, strict=True):
+        line.set_alpha(1.0 if name == chosen else 0.3)
+        band.set_alpha(0.2 if name == chosen else 0.0)
+    at = SHARES.index(share), float(runs[chosen][:, SHARES.index(share)].mean())
+    ax.plot(*at, marker="o", markersize=13, markerfacecolor="none", markeredgecolor=INK, linestyle="none")
+    ax.annotate(percent(at[1], digits=0), at, textcoords="offset points", xytext=(12, 8), fontweight="bold")
 
 
 # The checks of the exercises, whose texts stand in 01.toml
@@ -114,10 +106,8 @@ def marked_curve(
 def check_read(answer: Any) -> str | None:
     """The four largest of eight by absolute value."""
     values = plain(answer)
-    if not isinstance(values, (list, tuple, set)) or not all(isinstance(v, (int, float)) for v in values):
-        return "give the surviving weights as a list, e.g. `[0.3, 0.2]`."
-    if any(isinstance(v, bool) for v in values):
-        return "that is a mask. This once, give the weights themselves, e.g. `[0.3, 0.2]`."
+    if not isinstance(values, (list, tuple, set)) or not all(type(v) in (int, float) for v in values):
+        return "give the weights that survive, no mask, as a list, e.g. `[0.3, 0.2]`."
     given = sorted(round(float(v), 6) for v in values)
     known = (
         ([0.9, -1.2, 0.4, -0.7], None),
@@ -237,15 +227,12 @@ def _counts(answer: Any) -> str | None:
 
 
 def _miscounted(sparsity: float, removed: int, gone: int, weight: Tensor) -> str:
-    share = sparsity * weight.numel()
-    if sparsity == 0:
-        return f"a sparsity of 0 removes nothing; your mask removes {removed}."
+    said = f"{100 * sparsity:.0f} % of {weight.numel()} weights"
     if len(weight.unique()) == weight.numel():
-        return (
-            f"{100 * sparsity:.0f} % of {weight.numel()} weights is {share:.1f}, rounded {gone}; your mask removes "
-            f"{removed}. Neither cut off nor rounded up: `round`."
-        )
-    what = f"of {weight.numel()} weights with many ties, {100 * sparsity:.0f} % is {gone}; your mask removes {removed}."
-    if removed > gone:
-        return f"{what} A threshold with `<=` removes *every* weight that ties with it. Take places, not a threshold."
-    return f"{what} A threshold with `<` spares *every* weight that ties with it. Take places, not a threshold."
+        share = sparsity * weight.numel()
+        return f"{said} is {share:.1f}, rounded {gone}; you remove {removed}. Neither cut off nor rounded up: `round`."
+    sign, does = ("<=", "removes") if removed > gone else ("<", "spares")
+    return (
+        f"{said}, many of them ties, is {gone}; you remove {removed}. A threshold with `{sign}` {does} *every* weight "
+        "that ties with it. Take places, not a threshold."
+    )

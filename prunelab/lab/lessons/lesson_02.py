@@ -6,16 +6,18 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
+from statistics import median
 from typing import Any, TypeAlias
 
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
 
-from ...measurement import Comparison, Conditions
+from ...measurement import Conditions
 from ...measurement.costs import layer_calls
-from ...measurement.timing import Task, in_turns, median_interval
+from ...measurement.timing import Task, in_turns
 from ...running import undisturbed
+from ...text import plural
 from ..learn.claim import plain
 from ..learn.exercise import call
 from ..show.figure import COLOURS
@@ -32,28 +34,20 @@ PARTS = {  # what the bars are made of: the kinds of layers that share a colour
 Bars = dict[str, dict[str, float]]
 
 
-def layer_times(networks: Mapping[str, nn.Module], batch: Tensor, rounds: int = 9) -> Bars:
-    """Seconds by network and part: every layer alone, on the inputs it gets in a forward pass, all in turns."""
-    tasks: dict[str, Task] = {}
-    kinds: dict[str, str] = {}
+def layer_times(networks: Mapping[str, nn.Module], inputs: Tensor | Mapping[str, Tensor], rounds: int = 9) -> Bars:
+    """Seconds by network and part: every layer alone, on what it gets in a forward pass of its input, all in turns."""
+    given = inputs if isinstance(inputs, Mapping) else dict.fromkeys(networks, inputs)
+    tasks: dict[tuple[str, str, str], Task] = {}
     with undisturbed(*networks.values()), torch.no_grad():
         for network, model in networks.items():
-            for layer, found in layer_calls(model, batch).items():
-                tasks[f"{network}/{layer}"] = found.run
-                kinds[f"{network}/{layer}"] = next(part for part, own in PARTS.items() if found.kind in own)
-        times = in_turns(tasks, Conditions(rounds=rounds))
+            for layer, found in layer_calls(model, given[network]).items():
+                part = next(part for part, own in PARTS.items() if found.kind in own)
+                tasks[network, part, layer] = found.run
+        times = in_turns({"/".join(name): task for name, task in tasks.items()}, Conditions(rounds=rounds))
     bars: Bars = {network: dict.fromkeys(PARTS, 0.0) for network in networks}
-    for name, own in times.items():
-        bars[name.split("/")[0]][kinds[name]] += median_interval(own)[0]
+    for (network, part, _), own in zip(tasks, times.values(), strict=True):
+        bars[network][part] += median(own)
     return bars
-
-
-def pooled(zeros: Tensor, numbers: Tensor) -> Comparison:
-    """2x2 max pooling of two batches of pictures, timed in turns."""
-    pool, on = nn.MaxPool2d(2), Conditions(rounds=9)
-    with torch.no_grad():
-        times = in_turns({"zeros": lambda: pool(zeros), "numbers": lambda: pool(numbers)}, on)
-    return Comparison.of(times, len(numbers), on)
 
 
 # Drawings
@@ -132,10 +126,6 @@ OFFERS: tuple[Times, Cuts] = (
     {"all filters": {"conv": 4.0, "pool": 2.0, "norm": 2.0}, "neurons": {"fc": 10.0, "norm": 8.0},
      "pooling": {"pool": 20.0, "fc": 1.5}},
 )  # fmt: skip
-_TOUCHED = (
-    "you counted only the layers that the cut touches. The others take as long as before, and they are in the "
-    "network's time: add up *all* layers before and after."
-)
 _MISREAD: tuple[tuple[Callable[[Times, Mapping[str, float]], float], str], ...] = (
     (lambda _, gains: max(gains.values()), "you took the largest factor. Ten times faster where hardly any time is "
                                            "spent is worth hardly anything: weigh each layer by its time."),
@@ -145,7 +135,8 @@ _MISREAD: tuple[tuple[Callable[[Times, Mapping[str, float]], float], str], ...] 
                                           "How many times *faster* is the whole: before, divided by after."),
     (lambda times, gains: 1 - _after(times, gains) / sum(times.values()), "right cut, but that is the share of the "
                                           "time that it saves. Times faster is before, divided by after."),
-    (_touched, _TOUCHED),
+    (_touched, "you counted only the layers that the cut touches. The others take as long as before, and they are in "
+               "the network's time: add up *all* layers before and after."),
 )  # fmt: skip
 
 
@@ -252,7 +243,7 @@ def check_benchmark(answer: Any) -> str | None:
         return f"on a perfectly calm machine the pruned model is exactly twice as fast, and you find {found:.3g}."
     runs = calm.order.count("pruned")
     if runs < 6:
-        return f"you ran the pruned model {_times(runs)}: one surprise would decide. Take 6 rounds or more."
+        return f"you ran the pruned model {plural(runs, 'time')}: one surprise would decide. Take 6 rounds or more."
     return _misled(answer)
 
 
@@ -279,7 +270,3 @@ def _misled(answer: Any) -> str | None:
             f"{cold} Your median forgives one, and yet it moves: {tepid:.4g} times, or {frozen:.4g} with a cold start."
         )
     return None
-
-
-def _times(n: int) -> str:
-    return "once" if n == 1 else f"{n} times"

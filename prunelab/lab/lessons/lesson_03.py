@@ -51,14 +51,12 @@ def weighed(ax: Axes, shares: Mapping[str, float]) -> None:
 def roof(ax: Axes, runs: Mapping[str, Roofline]) -> None:
     """Each layer that computes, under the roof of the machine: MACs a byte against MACs a second."""
     machine = next(iter(runs.values())).machine
+    places = {name: {n: (x.intensity, x.rate / 1e9) for n, x in found.layers.items()} for name, found in runs.items()}
     x = np.geomspace(0.05, 500, 200)
-    for n, (_, rate) in enumerate(machine.bandwidths):
-        last = n == len(machine.bandwidths) - 1
-        name = "the roof, bytes from memory" if last else "the roof, bytes from a cache" if n == 0 else None
-        style: dict[str, Any] = {"color": INK if last else "#999999", "ls": "-" if last else ":", "marker": ""}
-        if name:
-            ax.plot(x, np.minimum(machine.peak, x * rate) / 1e9, label=name, lw=2 if last else 1.5, **style)
-    places = {name: _attained(found) for name, found in runs.items()}
+    ways = [("from a cache", "#999999", ":"), ("from memory", INK, "-")]
+    for (_, rate), (place, colour, line) in zip((machine.bandwidths[0], machine.bandwidths[-1]), ways, strict=True):
+        reach = np.minimum(machine.peak, x * rate) / 1e9
+        ax.plot(x, reach, label=f"the roof, bytes {place}", color=colour, ls=line, marker="")
     for layer in places[next(iter(runs))]:
         ax.plot(*zip(*(own[layer] for own in places.values()), strict=True), color="#999999", lw=0.8, ls="-", marker="")
     for name, own in places.items():
@@ -70,11 +68,6 @@ def roof(ax: Axes, runs: Mapping[str, Roofline]) -> None:
         axis.set_major_formatter(lambda v, _: f"{v:g}")
     ax.legend(loc="lower right", fontsize=9)
     name_points(ax, places[next(iter(runs))])
-
-
-def _attained(found: Roofline) -> dict[str, tuple[float, float]]:
-    """Of each layer that computes, its MACs a byte and the billion MACs a second that it reached."""
-    return {x.name: (x.intensity, x.macs / x.measured.p50 / 1e9) for x in found.layers if x.macs}
 
 
 _PAPER = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6}

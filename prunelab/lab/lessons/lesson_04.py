@@ -12,7 +12,6 @@ from torch import nn
 
 from ... import zoo
 from ...granularity import weights
-from ...masking import apply, expand
 from ...measurement import evaluate
 from ...pipeline import report
 from ...recovery import finetune
@@ -23,7 +22,7 @@ from ..learn.stored_grid import Grid, Resumable, Run
 from ..show.figure import COLOURS
 from ..show.plots import RIGHT, WRONG
 from ..show.vector import PAPER
-from .pruned_networks import CNNS, FAST, RULES, kept, pruned, refreshed, spread
+from .pruned_networks import CNNS, FAST, RULES, kept, pruned, refreshed
 
 # The experiments
 
@@ -37,13 +36,12 @@ def shares_of(model: nn.Module, rule: str, sparsity: float) -> list[float]:
 
 
 SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
-NETWORKS = 5
 RETRAINED = (0.95, 0.98)  # for one epoch, by every rule but LAMP
 
 
 def scopes() -> Resumable:
     """Notebook 04: five networks, four ways to share the loss out, statistics fresh, and after one epoch."""
-    points = [{"network": n, "rule": r, "sparsity": s} for n in CNNS[:NETWORKS] for r in RULES for s in SPARSITIES]
+    points = [{"network": n, "rule": r, "sparsity": s} for n in CNNS for r in RULES for s in SPARSITIES]
     data = zoo.load("digits")
 
     def run(point: Run) -> Run:
@@ -153,12 +151,11 @@ def check_budget(answer: Any) -> str | None:
     empty = [name.removesuffix(".weight") for name, share in shares.items() if share == 1]
     if empty:
         return f"nothing is left of {' and '.join(empty)}, and nothing passes through an empty layer."
-    keep = spread(model, shares)
-    gone = report(weights(model), keep).sparsity
+    gone = report(weights(model), kept(model, shares)).sparsity
     if gone < BUDGET - 5e-4:
         most = percent(BUDGET, digits=0)
         return f"that removes {percent(gone)} of all weights, and {most} must go. Count weights, not layers."
-    read = refreshed(apply(model, expand(model, weights(model), keep)), zoo.load("digits"), "valid")
+    read = refreshed(pruned(model, shares), zoo.load("digits"), "valid")
     if read >= ENOUGH:
         return None
     if len({round(share, 3) for share in shares.values()}) == 1:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from torch import nn
 
 from ... import zoo
-from ...core import Keep
 from ...granularity import weights
-from ...layerwise import BySensitivity, uniform
-from ...masking import apply, bake, expand
+from ...layers import prunable
+from ...layerwise import BySensitivity
+from ...masking import current_masks
 from ...measurement import Evaluation, evaluate
 from ...recovery import recalibrate_batchnorm
 from ...sensitivity import Curve, Scan, scan
@@ -25,15 +23,13 @@ from ...text import percent
 from ..learn.claim import plain
 from ..learn.exercise import call
 from ..learn.stored_grid import Grid, Run
-from ..show.figure import COLOURS
-from ..show.vector import PAPER
-from .pruned_networks import CNNS, kept, spread
+from .pruned_networks import CNNS, FAST, SPARED, pruned, quarter, refreshed
 
 # The experiments
 
 
-SOME = 1024  # training pictures, one of each scan: enough to note averages by
-ENDS = ("conv1.weight", "fc2.weight")  # the first layer and the last
+LEVELS = (0.7, 0.9, 0.95)  # of the layer scans
+TOTAL = 0.9
 
 
 def as_scan(
@@ -48,59 +44,36 @@ def as_scan(
     return Scan(tuple(levels), tuple(curves), dense)
 
 
-def fresh_scan(model: nn.Module, data: Any, levels: Sequence[float]) -> Scan:
+def fresh_scan(model: nn.Module, data: Any) -> Scan:
     """What `pl.sensitivity.scan` finds, but with BatchNorm statistics estimated again after each cut."""
-    some = tuple(t[:SOME] for t in data.train.tensors)
-    nothing = dict.fromkeys((g.name for g in weights(model)), 0.0)
-    found: dict[str, list[Evaluation]] = {name: [] for name in nothing}
-    for name in nothing:
-        for level in levels:
-            twin = bake(_cut(model, spread(model, nothing | {name: level})))
-            recalibrate_batchnorm(twin, some)
+    found: dict[str, list[Evaluation]] = {}
+    for name in prunable(model):
+        found[name] = []
+        for level in LEVELS:
+            twin = pruned(model, {name: level})
+            recalibrate_batchnorm(twin, quarter(data))
             found[name].append(evaluate(twin, data, "valid"))
-    return as_scan(model, levels, found, evaluate(model, data, "valid"))
-
-
-def spared(model: nn.Module, sparsity: float) -> dict[str, float]:
-    """Equal shares, but the first and the last layer lose nothing: the control that needs no scan."""
-    inner = [g for g in weights(model) if g.name not in ENDS]
-    total = sum(g.units for g in weights(model))
-    return dict.fromkeys(ENDS, 0.0) | uniform(model, inner, sparsity * total / sum(g.units for g in inner))
-
-
-def _cut(model: nn.Module, keep: Keep) -> nn.Module:
-    """A masked copy."""
-    twin = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    return apply(twin, expand(twin, weights(twin), keep))
+    return as_scan(model, LEVELS, found, evaluate(model, data, "valid"))
 
 
 # The stored grid
-
-
-LEVELS = (0.7, 0.9, 0.95)  # of the layer scans
-TOTAL = 0.9
 
 
 def budgets() -> Iterator[Run]:
     """Notebook 05: five networks, both scans, and a budget spent in five ways, with fresh statistics."""
     data = zoo.load("digits")
     for network in CNNS:
-        dense = zoo.checkpoint(network)
-        groups = weights(dense)
-        scans = {"stale scan": scan(dense, data, LEVELS, progress=False), "fresh scan": fresh_scan(dense, data, LEVELS)}
+        dense = zoo.checkpoint(network).to(memory_format=FAST)
+        scans = {"stale scan": scan(dense, data, LEVELS, progress=False), "fresh scan": fresh_scan(dense, data)}
         for kind, found in scans.items():
             for name, row in zip(found.names, found.accuracy.tolist(), strict=True):
                 yield {"network": network, "scan": kind, "layer": name.removesuffix(".weight"), "accuracy": row}
-        shares = {rule: BySensitivity(found)(dense, groups, TOTAL) for rule, found in scans.items()}
-        shares["equal, ends spared"] = spared(dense, TOTAL)
-        choices = {rule: spread(dense, share) for rule, share in shares.items()}
-        choices |= {"one contest": kept(dense, "global", TOTAL), "equal shares": kept(dense, "local", TOTAL)}
-        for rule, keep in choices.items():
-            removed = [round(1 - float(keep[g.name].double().mean()), 4) for g in groups]
-            model = _cut(dense, keep)
-            recalibrate_batchnorm(model, data)
-            accuracy = evaluate(model, data, "test").accuracy
-            yield {"network": network, "rule": rule, "removed": removed, "accuracy": accuracy}
+        rules: dict[str, Any] = {n: BySensitivity(found)(dense, weights(dense), TOTAL) for n, found in scans.items()}
+        rules |= {"equal, ends spared": SPARED, "one contest": "global", "equal shares": "local"}
+        for name, rule in rules.items():
+            model = pruned(dense, rule, TOTAL)
+            removed = [round(1 - float(mask.double().mean()), 4) for mask in current_masks(model).values()]
+            yield {"network": network, "rule": name, "removed": removed, "accuracy": refreshed(model, data)}
 
 
 GRIDS: dict[str, Grid] = {"budgets": budgets}
@@ -123,15 +96,6 @@ def two_scans(
     axes[0].legend(title="layer", loc="lower left")
 
 
-def spent(ax: Axes, run: Run, layers: Sequence[str]) -> None:
-    """What a rule takes from each layer, and what the network then reads."""
-    ax.bar(layers, run["removed"], color=COLOURS[0], edgecolor=PAPER, linewidth=0)
-    ax.yaxis.set_major_formatter(lambda v, _: percent(v, digits=0))
-    ax.set(ylim=(0, 1), ylabel="removed of the layer")
-    ax.set_title(f"{percent(run['accuracy'])} read correctly with fresh statistics")
-    ax.grid(axis="x", visible=False)
-
-
 # The checks of the exercises, whose texts stand in 05.toml
 
 
@@ -150,51 +114,6 @@ def check_read(answer: Any) -> str | None:
         ("conv2", "fc1"): "`fc1` loses five points. Another layer loses far more, in both scans.",
     }
     return known.get((first, last), "not these two. Read the *fresh* scan at 90 %: who has lost least, and who most?")
-
-
-BUDGET, ENOUGH = 0.85, 0.85  # of all weights, at least so many go, and so many digits are still read
-NETWORK = "digits-cnn-2"
-
-
-def check_spend(answer: Any) -> str | None:
-    """Shares by layer that remove 90 % of all weights, measured on another network with fresh statistics."""
-    model, data = zoo.checkpoint(NETWORK), zoo.load("digits")
-    groups = weights(model)
-    layers = [g.name.removesuffix(".weight") for g in groups]
-    if not isinstance(answer, Mapping):
-        return 'give a dict: a share for each layer, such as {"conv1": 0.5, ...}.'
-    given = {str(name).removesuffix(".weight"): plain(share) for name, share in answer.items()}
-    unknown = sorted(set(given) - set(layers))
-    if unknown:
-        return f"there is no layer {unknown[0]!r}; there are {', '.join(layers)}."
-    shares = {g.name: given.get(layer, 0.0) for g, layer in zip(groups, layers, strict=True)}
-    if not all(isinstance(s, (int, float)) and not isinstance(s, bool) and 0 <= s <= 1 for s in shares.values()):
-        return "a share is a fraction between 0 and 1: 0.9 is nine weights in ten."
-    gone = sum(round(shares[g.name] * g.units) for g in groups) / sum(g.units for g in groups)
-    if gone < BUDGET - 0.0005:
-        least = percent(BUDGET, digits=0)
-        return f"that removes {percent(gone)} of all weights, and at least {least} must go. A layer counts by its size."
-    if any(s == 1 for s in shares.values()):
-        return "a layer that loses everything lets nothing through: leave each of them something."
-    twin = bake(_cut(model, spread(model, shares)))
-    recalibrate_batchnorm(twin, tuple(t[:SOME] for t in data.train.tensors))
-    return _verdict(evaluate(twin, data, "valid").accuracy, shares)
-
-
-def _verdict(read: float, shares: Mapping[str, float]) -> str | None:
-    """None for a network that reads enough, or what the shares say of how they were chosen."""
-    if read >= ENOUGH:
-        return None
-    said = f"measured: it reads {percent(read)}, and {percent(ENOUGH, digits=0)} can be had. "
-    if len(set(shares.values())) == 1:
-        return said + "You took the same of every layer, and both scans say that they differ."
-    if shares["fc2.weight"] > 0.5:
-        return said + "You took much of `fc2`, which looks safe in the stale scan only beside what is misread there."
-    if shares["conv1.weight"] > 0.5:
-        return (
-            said + "You took much of `conv1`: its 288 weights save next to nothing, and both scans say what they cost."
-        )
-    return said + "Take more from the layers that the *fresh* scan calls safe, and less from the others."
 
 
 def check_make(answer: Any) -> str | None:

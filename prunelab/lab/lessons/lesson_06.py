@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
-from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,7 +17,7 @@ from ... import zoo
 from ...agreement import rank_correlation
 from ...allocation import choose, unit_scores
 from ...calibration import Calibration
-from ...core import Group, Scores
+from ...core import Group
 from ...criteria import by_name as criterion_named
 from ...granularity import filters
 from ...measurement import evaluate, macs
@@ -100,7 +99,8 @@ def judgements(model: nn.Module, groups: Sequence[Group], data: Any) -> dict[tup
     for name in ("random", "magnitude", "gradient", "taylor", "fisher"):
         scores = criterion_named(name)(model, calib)
         found |= {(name, way): unit_scores(scores, groups, way) for way in ("sum", "mean")}
-        found[name, "own weights"] = _own(scores, groups)
+        # Without the filter's norm and what reads it, as Li et al. 2017 judge:
+        found[name, "own weights"] = {g.name: scores[f"{g.name}.weight"].flatten(1).sum(1) for g in groups}
     images, labels = (t[:SEEN] for t in data.train.tensors)
     closed = gates(model, images, labels)
     found["gate", "size of the mean"] = {name: z.mean(1).abs() for name, z in closed.items()}
@@ -108,11 +108,6 @@ def judgements(model: nn.Module, groups: Sequence[Group], data: Any) -> dict[tup
     found["gate", "mean of the squares"] = {name: z.square().mean(1) for name, z in closed.items()}
     found["the layer alone", "-"] = {g.name: torch.full((g.units,), -float(i)) for i, g in enumerate(groups)}
     return found
-
-
-def _own(scores: Scores, groups: Sequence[Group]) -> Units:
-    """The sum over the filter's own weights alone, without its norm and what reads it (Li et al. 2017)."""
-    return {g.name: scores[f"{g.name}.weight"].flatten(1).sum(1) for g in groups}
 
 
 def agreement(one: Units, other: Units) -> dict[str, float]:
@@ -171,15 +166,12 @@ def cashed() -> Iterator[Run]:
             for criterion, way in judges:
                 small = shrink(model, groups, choose(judged[criterion, way], groups, SHARE, scope))
                 about = {"network": network, "criterion": criterion, "way": way, "scope": scope}
-                yield {**about, "macs": macs(small, data.valid[:1][0]), **_fared(small, data, seed)}
-
-
-def _fared(small: nn.Module, data: Any, seed: int) -> dict[str, float]:
-    """Test accuracy with fresh statistics, and after an epoch more."""
-    recalibrate_batchnorm(small, data)
-    before = evaluate(small, data, "test").accuracy
-    finetune(small, data, epochs=1, seed=seed, progress=False)
-    return {"before": before, "after": evaluate(small, data, "test").accuracy}
+                work = macs(small, data.valid[:1][0])
+                recalibrate_batchnorm(small, data)
+                before = evaluate(small, data, "test").accuracy
+                finetune(small, data, epochs=1, seed=seed, progress=False)
+                after = evaluate(small, data, "test").accuracy
+                yield {**about, "macs": work, "before": before, "after": after}
 
 
 GRIDS: dict[str, Grid] = {"truths": truths, "cashed": cashed}
@@ -216,11 +208,6 @@ def framed(axes: Sequence[Axes], weight: Tensor, costs: Mapping[str, Sequence[fl
         ax.set(xlim=(-0.6, ACROSS_BOARD * (wide + 1.6)), ylim=(y + high + 1.6, -0.8), title=title)
         ax.set_aspect("equal")
         ax.axis("off")
-
-
-def ranked(scores: Sequence[float], truth: Sequence[float]) -> float:
-    """Spearman's rank correlation of a criterion's scores with the truth."""
-    return float(stats.spearmanr(scores, truth).statistic)
 
 
 def judged(ax: Axes, scores: Sequence[float], truth: Sequence[float], criterion: str) -> None:
@@ -326,10 +313,7 @@ def _left_out(answer: Any, start: Tensor, aim: float) -> str | None:
         left.append(loss_of(without))
     rise = torch.tensor(left, dtype=torch.float64) - whole
     wrong = (
-        (
-            rise + whole,
-            "that is the loss without each row. Its importance is the *rise*: subtract the loss of the whole.",
-        ),
+        (rise + whole, "that is the loss without each row. Its worth is the *rise*: subtract the loss of the whole."),
         (-rise, "the sign is reversed: a row is important if the loss *rises* without it."),
         (rise.abs(), "you took the size. A row may also do harm: then the loss falls without it."),
         (rise / whole, "you divided by the loss of the whole. The task asks for the rise itself."),

@@ -46,14 +46,12 @@ WAYS = ("movement", "mask only", "magnitude", ONCE, "random", "MAMA's score", "n
 
 def half(last: bool) -> Any:
     """Digits 0 to 4 or, as classes 0 to 4 too, 5 to 9: .train, .valid and .test, a pair of tensors each."""
-    data = zoo.load("digits")
-    return SimpleNamespace(**{s: _half(getattr(data, s).tensors, last) for s in ("train", "valid", "test")})
-
-
-def _half(split: tuple[Tensor, ...], last: bool) -> tuple[Tensor, Tensor]:
-    images, labels = split
-    chosen = (labels >= 5) == last
-    return images[chosen], labels[chosen] % 5
+    data, parts = zoo.load("digits"), {}
+    for split in ("train", "valid", "test"):
+        images, labels = getattr(data, split).tensors
+        chosen = (labels >= 5) == last
+        parts[split] = images[chosen], labels[chosen] % 5
+    return SimpleNamespace(**parts)
 
 
 def pretrained(seed: int) -> nn.Module:

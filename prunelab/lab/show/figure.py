@@ -178,14 +178,3 @@ def race(caption: str, timed: Comparison, columns: Mapping[str, Mapping[str, Any
         rows.append([name, *told, taken.p50, ratios[name]])
     table(caption, {"network": None, **dict.fromkeys(extra), "time": "s", "times faster": "×"}, rows)
     return ratios
-
-
-def trials(caption: str, experiments: Mapping[str, Comparison]) -> dict[str, float]:
-    """Show experiments of two ways each, a row an experiment; return how many times as long the second way takes."""
-    ratios, rows = {}, []
-    for name, found in experiments.items():
-        this, that = list(found.latency.values())[:2]
-        ratios[name] = 1 / list(found.speedup.values())[1].ratio
-        rows.append([name, this.p50, that.p50, ratios[name]])
-    table(caption, {"this, and that": None, "this": "s", "that": "s", "times as long": "×"}, rows)
-    return ratios
