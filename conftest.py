@@ -52,10 +52,11 @@ def pytest_collection_modifyitems(items):
 
 
 def _no_llama():
-    from prunelab import zoo
+    from prunelab.zoo import ZooError
+    from prunelab.zoo.llama import llama_folder
 
     try:
-        zoo.llama_folder()
-    except zoo.ZooError as error:
+        llama_folder()
+    except ZooError as error:
         return str(error)
     return None

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from prunelab import zoo
+from prunelab.zoo import ZooError
+from prunelab.zoo.llama import llama_folder
 
 EVERY = os.environ.get("PRUNELAB_BROWSER") == "all"
 
@@ -181,9 +182,8 @@ def need_the_llama(name: str) -> None:
     """Skip a notebook that needs the language model where that can't be had, and all but the first of them."""
     if name[:2] in ("14", "15") and not EVERY:
         pytest.skip("notebook 13 stands for those on the Llama: PRUNELAB_BROWSER=all drives this one, too")
-    fetch = getattr(zoo, "llama_folder", None)
-    if name[:2] in ("13", "14", "15") and fetch is not None:
+    if name[:2] in ("13", "14", "15"):
         try:
-            fetch()
-        except zoo.ZooError as error:
+            llama_folder()
+        except ZooError as error:
             pytest.skip(f"the Llama of notebooks 13 to 15 can't be had: {error}")

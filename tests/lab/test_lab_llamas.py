@@ -212,7 +212,7 @@ def test_drawings():
     dots = {"a": ([0.1, 0.2], [20.0, 30.0]), "b": ([0.3], [40.0])}
     for paint, shape in (
         (lambda ax: lesson_13.damage(ax, dots, {"low": (0.1, 20.0)}, 17.0), {}),
-        (lambda axes: lesson_15.judges(axes, lesson_15.stored()["whole", "", "", 0, False]), {"ncols": 2}),
+        (lambda axes: lesson_15.judges(axes, lesson_15.stored()["whole", "", "", 0, False, 0]), {"ncols": 2}),
         (lambda ax: llamas.said(ax, "2 out", {"perplexity": 30.0, "text": "It costs $5 and $6. " * 60}), {}),
         (lambda ax: llamas.said(ax, "all out", {"perplexity": 3e5, "text": ""}), {}),
     ):
@@ -250,7 +250,7 @@ def test_the_grids_run(llama, tmp_path, monkeypatch):
     shapes = made_by(lesson_15.shapes_grid)
     assert all(math.isfinite(r["perplexity"]) for r in shapes)
     assert len({r["parameters"] for r in shapes if r["way"] == "blocks"}) == 3
-    assert [r["course"][0][0] for r in shapes if r["steps"]] == [8, 8, 8]
+    assert [r["course"][0][0] for r in shapes if r["steps"]] == [8] * 9
     assert {len(lesson_15.verdicts(shapes[0], r)) for r in shapes if "answers" in r} == {5}
     assert lesson_15.verdicts(shapes[0], shapes[0]) == ["cannot tell"] * 5
     json.dumps([runs, shapes])
