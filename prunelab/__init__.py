@@ -3,6 +3,8 @@
 A name is imported when it is first asked for, so that `import prunelab` costs next to nothing beside torch.
 """
 
+# ruff: noqa: F401 (the imports are for type checkers; the test of layers holds them beside `__homes__`)
+
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
@@ -22,96 +24,70 @@ if TYPE_CHECKING:
         sensitivity,
         surgery,
     )
-    from .allocation import NM, allocate, expand, report
+    from .allocation import NM, allocate
     from .budget import fit_budget
     from .calibration import Calibration
     from .core import Group, Keep, Masks, Member, PruneError, Scores
     from .exports import export
     from .layers import prunable
-    from .masking import apply, bake, masked
+    from .masking import apply, bake, expand, masked
     from .measurement import measure
-    from .pipeline import Recipe, prune
+    from .pipeline import Recipe, prune, report
     from .recipes import load_recipe, save_recipe
     from .surgery import load_plan, save_plan, shrink
 
 __version__ = "0.1.0"
-__homes__ = {  # a function or class -> its module; a module is its own home
-    "NM": "allocation",
+__homes__ = {  # a name -> the module that holds it; the five steps first, in their order
+    "measure": "measurement",
+    "criteria": "criteria",
+    "granularity": "granularity",
     "allocate": "allocation",
-    "expand": "allocation",
-    "report": "allocation",
-    "fit_budget": "budget",
+    "expand": "masking",
+    "apply": "masking",
+    "recovery": "recovery",
+    "bake": "masking",
+    "shrink": "surgery",
+    "prune": "pipeline",
+    # what they are asked with, and what they say
+    "Recipe": "pipeline",
     "Calibration": "calibration",
+    "NM": "allocation",
+    "prunable": "layers",
+    "masked": "masking",
+    "report": "pipeline",
+    "PruneError": "core",
     "Group": "core",
+    "Member": "core",
+    "Scores": "core",
     "Keep": "core",
     "Masks": "core",
-    "Member": "core",
-    "PruneError": "core",
-    "Scores": "core",
+    # what the steps may ask
+    "schedules": "schedules",
+    "layerwise": "layerwise",
+    "sensitivity": "sensitivity",
+    "movement": "movement",
+    "reconstruction": "reconstruction",
+    "surgery": "surgery",
+    "language": "language",
+    # instruments
+    "measurement": "measurement",
+    "fit_budget": "budget",
+    "budget": "budget",
+    "agreement": "agreement",
     "export": "exports",
-    "prunable": "layers",
-    "apply": "masking",
-    "bake": "masking",
-    "masked": "masking",
-    "measure": "measurement",
-    "Recipe": "pipeline",
-    "prune": "pipeline",
-    "load_recipe": "recipes",
-    "save_recipe": "recipes",
-    "load_plan": "surgery",
     "save_plan": "surgery",
-    "shrink": "surgery",
+    "load_plan": "surgery",
+    "save_recipe": "recipes",
+    "load_recipe": "recipes",
 }
+__all__ = list(__homes__)
 __moved__ = {
     "Criterion": "prunelab.core.Criterion",
     "Granularity": "prunelab.core.Granularity",
     "Schedule": "prunelab.core.Schedule",
     "Pruned": "prunelab.pipeline.Pruned",
-    "Report": "prunelab.allocation.Report",
+    "Report": "prunelab.pipeline.Report",
 }
-__all__ = [  # noqa: RUF022 (the five steps first, in their order)
-    "measure",
-    "criteria",
-    "granularity",
-    "allocate",
-    "expand",
-    "apply",
-    "recovery",
-    "bake",
-    "shrink",
-    "prune",
-    # what they are asked with, and what they say
-    "Recipe",
-    "Calibration",
-    "NM",
-    "prunable",
-    "masked",
-    "report",
-    "PruneError",
-    "Group",
-    "Member",
-    "Scores",
-    "Keep",
-    "Masks",
-    # what the steps may ask
-    "schedules",
-    "layerwise",
-    "sensitivity",
-    "movement",
-    "reconstruction",
-    "surgery",
-    "language",
-    # instruments
-    "measurement",
-    "fit_budget",
-    "budget",
-    "agreement",
-    "export",
-    "save_plan",
-    "load_plan",
-    "save_recipe",
-    "load_recipe",
-]
 
 
 def __dir__() -> list[str]:
@@ -127,5 +103,5 @@ def __getattr__(name: str) -> Any:
     if importlib.util.find_spec(f"{__name__}.{home}") is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f"{__name__}.{home}")
-    globals()[name] = found = getattr(module, name) if name in __homes__ else module
+    globals()[name] = found = module if home == name else getattr(module, name)
     return found

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,10 +14,12 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from . import units
-from .calibration import Loss, call_with, scalar_loss
-from .core import Group, Keep, PruneError, check_loaded, device_of, shape
+from .calibration.samples import Loss, scalar_loss
+from .core import Group, Keep, Masks, PruneError, check_loaded, device_of, named, shape
 from .data import batches, to
-from .running import attempt, children, pair, undisturbed
+from .masking import expand
+from .running import attempt, pair
+from .sensitivity.scanning import steady, under
 from .text import Lines, Tabular
 
 
@@ -34,22 +36,22 @@ class Overlap:
     @property
     def jaccard(self) -> float:
         """Kept by both, of what either keeps: 1 if they agree, 0 if they share nothing (1 if both keep nothing)."""
-        return _jaccard(self.both, self.a + self.b)
+        return self._jaccard(self.both)
 
     @property
     def chance(self) -> float:
         """The Jaccard index of two choices of so many units that know nothing of each other: both = a * b / units."""
-        return _jaccard(self.a * self.b / self.units if self.units else 0, self.a + self.b)
+        return self._jaccard(self.a * self.b / max(self.units, 1))
 
     @property
     def beyond_chance(self) -> float:
         """1 if they agree as far as their counts allow, 0 at chance, below 0 if they avoid each other."""
-        expected, most = (self.a * self.b / self.units if self.units else 0), min(self.a, self.b)
+        expected, most = self.a * self.b / max(self.units, 1), min(self.a, self.b)
         return (self.both - expected) / (most - expected) if most > expected else 1.0
 
-
-def _jaccard(both: float, kept: int) -> float:
-    return both / (kept - both) if kept else 1.0
+    def _jaccard(self, both: float) -> float:
+        kept = self.a + self.b
+        return both / (kept - both) if kept else 1.0
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,14 +83,13 @@ def overlap(keep_a: Keep, keep_b: Keep) -> Overlaps:
     (1, 0.33)
     """
     _check_alike(keep_a, keep_b)
-    return Overlaps(tuple(_overlap(name, a, keep_b[name].to(a.device)) for name, a in keep_a.items()))
-
-
-def _overlap(name: str, a: Tensor, b: Tensor) -> Overlap:
-    for kept in (a, b):
-        if kept.dtype != torch.bool:
-            raise PruneError(f"overlap compares choices, but {name} is {kept.dtype}: give results of `allocate`")
-    return Overlap(name, a.numel(), int(a.sum()), int(b.sum()), int((a & b).sum()))
+    layers = []
+    for name, a in keep_a.items():
+        b = keep_b[name].to(a.device)
+        if a.dtype != torch.bool or b.dtype != torch.bool:
+            raise PruneError(f"{name} is {a.dtype} and {b.dtype}: overlap compares choices, results of `allocate`")
+        layers.append(Overlap(name, a.numel(), int(a.sum()), int(b.sum()), int((a & b).sum())))
+    return Overlaps(tuple(layers))
 
 
 @dataclass(frozen=True, repr=False)
@@ -155,63 +156,39 @@ def leave_one_out(
 
     One unit at a time, zeroed with all that belongs to it, and no retraining: it says nothing of two units that can
     replace each other, of which either may go, but not both. Below 0: the loss is lower without it. The model is
-    not touched. One pass over the data a unit; what lies below a unit's first layer is computed once for its
-    whole group where the model is an nn.Sequential.
+    not touched: a copy runs. One pass over the data a group; what lies below a group's first layer is computed once
+    for all its units, where the model can be run in parts.
     """
     check_loaded(model)
     result = {g.name: torch.zeros(g.units, dtype=torch.float64) for g in groups}
-    with undisturbed(model), torch.no_grad():
-        held = _held(model, data, split, batch_size)
-        dense = _mean_loss(model, {}, held, loss)
-        if not math.isfinite(dense):
-            raise PruneError(f"the loss of the whole model is {dense}: nothing can be compared with that")
-        with tqdm(total=sum(g.units for g in groups), desc="leaving out", unit="unit", disable=not progress) as bar:
-            for group, above, inputs in _stages(model, groups, held):
-                for unit, swapped in enumerate(_each_without(model, group)):
-                    result[group.name][unit] = _mean_loss(above, swapped, inputs, loss) - dense
-                    bar.update()
+    with tqdm(total=sum(g.units for g in groups), desc="leaving out", unit="unit", disable=not progress) as bar:
+        dense = _mean_loss(model, data, split, batch_size, loss)
+        for group in groups:
+            names, sums, n = units.tensors_of(group, named(model)), result[group.name], 0
+            with steady(model), torch.no_grad():
+                held = batches(data, split, size=batch_size)
+                for targets, _, each in under(model, names, partial(_without, model, group), range(group.units), held):
+                    n += len(targets)
+                    for unit, outputs in each:
+                        sums[unit] += float(scalar_loss(loss, outputs, targets)) * len(targets)
+            sums.div_(n).sub_(dense)
+            bar.update(group.units)
     return result
 
 
-Held = list[tuple[Any, Tensor]]
+def _without(model: nn.Module, group: Group, unit: int) -> Masks:
+    return expand(model, [group], {group.name: torch.arange(group.units) != unit})
 
 
-def _held(model: nn.Module, data: Any, split: str, batch_size: int) -> Held:
-    device = device_of(model)
-    held = [to(pair(batch), device) for batch in batches(data, split, size=batch_size)]
-    if not held:
+def _mean_loss(model: nn.Module, data: Any, split: str, batch_size: int, loss: Loss) -> float:
+    total, n = 0.0, 0
+    with steady(model), torch.no_grad():
+        for batch in batches(data, split, size=batch_size):
+            inputs, targets = to(pair(batch), device_of(model))
+            total += float(scalar_loss(loss, attempt(model, inputs), targets)) * len(targets)
+            n += len(targets)
+    if not n:
         raise PruneError(f"the {split} data is empty: there is nothing to run the model on")
-    return held
-
-
-def _mean_loss(model: nn.Module, swapped: dict[str, Tensor], held: Held, loss: Loss) -> float:
-    total = 0.0
-    for inputs, targets in held:
-        outputs = call_with(model, swapped, inputs) if swapped else attempt(model, inputs)
-        total += float(scalar_loss(loss, outputs, targets)) * len(targets)
-    return total / sum(len(targets) for _, targets in held)
-
-
-def _each_without(model: nn.Module, group: Group) -> Iterator[dict[str, Tensor]]:
-    """For each unit: copies of the tensors it has entries of, those zeroed, by the names the model gives them."""
-    tensors = units.named(model)
-    paths = {id(t): path for path, t in (*model.named_parameters(), *model.named_buffers())}
-    for unit in range(group.units):
-        stays = torch.arange(group.units, device=device_of(model)) != unit
-        masks = units.expand(model, [group], {group.name: stays})
-        yield {paths[id(tensors[name])]: torch.where(mask, tensors[name], 0.0) for name, mask in masks.items()}
-
-
-def _stages(model: nn.Module, groups: Sequence[Group], held: Held) -> Iterator[tuple[Group, nn.Module, Held]]:
-    """Each group with the part of the model from its first layer on, and what goes into that."""
-    if type(model).forward is not nn.Sequential.forward:
-        yield from ((group, model, held) for group in groups)
-        return
-    layers = list(children(model).items())  # a ReLU may come twice
-    numbers = {name: i for i, (name, _) in enumerate(layers)}
-    begins = {g.name: min(numbers[path.split(".")[0]] for path in next(_each_without(model, g))) for g in groups}
-    done = 0
-    for group in sorted(groups, key=lambda g: begins[g.name]):
-        below = nn.Sequential(OrderedDict(layers[done : begins[group.name]]))
-        held, done = [(below(inputs), targets) for inputs, targets in held], begins[group.name]
-        yield group, nn.Sequential(OrderedDict(layers[done:])), held
+    if not math.isfinite(total):
+        raise PruneError(f"the loss of the whole model is {total / n}: nothing can be compared with that")
+    return total / n

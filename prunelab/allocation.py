@@ -9,21 +9,26 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import units
-from .core import AbsoluteOfSum, Group, Keep, Mask, Masks, Member, PruneError, Scores, at_once, mask_of, places, shape
-from .layers import check_layout, from_out_in, to_out_in, unreachable
+from .checks import check_count
+from .core import AbsoluteOfSum, Group, Keep, Member, PruneError, Scores, at_once, shape
+from .layers import check_layout, from_out_in, to_out_in
 from .registry import renamed
 from .selection import lowest, lowest_where_gone
-from .units import expand, kept_of
 
-__getattr__ = renamed(__name__, {"Fared": "prunelab.allocation.GroupSparsity", "contract": "prunelab.units.contract"})
+__getattr__ = renamed(
+    __name__,
+    {"Fared": "prunelab.pipeline.GroupSparsity"}
+    | {"contract": "prunelab.units.contract", "expand": "prunelab.masking.expand"}
+    | {name: f"prunelab.pipeline.{name}" for name in ("GroupSparsity", "Report", "report")},
+)
 SCOPES = ("global", "layer", "row")
 REDUCTIONS = ("relative", "mean", "sum")
 
@@ -106,13 +111,10 @@ def allocate(
     >>> allocate(scores, groups, 0.5)
     {'a': tensor([ True, False,  True, False])}
     """
-    if isinstance(sparsity, Mapping):
-        share: Share = _of_groups(check_shares(sparsity, scope), groups)
-        scope = "layer"
-    else:
-        share = check_target(sparsity, scope)
-    by_output = isinstance(scope, NM) or scope == "row"
-    check_options(scope, reduce, floor, round_to)
+    share = check_asked(sparsity, scope, reduce, floor, round_to)
+    if isinstance(share, Mapping):
+        share, scope = _of_groups(share, groups), "layer"
+    by_output = _by_output(scope)
     values = unit_scores(scores, groups, reduce)
     kept = None if within is None else {g.name: _fitting(within, g, values[g.name]) for g in groups}
     most = {g.name: g.units for g in groups}
@@ -210,20 +212,24 @@ def check_reduce(reduce: Any) -> None:
         raise PruneError(f"reduce is {reduce!r}: give one of {', '.join(REDUCTIONS)}")
 
 
-def check_options(scope: Any, reduce: Any, floor: Any, round_to: Any) -> None:
-    """PruneError unless the options of `allocate` are what they should be, and the scope has room for them.
+def check_asked(sparsity: Any, scope: Any, reduce: Any = None, floor: Any = None, round_to: Any = 1) -> Share:
+    """What is asked of `allocate`, checked: the sparsity as a float, or a copy of the share of each group.
 
-    >>> check_options("layer", None, floor=None, round_to=0)
+    >>> check_asked(0.3, "global"), check_asked(None, NM(2, 4)), check_asked({"conv1": 0.25}, "layer")
+    (0.3, 0.5, {'conv1': 0.25})
+    >>> check_asked(0.3, "layer", round_to=0)
     Traceback (most recent call last):
         ...
     prunelab.core.PruneError: round_to=0: give a whole number of at least 1
     """
     check_reduce(reduce)
-    for what, value, least in (("floor", floor, 0), ("round_to", round_to, 1)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-            raise PruneError(f"{what}={value!r}: give a whole number of at least {least}")
-    if (isinstance(scope, NM) or scope == "row") and (floor is not None or round_to > 1):
+    check_count("round_to", round_to)
+    if floor is not None:
+        check_count("floor", floor, 0)
+    share = _check_shares(sparsity, scope) if isinstance(sparsity, Mapping) else check_target(sparsity, scope)
+    if _by_output(scope) and (floor is not None or round_to > 1):
         raise PruneError(f"scope {scope} takes the same from every row: floor and round_to are for global and layer")
+    return share
 
 
 def check_scope(scope: Any) -> None:
@@ -277,21 +283,21 @@ def check_sparsity(sparsity: Any) -> float:
     return sparsity
 
 
-def check_shares(shares: Mapping[str, float], scope: Scope) -> dict[str, float]:
-    """A copy of the shares by group, each a fraction; here 1 is allowed, since it empties one group and not the model.
-
-    >>> check_shares({"conv1": 0.25}, "layer")
-    {'conv1': 0.25}
-    """
+def _check_shares(shares: Mapping[str, float], scope: Scope) -> dict[str, float]:
+    """A copy of the shares by group, each a fraction, or 1: that empties one group and not the model."""
     check_scope(scope)
-    if scope not in ("global", "layer"):
+    if _by_output(scope):
         raise PruneError(
             f"scope {scope} with a share for each group: give the scope 'layer', in which each is compared"
         )
     return {n: 1.0 if s == 1 and not isinstance(s, bool) else check_sparsity(s) for n, s in shares.items()}
 
 
-def _of_groups(shares: dict[str, float], groups: Sequence[Group]) -> dict[str, float]:
+def _by_output(scope: Scope) -> bool:
+    return isinstance(scope, NM) or scope == "row"
+
+
+def _of_groups(shares: Mapping[str, float], groups: Sequence[Group]) -> Mapping[str, float]:
     """The shares, if there is one for every group; PruneError says which is lacking, or of no group."""
     names = [g.name for g in groups]
     astray = [n for n in shares if n not in names]
@@ -437,159 +443,3 @@ def _check_nested(removed: dict[str, Tensor], within: Keep, share: Share) -> Non
                 "compares within, or leave `within` out. `prune` takes the masks on the model for it: masking.restore("
                 "model, {}) takes them off"
             )
-
-
-@dataclass(frozen=True)
-class GroupSparsity:
-    """How many of a group's units are kept.
-
-    >>> GroupSparsity("conv1", units=8, kept=6).sparsity
-    0.25
-    """
-
-    name: str
-    units: int
-    kept: int
-    floored: bool = False  # down to the last unit, which a structure keeps
-    exact: bool = True  # masked and removed compute the same
-
-    @property
-    def sparsity(self) -> float:
-        """The share removed."""
-        return 1 - self.kept / self.units if self.units else 0.0
-
-
-@dataclass(frozen=True, repr=False)
-class Report:
-    """How much of each group is kept, and of all of them together. `print` it, or let a notebook show it.
-
-    >>> Report((GroupSparsity("a", 4, kept=3), GroupSparsity("b", 4, kept=0))).emptied
-    ('b',)
-    """
-
-    layers: tuple[GroupSparsity, ...]
-    parameters: int | None = None  # of the whole model, where it was given ...
-    zeros: int = 0  # ... and how many of them are zero: by the masks on it, by these, and by themselves
-    uncovered: Mapping[str, int] = field(default_factory=dict, hash=False)  # in no group: parameters by their kind
-    stays: Mapping[str, str] = field(default_factory=dict, hash=False)  # what could not be pruned, and why
-
-    @property
-    def total(self) -> GroupSparsity:
-        """All groups as one."""
-        return GroupSparsity("total", sum(r.units for r in self.layers), sum(r.kept for r in self.layers))
-
-    @property
-    def sparsity(self) -> float:
-        """The share of all units that was removed: what was achieved, which rounding makes differ from the asked."""
-        return self.total.sparsity
-
-    @property
-    def emptied(self) -> tuple[str, ...]:
-        """The groups that lost every unit: nothing passes through such a layer any more."""
-        return tuple(r.name for r in self.layers if r.kept == 0 and r.units)
-
-    @property
-    def floored(self) -> tuple[str, ...]:
-        """The structures down to their last unit: `allocate` keeps that one, whatever it scores."""
-        return tuple(r.name for r in self.layers if r.floored)
-
-    @property
-    def inexact(self) -> tuple[str, ...]:
-        """The structures that lost units and of which a masked model computes something else than a shrunk one."""
-        return tuple(r.name for r in self.layers if not r.exact and r.kept < r.units)
-
-    def __repr__(self) -> str:
-        return str(self)
-
-    def __str__(self) -> str:
-        wide = max(len(r.name) for r in (*self.layers, self.total))
-        lines = [
-            f"{r.name:<{wide}}  {r.kept:>10,} of {r.units:>10,} kept  {100 * r.sparsity:6.2f} % removed"
-            for r in (*self.layers, self.total)
-        ]
-        if self.emptied:
-            lines.append(f"emptied, nothing passes through: {', '.join(self.emptied)}")
-        if self.floored:
-            lines.append(f"at the floor, one unit left: {', '.join(self.floored)}")
-        if self.inexact:
-            lines.append(f"not exact, masked and removed differ: {', '.join(self.inexact)}")
-        return "\n".join([*lines, *self._of_the_model()])
-
-    def _of_the_model(self) -> list[str]:
-        """What a share of all units does not say: of how much of the model."""
-        lines = []
-        if self.parameters is not None:
-            share = 100 * self.zeros / max(self.parameters, 1)
-            lines.append(f"{self.zeros:,} of {self.parameters:,} parameters of the model are zero, {share:.2f} %")
-        if self.uncovered:
-            kinds = ", ".join(f"{kind} {count:,}" for kind, count in self.uncovered.items())
-            lines.append(f"{sum(self.uncovered.values()):,} parameters are in no group and stay: {kinds}")
-        return [*lines, *(f"{name} stays: it {reason}" for name, reason in self.stays.items())]
-
-
-def report(groups: Sequence[Group], keep: Keep, model: nn.Module | None = None) -> Report:
-    """Count what a result of `allocate` keeps, group by group; and with the model, what share of all of it is zero.
-
-    Zeros are counted as if these masks were put on, over those that are. With single weights the parameters in no group
-    (embeddings, norms, biases) are counted by kind; what could not be pruned is named, with the reason.
-
-    >>> groups = [Group("a", 4, (Member("w"),))]
-    >>> print(report(groups, {"a": torch.tensor([True, False, True, True])}))
-    a               3 of          4 kept   25.00 % removed
-    total           3 of          4 kept   25.00 % removed
-    """
-    counts = at_once([torch.count_nonzero(kept_of(g, keep)) for g in groups])
-    layers = []
-    for g, kept in zip(groups, map(int, counts), strict=True):
-        layers.append(GroupSparsity(g.name, g.units, kept, is_structure(g) and kept == 1 < g.units, g.exact))
-    counted = Report(tuple(layers), stays=getattr(groups, "stays", {}))
-    return counted if model is None else of_model(counted, groups, model, expand(model, groups, keep))
-
-
-def of_model(counted: Report, groups: Sequence[Group], model: nn.Module, masks: Masks) -> Report:
-    """The report, with what the whole model says to it under these masks and those on it.
-
-    >>> layer = nn.Linear(2, 1)
-    >>> layer.weight.data = torch.tensor([[0.0, 1.0]])
-    >>> layer.bias.data = torch.tensor([1.0])
-    >>> counted = of_model(Report(()), [Group("weight", 2, (Member("weight"),))], layer, {})
-    >>> counted.zeros, counted.parameters, counted.uncovered
-    (1, 3, {'biases': 1})
-    """
-    parameters, zeros = _zeros(model, masks)
-    uncovered = {} if any(map(is_structure, groups)) else _uncovered(model, groups)
-    stays = {**unreachable(model), **counted.stays}
-    return replace(counted, parameters=parameters, zeros=zeros, uncovered=uncovered, stays=stays)
-
-
-def _zeros(model: nn.Module, masks: Mapping[str, Tensor]) -> tuple[int, int]:
-    """All parameters of the model, tied ones once, and how many are zero with these masks over those on it."""
-    found = {id(p.tensor): p for p in reversed(places(model))}
-    masked = {id(tensor): masks[name] for name, tensor in units.named(model).items() if name in masks}
-    live = []
-    # A gate's learned scores are no parameters of the network.
-    learned = {id(p) for mask in model.modules() if isinstance(mask, Mask) for p in mask.parameters()}
-    everything = [p for p in model.parameters() if id(p) not in learned]
-    for parameter in everything:
-        there = parameter.detach() != 0
-        place = found.get(id(parameter))
-        on = None if place is None else mask_of(place.module, place.attribute)
-        for mask in (masked.get(id(parameter)), None if on is None else on.mask):
-            if mask is not None:
-                there &= mask.to(there.device)
-        live.append(torch.count_nonzero(there))
-    total = sum(p.numel() for p in everything)
-    return total, total - int(sum(at_once(live)))
-
-
-def _uncovered(model: nn.Module, groups: Sequence[Group]) -> dict[str, int]:
-    """The parameters that are in no group, counted by the kind of layer that holds them; biases apart."""
-    tensors = units.named(model)
-    covered = {id(tensors[m.tensor]) for g in groups for m in g.members}
-    counts: dict[str, int] = {}
-    for place in places(model):
-        if isinstance(place.tensor, nn.Parameter) and id(place.tensor) not in covered:
-            covered.add(id(place.tensor))
-            kind = "biases" if "bias" in place.attribute else type(place.module).__name__.removeprefix("Parametrized")
-            counts[kind] = counts.get(kind, 0) + place.tensor.numel()
-    return counts

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 Scores: TypeAlias = dict[str, Tensor]  # parameter name -> importance, the parameter's shape; higher = keep
@@ -198,27 +198,17 @@ def network(model: Any) -> nn.Module:
 
 def check_loaded(model: nn.Module) -> None:
     """PruneError if a weight or buffer is on the meta device, or not made yet: it has no values to work with."""
-    away = [p.name for p in places(model) if p.tensor.is_meta]
-    if away:
+    away = next((p for p in places(model) if p.tensor.is_meta), None)
+    if away is not None:
         raise PruneError(
-            f"{away[0]}, one of {len(away)} tensors of {type(model).__name__} on the meta device, has no values: load "
-            "the weights first"
+            f"{away.name} {shape(away.tensor)} of this {type(model).__name__} is on the meta device, without values: "
+            "load the weights (all of them into memory, if they are offloaded)"
         )
 
 
 def paths(model: nn.Module) -> dict[nn.Module, str]:
-    """Every module and its first path, in the order of `named_modules`, whose nested generators are slow."""
-    found: dict[nn.Module, str] = {}
-    _walk(network(model), "", found)
-    return found
-
-
-def _walk(module: nn.Module, path: str, found: dict[nn.Module, str]) -> None:
-    if module not in found:
-        found[module] = path
-        for name, child in module._modules.items():
-            if child is not None:
-                _walk(child, join(path, name), found)
+    """Every module and its first path."""
+    return {module: path for path, module in network(model).named_modules()}
 
 
 def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -238,8 +228,11 @@ def places(model: nn.Module) -> list[Place]:
         if module in ours or isinstance(module, parametrize.ParametrizationList):
             continue  # these hold the tensors of the module above them, which names them
         own = [name for name, _ in own_tensors(module)]
-        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
-            raise PruneError(f"{path or type(model).__name__} has no weights yet, for it is lazy: run the model once")
+        lazy = next((name for name, tensor in own_tensors(module) if is_lazy(tensor)), None)
+        if lazy is not None:
+            raise PruneError(
+                f"{join(path, lazy)} has no shape yet (a lazy layer): run one batch through the model first"
+            )
         if "parametrizations" not in module._modules:
             found += [Place(join(path, n), module, n) for n in own]
             continue
@@ -247,6 +240,24 @@ def places(model: nn.Module) -> list[Place]:
         order = next((m.order for m in masked.values()), ())  # a mask moves its weight to the end: undo that
         found += [Place(join(path, n), module, n) for n in in_order((*masked, *own), order)]
     return found
+
+
+def all_masks(model: nn.Module) -> list[tuple[Place, Mask]]:
+    """Every mask on a model, and where it is."""
+    found = ((place, mask_of(place.module, place.attribute)) for place in places(model))
+    return [(place, mask) for place, mask in found if mask is not None]
+
+
+def named(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer under the name it had before any mask."""
+    return {p.name: p.tensor for p in places(model)}
+
+
+def find(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """A tensor of `named(model)`; PruneError says what there is if it isn't there."""
+    if name not in tensors:
+        raise PruneError(f"the model has no tensor named {name!r}; it has {', '.join(list(tensors)[:8])}, ...")
+    return tensors[name]
 
 
 def lookup(model: nn.Module, name: str) -> list[Place]:
@@ -257,15 +268,31 @@ def lookup(model: nn.Module, name: str) -> list[Place]:
 def lookup_all(model: nn.Module, names: Iterable[str]) -> dict[str, list[Place]]:
     """`lookup` of many names in a single pass: a large network has a thousand, each a walk through all of them."""
     everywhere = places(model)
-    first = {p.name: id(p.tensor) for p in reversed(everywhere)}
+    tensors = {p.name: p.tensor for p in everywhere}
     sharing: dict[int, list[Place]] = {}
     for place in everywhere:
         sharing.setdefault(id(place.tensor), []).append(place)
-    for name in names:
-        if name not in first:
-            known = ", ".join(list(first)[:-9:-1])
-            raise PruneError(f"{type(model).__name__} has no tensor named {name!r}; it has {known}, ...")
-    return {name: sharing[first[name]] for name in names}
+    return {name: sharing[id(find(tensors, name))] for name in names}
+
+
+def count(model: nn.Module, masks: Mapping[str, Tensor]) -> tuple[int, int]:
+    """(parameters, those of them that are not zero) under these masks and those on the model; tied ones count once."""
+    on: dict[int, list[Tensor]] = {}  # by the tensor's id
+    for place, mask in all_masks(model):
+        on.setdefault(id(place.tensor), []).append(mask.mask)
+    for name, own in lookup_all(model, masks).items():
+        on.setdefault(id(own[0].tensor), []).append(masks[name])
+    # A gate's learned scores are no parameters of the network.
+    learned = {id(p) for mask in model.modules() if isinstance(mask, Mask) for p in mask.parameters()}
+    parameters, live = 0, []
+    for parameter in model.parameters():
+        if id(parameter) not in learned:
+            there = parameter.detach() != 0
+            for kept in on.get(id(parameter), ()):
+                there &= kept.to(there.device)
+            parameters += parameter.numel()
+            live.append(torch.count_nonzero(there))
+    return parameters, int(sum(at_once(live)))
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import length_hint
 from typing import Any, TypeAlias
 
 import torch
@@ -12,6 +13,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from .core import PruneError, shape
 
 LABELS = ("labels", "label")  # as Hugging Face's collators call the targets, and its datasets
+UNKNOWN = -1  # the length of what must be run through to be counted, such as a DataLoader of an IterableDataset
+EMPTY = "the {} data is empty: there is nothing to run the model on"
 Batch: TypeAlias = tuple[Any, Tensor]  # (inputs, targets); inputs: a tensor, a tuple of them, or a dict by keyword
 
 
@@ -71,26 +74,14 @@ def count(data: Any, split: str = "train", *, size: int = 256) -> int:
     3
     """
     source = _source(data, split, size)
-    length = _length(source)
-    if length is None:
+    length = length_hint(source, UNKNOWN)
+    if length == UNKNOWN:
         length = sum(1 for _ in batches(data, split, size=size))
     elif isinstance(source, Dataset):
         length = -(-length // size)
     if length == 0:
-        raise _empty(split)
+        raise PruneError(EMPTY.format(split))
     return length
-
-
-def _length(source: Any) -> int | None:
-    """len(source), or None for what must be run through to be counted."""
-    try:
-        return len(source)
-    except TypeError:  # a DataLoader of an IterableDataset has a __len__ and still cannot tell
-        return None
-
-
-def _empty(split: str) -> PruneError:
-    return PruneError(f"the {split} data is empty: there is nothing to run the model on")
 
 
 def _source(data: Any, split: str, size: int) -> Any:
@@ -99,7 +90,10 @@ def _source(data: Any, split: str, size: int) -> Any:
         raise PruneError(f"a batch size of {size}: give at least 1")
     source = split_of(data, split)
     if isinstance(source, (tuple, list)) and len(source) == 2 and all(isinstance(t, Tensor) for t in source):
-        source = _paired(*source)
+        inputs, targets = source
+        if len(inputs) != len(targets):
+            raise PruneError(f"{len(inputs)} inputs but {len(targets)} targets: they must pair up one to one")
+        source = TensorDataset(inputs, targets)
     if isinstance(source, Iterator):
         raise PruneError(f"data is a {type(source).__name__}, which can be read only once: give list(...) of it")
     if not isinstance(source, (Dataset, Iterable)) or isinstance(source, (Tensor, str, Mapping)):
@@ -107,15 +101,9 @@ def _source(data: Any, split: str, size: int) -> Any:
             f"data is a {type(source).__name__}: give a DataLoader, a Dataset, a pair of tensors "
             "(inputs, targets), or a list of such pairs"
         )
-    if _length(source) == 0:
-        raise _empty(split)
+    if length_hint(source, UNKNOWN) == 0:
+        raise PruneError(EMPTY.format(split))
     return source
-
-
-def _paired(inputs: Tensor, targets: Tensor) -> TensorDataset:
-    if len(inputs) != len(targets):
-        raise PruneError(f"{len(inputs)} inputs but {len(targets)} targets: they must pair up one to one")
-    return TensorDataset(inputs, targets)
 
 
 def _slices(dataset: TensorDataset, size: int, shuffle: torch.Generator | None) -> Iterator[Batch]:
@@ -153,6 +141,15 @@ def mapped(change: Callable[[Tensor], Tensor], nest: Any) -> Any:
         values = [mapped(change, v) for v in nest]
         return type(nest)(*values) if hasattr(nest, "_fields") else type(nest)(values)  # a namedtuple has _fields
     return nest
+
+
+def take(nest: Any, which: slice | list[int], size: int) -> Any:
+    """Some samples of a batch of `size`: of every tensor that has one row a sample.
+
+    >>> take((torch.tensor([1, 2, 3]), torch.tensor([4])), [2, 0], 3)
+    (tensor([3, 1]), tensor([4]))
+    """
+    return mapped(lambda t: t[which] if t.dim() and len(t) == size else t, nest)
 
 
 def to(batch: Any, device: torch.device) -> Any:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .core import PruneError, mode, shape
-from .data import tensors, to
+from .data import mapped, take, tensors, to
 from .files import write_whole
 from .running import apart, attempt, call, check_plain, duplicate, rows
 from .text import size
@@ -86,7 +86,8 @@ def export(
         captured = _captured(twin, given, dynamic_batch)
         data = write(captured, names)
         run = load(data)
-        tried = [given, _other_batch(given)] if dynamic_batch else [given]
+        again = [*range(rows(given)), 0]  # the same samples and the first once more: a batch of another size
+        tried = [given, take(given, again, rows(given))] if dynamic_batch else [given]
         worst = max(_gap(attempt(twin, tuple(xs)), run(xs), format) for xs in tried)
     if not worst <= tolerance:  # so put, NaN fails too
         raise PruneError(
@@ -100,30 +101,26 @@ def export(
 class _Flat(nn.Module):
     """A model as a function of tensors alone, in order, which is all that an exported file knows."""
 
-    def __init__(self, model: nn.Module, rebuild: Callable[[Sequence[Any]], Any]):
+    def __init__(self, model: nn.Module, example: Any):
         super().__init__()
-        self.model = model
-        self.rebuild = rebuild
+        self.model, self.example = model, example
 
-    def forward(self, *given: Any) -> Any:
-        return call(self.model, self.rebuild(given))
+    def forward(self, *given: Tensor) -> Any:
+        following = iter(given)
+        return call(self.model, mapped(lambda _: next(following), self.example))
 
 
-def _flat(model: nn.Module, example: Any) -> tuple[nn.Module, list[str], list[Tensor]]:
+def _flat(model: nn.Module, example: Any) -> tuple[_Flat, list[str], list[Tensor]]:
     """A copy of the model on the CPU as a function of tensors, the inputs' names, and the example's tensors."""
     inputs = to(example, torch.device("cpu"))
-    if isinstance(inputs, Mapping):
-        keys = [k for k, v in inputs.items() if isinstance(v, Tensor)]
-        rest = {k: v for k, v in inputs.items() if k not in keys}
-        given, names = [inputs[k] for k in keys], keys
-        rebuild: Callable[[Sequence[Any]], Any] = lambda xs: {**dict(zip(keys, xs, strict=True)), **rest}  # noqa: E731
-    elif isinstance(inputs, (tuple, list)):
-        given, names, rebuild = list(inputs), [f"input{i}" for i in range(len(inputs))], tuple
-    else:
-        given, names, rebuild = [inputs], ["input"], lambda xs: xs[0]
-    if not given or not all(isinstance(t, Tensor) for t in given):
+    given = list(tensors(inputs))
+    if not given:
         raise PruneError(f"the example is a {type(example).__name__} without tensors to export with: give inputs")
-    twin = _Flat(duplicate(model).to("cpu"), rebuild)
+    if isinstance(inputs, Mapping):
+        names = [key for key, value in inputs.items() for _ in tensors(value)]
+    else:
+        names = ["input"] if isinstance(inputs, Tensor) else [f"input{i}" for i in range(len(given))]
+    twin = _Flat(duplicate(model).to("cpu"), inputs)
     with mode(twin, training=False), torch.no_grad():
         attempt(twin, tuple(given))
     return twin, names, given
@@ -131,14 +128,12 @@ def _flat(model: nn.Module, example: Any) -> tuple[nn.Module, list[str], list[Te
 
 def _growable(given: list[Tensor]) -> list[Tensor]:
     """A batch of one repeated, to a size that no other tensor has: torch.export takes a size of one for a constant."""
-    if rows(given) != 1:
-        return given
     taken = {len(t) for t in given if t.dim()}
     size = next(n for n in itertools.count(2) if n not in taken)
-    return [t.repeat(size, *[1] * (t.dim() - 1)) if t.dim() and len(t) == 1 else t for t in given]
+    return take(given, [0] * size, 1) if rows(given) == 1 else given
 
 
-def _captured(twin: nn.Module, given: list[Tensor], dynamic: bool) -> Any:
+def _captured(twin: _Flat, given: list[Tensor], dynamic: bool) -> Any:
     """The exported program. A batch of one would be taken for a constant, so that `_growable` gives two at least."""
     batch = rows(given)
     sizes = tuple({0: torch.export.Dim.DYNAMIC} if t.dim() and len(t) == batch else None for t in given)
@@ -148,7 +143,7 @@ def _captured(twin: nn.Module, given: list[Tensor], dynamic: bool) -> Any:
         fixed = dynamic and ("Constraint" in str(error) or type(error).__name__ == "UserError")
         hint = " Its forward may fix the batch size: then give dynamic_batch=False." if fixed else ""
         raise PruneError(
-            f"torch.export can't follow the forward of {type(getattr(twin, 'model', twin)).__name__}: "
+            f"torch.export can't follow the forward of {type(twin.model).__name__}: "
             f"{type(error).__name__}: {_first_line(error)}.{hint} Nothing was written"
         ) from error
 
@@ -200,12 +195,6 @@ def _run_program(data: bytes) -> Runner:
     return lambda xs: list(tensors(module(*xs)))
 
 
-def _other_batch(given: list[Tensor]) -> list[Tensor]:
-    """The same samples and the first once more: a batch of another size."""
-    batch = rows(given)
-    return [torch.cat([t, t[:1]]) if t.dim() and len(t) == batch else t for t in given]
-
-
 def _gap(expected: Any, found: list[Tensor], format: str) -> float:
     """The largest difference of the outputs, relative to the largest. (`torch.onnx.verification` knows no .pt2.)"""
     wanted = list(tensors(expected))
@@ -227,17 +216,14 @@ def _first_line(error: BaseException) -> str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporters' logs and warnings: what matters is checked, and raised."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")]
-    levels = [x.level for x in loggers]
-    for x in loggers:
-        x.setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for x, level in zip(loggers, levels, strict=True):
-            x.setLevel(level)
+        logging.disable(before)
 
 
 TARGETS: dict[str, tuple[str, Callable[[Any, list[str]], bytes], Callable[[bytes], Runner]]] = {

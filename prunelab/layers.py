@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from .core import Place, PruneError, join, mask_of, masks_on, network, paths, places, shape
+from .core import Place, PruneError, check_loaded, join, mask_of, masks_on, network, paths, places
 
 CONVOLUTION = nn.modules.conv._ConvNd  # all of them, transposed ones too
 TRANSPOSED = nn.modules.conv._ConvTransposeNd
@@ -126,26 +126,10 @@ def _scaled(groups: int, before: int, after: int, name: str) -> int:
     return after * groups // before
 
 
-def _is_weight(place: Place) -> bool:
-    return place.attribute == "weight"
-
-
-def _is_projection(place: Place) -> bool:
-    return place.attribute in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-
-
-def _is_gate(place: Place) -> bool:
-    return re.fullmatch(r"weight_(ih|hh|hr)(_l\d+)?(_reverse)?", place.attribute) is not None
-
-
 def _is_expert(place: Place) -> bool:
     if place.attribute.endswith(("_orig", "_g", "_v")):  # what a hook makes a weight of: see `_made`
         return False
     return place.tensor.dim() == 3 and len(place.tensor) == _experts(place.module)
-
-
-def _none(place: Place) -> bool:
-    return False
 
 
 def _groups(place: Place) -> int:
@@ -175,12 +159,13 @@ def _experts(module: Any) -> int | None:
 class Layer:
     """A type of layer: which of its own tensors are weights that pruning may zero, their layout, its declared sizes.
 
+    `weights` is a pattern of their names; of experts `is_weight` looks at the tensors themselves.
     `layout` gives, as `Member.layout` holds it: 0 for (out, in, ...), g for (in, out of one of g groups, ...), and
     STACKED, STACKED_TRANSPOSED or UNKNOWN_LAYOUT. `declare` sets the sizes to those of the tensors, after a cut.
     `unseen` says why what its weights are multiplied with is not what it is called with.
     """
 
-    weights: Callable[[Place], bool] = _none
+    weights: str = ""
     layout: Callable[[Place], int] = lambda place: 0
     declare: Callable[[Any, str], None] | None = None
     unseen: str = ""
@@ -189,12 +174,12 @@ class Layer:
 STATES = "a recurrent layer multiplies its weights with states that it keeps to itself"
 ROUTED = "a module of experts multiplies its weights with what is routed to each, within its own forward"
 LAYERS: dict[type[nn.Module], Layer] = {
-    nn.Linear: Layer(_is_weight, declare=_sizes("out_features", "in_features")),
-    CONVOLUTION: Layer(_is_weight, _groups, _convolution),
-    nn.MultiheadAttention: Layer(_is_projection),  # its sizes are set by surgery.heads
-    nn.Bilinear: Layer(_is_weight, declare=_sizes("out_features", "in1_features", "in2_features")),
-    nn.RNNBase: Layer(_is_gate, declare=_recurrent, unseen=STATES),
-    nn.RNNCellBase: Layer(_is_gate, declare=_cell, unseen=STATES),
+    nn.Linear: Layer("weight", declare=_sizes("out_features", "in_features")),
+    CONVOLUTION: Layer("weight", _groups, _convolution),
+    nn.MultiheadAttention: Layer("(in|q|k|v)_proj_weight"),  # its sizes are set by surgery.heads
+    nn.Bilinear: Layer("weight", declare=_sizes("out_features", "in1_features", "in2_features")),
+    nn.RNNBase: Layer(r"weight_(ih|hh|hr)_l\d+(_reverse)?", declare=_recurrent, unseen=STATES),
+    nn.RNNCellBase: Layer("weight_(ih|hh)", declare=_cell, unseen=STATES),
     NORM: Layer(declare=_norm),
     nn.GroupNorm: Layer(declare=_group_norm),
     nn.LayerNorm: Layer(declare=_layer_norm),
@@ -205,8 +190,8 @@ LAYERS: dict[type[nn.Module], Layer] = {
 # Users may add to it.
 DECLARED: dict[type[nn.Module], Callable[[Any, str], None]]
 DECLARED = {kind: layer.declare for kind, layer in LAYERS.items() if layer.declare is not None}
-CONV1D = Layer(_is_weight, lambda place: 1, _sizes("nx", "nf"))  # transformers', a Linear with its weight (in, out)
-EXPERTS = Layer(_is_expert, _of_experts, unseen=ROUTED)
+CONV1D = Layer("weight", lambda place: 1, _sizes("nx", "nf"))  # transformers', a Linear with its weight (in, out)
+EXPERTS = Layer("", _of_experts, unseen=ROUTED)
 
 
 def layer_of(module: nn.Module) -> Layer:
@@ -221,13 +206,13 @@ def layer_of(module: nn.Module) -> Layer:
 
 def is_weight(place: Place) -> bool:
     """Whether pruning may zero a tensor."""
-    return layer_of(place.module).weights(place)
+    layer = layer_of(place.module)
+    return _is_expert(place) if layer is EXPERTS else re.fullmatch(layer.weights, place.attribute) is not None
 
 
 def layout_of(place: Place) -> int:
     """The layout of a weight, as `to_out_in` takes it; 0 for every tensor that is no weight."""
-    layer = layer_of(place.module)
-    return layer.layout(place) if layer.weights(place) else 0
+    return layer_of(place.module).layout(place) if is_weight(place) else 0
 
 
 def input_dim(place: Place) -> int:
@@ -294,15 +279,7 @@ def check_kind(model: nn.Module) -> None:
         if reason:
             where = f"{path or 'the model itself'}, a {type(module).__name__}, is" if path else "it is"
             raise PruneError(f"{type(model).__name__} cannot be pruned: {where} {reason}")
-    owned = ((join(path, name), p) for module, path in everywhere.items() for name, p in module._parameters.items())
-    for name, parameter in owned:
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise PruneError(f"{name} has no shape yet (a lazy layer): run one batch through the model first")
-        if parameter is not None and parameter.is_meta:
-            raise PruneError(
-                f"{name} {shape(parameter)} of this {type(model).__name__} is on the meta device, without values: load "
-                "the weights (all of them into memory, if they are offloaded)"
-            )
+    check_loaded(model)
 
 
 @functools.cache
@@ -327,13 +304,23 @@ def unreachable(model: nn.Module) -> dict[str, str]:
     found = {}
     for path, module in network(model).named_modules():
         for attribute, how in made_by(module).items():
-            place, layer = Place(join(path, attribute), module, attribute), layer_of(module)
-            if layer is EXPERTS or layer.weights(place):  # never by its value: a spectral norm changes as it is made
-                found[place.name] = f"is made anew in every forward by {how} first (its values stay)"
+            layer = layer_of(module)  # never by its value: a spectral norm changes as it is made
+            if layer is EXPERTS or re.fullmatch(layer.weights, attribute):
+                found[join(path, attribute)] = f"is made anew in every forward by {how} first (its values stay)"
     for place in places(model):
         if place.name not in found and is_weight(place) and not place.tensor.is_floating_point():
             found[place.name] = f"holds {place.tensor.dtype}: load the model in floating point"
     return found
+
+
+def check_made_by_none(model: nn.Module, names: Collection[str]) -> None:
+    """PruneError if something else makes one of these tensors: a mask on it would be written over."""
+    for module, path in paths(model).items():
+        for attribute, how in made_by(module).items():
+            if join(path, attribute) in names:
+                raise PruneError(
+                    f"{join(path, attribute)} takes no mask: it is made anew in every forward by {how} first"
+                )
 
 
 def made_by(module: nn.Module) -> dict[str, str]:

@@ -13,16 +13,17 @@ from dataclasses import dataclass, field
 from itertools import count, pairwise
 from typing import Any, Protocol, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import units
 from .allocation import check_sparsity, least_of
 from .calibration import Calibration, input_norms
 from .checks import check_number
-from .core import Group, PruneError
-from .criteria.registry import finite_weights
+from .core import Group, PruneError, find, named
+from .criteria.registry import finite
 from .decoders import blocks
+from .layers import prunable
 from .registry import Registry
 from .sensitivity import Scan
 from .text import listed
@@ -166,7 +167,7 @@ def _inside(group: Group, path: str) -> bool:
 def _outlier_ratios(model: nn.Module, calib: Calibration, m: float) -> dict[str, float]:
     """The share of each block's |W_ij| * norm(X_j) above m times their mean, by the block's path."""
     paths = [block.path for block in blocks(model)]
-    weights, norms, found = finite_weights(model), input_norms(model, calib), {}
+    weights, norms, found = finite(prunable(model)), input_norms(model, calib), {}
     for path in paths:
         scores = [(weights[name].abs() * norms[name]).flatten() for name in norms if name.startswith(f"{path}.")]
         if scores:
@@ -224,8 +225,8 @@ def _shares(groups: Sequence[Group], counts: Mapping[str, int]) -> LayerSparsiti
 
 
 def _weight(model: nn.Module, group: Group) -> Tensor:
-    tensors = units.named(model)
-    weights = [m.tensor for m in group.members if units.find(model, tensors, m.tensor).dim() > 1]
+    tensors = named(model)
+    weights = [m.tensor for m in group.members if find(tensors, m.tensor).dim() > 1]
     if not weights:
         raise PruneError(f"{group.name} has no weight with two dimensions: ERK goes by a layer's shape")
     return tensors[weights[0]]
@@ -268,11 +269,7 @@ class Pieces:
 
     def at(self, n: int) -> float:
         """The cost of removing n units."""
-        i = next(i for i, c in enumerate(self.counts) if c >= n)
-        if self.counts[i] == n:
-            return self.costs[i]
-        (a, b), (low, high) = self.counts[i - 1 : i + 1], self.costs[i - 1 : i + 1]
-        return low + (high - low) * (n - a) / (b - a)
+        return float(np.interp(n, self.counts, self.costs))
 
     def up_to(self, most: int) -> Pieces:
         """The same, ending at so many units."""

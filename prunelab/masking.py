@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .core import Mask, Masks, Place, PruneError, in_order, join, lookup_all, mask_of, masks_on, network, places, shape
-from .layers import follow
+from . import units
+from .core import Group, Keep, Mask, Masks, Place, PruneError, all_masks, in_order, lookup_all, masks_on, named, shape
+from .layers import check_made_by_none, follow
 
 
 def apply(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
@@ -33,6 +34,20 @@ def apply(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     return model
 
 
+def expand(model: nn.Module, groups: Sequence[Group], keep: Keep) -> Masks:
+    """Masks for every tensor that loses a unit's entries: (units,) bools laid out in the tensors' own shapes.
+
+    A tensor in several groups keeps an entry only if all of them do. Raises PruneError if keep and groups differ.
+
+    >>> from prunelab.core import Member
+    >>> row = Group("row", 3, (Member("weight", 0), Member("bias", 0)))
+    >>> masks = expand(nn.Linear(2, 3), [row], {"row": torch.tensor([True, False, True])})
+    >>> masks["weight"].tolist()
+    [[True, True], [False, False], [True, True]]
+    """
+    return units.masks(named(model), groups, keep)
+
+
 def bake(model: nn.Module) -> nn.Module:
     """Write the zeros into the weights and take the masks off: the same outputs, a plain model again.
 
@@ -42,10 +57,10 @@ def bake(model: nn.Module) -> nn.Module:
     >>> bake(layer).weight.detach()[0, 1] == 0, type(layer.weight) is nn.Parameter
     (tensor(True), True)
     """
-    for place in list(_masked_places(model)):
+    for place, mask in all_masks(model):
         with torch.no_grad():
-            place.tensor.masked_fill_(~_mask(place).mask, 0)
-        _remove(place)
+            place.tensor.masked_fill_(~mask.mask, 0)
+        _remove(place, mask)
     return model
 
 
@@ -78,9 +93,9 @@ def restore(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     [[3.0, -0.5]]
     """
     _checked(model, masks)  # before any mask is taken off
-    for place in list(_masked_places(model)):
+    for place, mask in all_masks(model):
         if place.name not in masks:
-            _remove(place)
+            _remove(place, mask)
     return apply(model, masks)
 
 
@@ -90,22 +105,12 @@ def current_masks(model: nn.Module) -> Masks:
     >>> current_masks(nn.Linear(2, 1))
     {}
     """
-    return {p.name: _mask(p).mask.clone() for p in _masked_places(model)}
-
-
-def _masked_places(model: nn.Module) -> Iterator[Place]:
-    return (p for p in places(model) if mask_of(p.module, p.attribute) is not None)
-
-
-def _mask(place: Place) -> Mask:
-    found = mask_of(place.module, place.attribute)
-    assert found is not None
-    return found
+    return {place.name: mask.mask.clone() for place, mask in all_masks(model)}
 
 
 def _checked(model: nn.Module, masks: Mapping[str, Tensor]) -> list[tuple[list[Place], Tensor]]:
     """Where each mask goes; PruneError if one of them cannot."""
-    _refuse_foreign(model, masks)
+    check_made_by_none(model, masks)
     everywhere = lookup_all(model, masks)
     return [(_check(name, mask, everywhere[name]), mask) for name, mask in masks.items()]
 
@@ -122,37 +127,25 @@ def _check(name: str, mask: Tensor, sharing: list[Place]) -> list[Place]:
     return sharing
 
 
-def _refuse_foreign(model: nn.Module, names: Collection[str]) -> None:
-    for path, module in network(model).named_modules():
-        foreign = getattr(module, "parametrizations", {}).keys() - masks_on(module).keys()
-        name = next((n for n in (join(path, attribute) for attribute in foreign) if n in names), None)
-        if name is not None:
-            raise PruneError(
-                f"{name} already has a parametrization that is not a mask: take it off first, with "
-                "torch.nn.utils.parametrize.remove_parametrizations"
-            )
-
-
 def _put(place: Place, mask: Tensor) -> None:
-    found = mask_of(place.module, place.attribute)
-    if found is not None:
-        found.mask = mask
+    on = masks_on(place.module)
+    if place.attribute in on:
+        on[place.attribute].mask = mask
         return
-    order = next((m.order for m in masks_on(place.module).values()), tuple(place.module._parameters))
+    order = next((m.order for m in on.values()), tuple(place.module._parameters))
     _unshare_class(place.module)
     parametrize.register_parametrization(place.module, place.attribute, Mask(mask, order), unsafe=True)
     follow(place.module)
 
 
-def _remove(place: Place) -> None:
-    order = _mask(place).order
+def _remove(place: Place, mask: Mask) -> None:
     _unshare_class(place.module)
     # In place, not by `leave_parametrized`: that gives the weight a new storage, in another memory layout.
     parametrize.remove_parametrizations(place.module, place.attribute, leave_parametrized=False)
     follow(place.module)
     own = place.module._parameters
     # Back in their first order: `model.parameters()`, and so a saved optimizer, goes by position.
-    for name in in_order(own, order):
+    for name in in_order(own, mask.order):
         own[name] = own.pop(name)
 
 

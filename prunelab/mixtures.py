@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from . import units
-from .core import join, paths
+from .core import join, named, paths
 
 COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 TOP_K = ("top_k", "num_experts_per_tok")
@@ -46,7 +45,7 @@ def mixtures(model: nn.Module) -> tuple[list[Mixture], list[str]]:
     """Every mixture of experts, in the model's order; and the paths of experts that no router is known to feed."""
     around = [(path, block) for block, path in paths(model).items() if block._modules.get("experts") is not None]
     own: dict[str, dict[str, Tensor]] = {}  # each module's own tensors, by its path
-    for name, tensor in units.named(model).items() if around else ():
+    for name, tensor in named(model).items() if around else ():
         own.setdefault(name.rpartition(".")[0], {})[name] = tensor
     found, unknown = [], []
     for path, block in around:

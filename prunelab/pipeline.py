@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import criteria, granularity, layerwise, schedules
-from .allocation import (
-    NM,
-    Report,
-    Scope,
-    Share,
-    allocate,
-    check_options,
-    check_shares,
-    check_target,
-    of_model,
-    report,
-)
+from .allocation import NM, Scope, Share, allocate, check_asked, is_structure
 from .calibration import Calibration
-from .core import Criterion, Granularity, Group, Keep, Masks, PruneError, Schedule, Scores, put_back, shape, unsaved
+from .checks import check_count
+from .core import (
+    Criterion,
+    Granularity,
+    Group,
+    Keep,
+    Masks,
+    Place,
+    PruneError,
+    Schedule,
+    Scores,
+    at_once,
+    count,
+    places,
+    shape,
+)
 from .criteria.registry import PartialScores
-from .layers import prunable
+from .layers import prunable, unreachable
 from .layerwise import LayerRule
-from .masking import apply, current_masks, restore
-from .recovery.run import Described
+from .masking import apply, current_masks, expand, restore
+from .recovery.run import Snapshot
 from .registry import Registry
 from .text import percent
-from .units import contract, expand, tensors_of
+from .units import contract, kept_of, tensors_of
 
 STRATEGIES: dict[str, Registry[Any]] = {  # a recipe's fields that are names, or what is registered under them
     "criterion": criteria.CRITERIA,
@@ -73,23 +76,152 @@ class Recipe:
 
     def __post_init__(self) -> None:
         asked = 0.5 if self.sparsity is None and not isinstance(self.scope, NM) else self.sparsity
-        checked = check_shares(asked, self.scope) if isinstance(asked, Mapping) else check_target(asked, self.scope)
+        round_to = 1 if self.round_to is None else self.round_to
+        checked = check_asked(asked, self.scope, self.reduce, self.floor, round_to)
         object.__setattr__(self, "sparsity", checked)  # so that a printed recipe says it
-        for field, registry in STRATEGIES.items():
-            if field != "layerwise" or self.layerwise is not None:
-                registry.by_name(getattr(self, field))
+        for name, registry in STRATEGIES.items():
+            if name != "layerwise" or self.layerwise is not None:
+                registry.by_name(getattr(self, name))
         if self.layerwise is not None and (self.scope != "layer" or isinstance(asked, Mapping)):
             raise PruneError(
                 f'layerwise={self.layerwise!r} makes a share for each group of one sparsity: give scope "layer" and a '
                 f"number, not scope {str(self.scope)!r} and {asked}"
             )
-        if not isinstance(self.rounds, int) or self.rounds < 1:
-            raise PruneError(f"rounds={self.rounds!r}: prune in a whole number of them, at least 1")
-        check_options(self.scope, self.reduce, self.floor, 1 if self.round_to is None else self.round_to)
+        check_count("rounds", self.rounds)
 
     def __repr__(self) -> str:
         given = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) is not None]
         return f"Recipe({', '.join(f'{name}={value!r}' for name, value in given)})"
+
+
+@dataclass(frozen=True)
+class GroupSparsity:
+    """How many of a group's units are kept.
+
+    >>> GroupSparsity("conv1", units=8, kept=6).sparsity
+    0.25
+    """
+
+    name: str
+    units: int
+    kept: int
+    floored: bool = False  # down to the last unit, which a structure keeps
+    exact: bool = True  # masked and removed compute the same
+
+    @property
+    def sparsity(self) -> float:
+        """The share removed."""
+        return 1 - self.kept / self.units if self.units else 0.0
+
+
+@dataclass(frozen=True, repr=False)
+class Report:
+    """How much of each group is kept, and of all of them together. `print` it, or let a notebook show it.
+
+    >>> Report((GroupSparsity("a", 4, kept=3), GroupSparsity("b", 4, kept=0))).emptied
+    ('b',)
+    """
+
+    layers: tuple[GroupSparsity, ...]
+    parameters: int | None = None  # of the whole model, where it was given ...
+    zeros: int = 0  # ... and how many of them are zero: by the masks on it, by these, and by themselves
+    uncovered: Mapping[str, int] = field(default_factory=dict, hash=False)  # in no group: parameters by their kind
+    stays: Mapping[str, str] = field(default_factory=dict, hash=False)  # what could not be pruned, and why
+
+    @property
+    def total(self) -> GroupSparsity:
+        """All groups as one."""
+        return GroupSparsity("total", sum(r.units for r in self.layers), sum(r.kept for r in self.layers))
+
+    @property
+    def sparsity(self) -> float:
+        """The share of all units that was removed: what was achieved, which rounding makes differ from the asked."""
+        return self.total.sparsity
+
+    @property
+    def emptied(self) -> tuple[str, ...]:
+        """The groups that lost every unit: nothing passes through such a layer any more."""
+        return tuple(r.name for r in self.layers if r.kept == 0 and r.units)
+
+    @property
+    def floored(self) -> tuple[str, ...]:
+        """The structures down to their last unit: `allocate` keeps that one, whatever it scores."""
+        return tuple(r.name for r in self.layers if r.floored)
+
+    @property
+    def inexact(self) -> tuple[str, ...]:
+        """The structures that lost units and of which a masked model computes something else than a shrunk one."""
+        return tuple(r.name for r in self.layers if not r.exact and r.kept < r.units)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def __str__(self) -> str:
+        wide = max(len(r.name) for r in (*self.layers, self.total))
+        lines = [
+            f"{r.name:<{wide}}  {r.kept:>10,} of {r.units:>10,} kept  {100 * r.sparsity:6.2f} % removed"
+            for r in (*self.layers, self.total)
+        ]
+        if self.emptied:
+            lines.append(f"emptied, nothing passes through: {', '.join(self.emptied)}")
+        if self.floored:
+            lines.append(f"at the floor, one unit left: {', '.join(self.floored)}")
+        if self.inexact:
+            lines.append(f"not exact, masked and removed differ: {', '.join(self.inexact)}")
+        return "\n".join([*lines, *self._of_the_model()])
+
+    def _of_the_model(self) -> list[str]:
+        """What a share of all units does not say: of how much of the model."""
+        lines = []
+        if self.parameters is not None:
+            share = 100 * self.zeros / max(self.parameters, 1)
+            lines.append(f"{self.zeros:,} of {self.parameters:,} parameters of the model are zero, {share:.2f} %")
+        if self.uncovered:
+            kinds = ", ".join(f"{kind} {count:,}" for kind, count in self.uncovered.items())
+            lines.append(f"{sum(self.uncovered.values()):,} parameters are in no group and stay: {kinds}")
+        return [*lines, *(f"{name} stays: it {reason}" for name, reason in self.stays.items())]
+
+
+def report(groups: Sequence[Group], keep: Keep, model: nn.Module | None = None) -> Report:
+    """Count what a result of `allocate` keeps, group by group; and with the model, what share of all of it is zero.
+
+    Zeros are counted as if these masks were put on, over those that are. With single weights the parameters in no group
+    (embeddings, norms, biases) are counted by kind; what could not be pruned is named, with the reason.
+
+    >>> from prunelab.core import Member
+    >>> groups = [Group("a", 4, (Member("w"),))]
+    >>> print(report(groups, {"a": torch.tensor([True, False, True, True])}))
+    a               3 of          4 kept   25.00 % removed
+    total           3 of          4 kept   25.00 % removed
+    >>> layer = nn.Linear(2, 1)
+    >>> layer.weight.data, layer.bias.data = torch.tensor([[0.0, 1.0]]), torch.tensor([1.0])
+    >>> counted = report([Group("weight", 2, (Member("weight"),))], {"weight": torch.tensor([True, True])}, layer)
+    >>> counted.zeros, counted.parameters, counted.uncovered
+    (1, 3, {'biases': 1})
+    """
+    counts = at_once([torch.count_nonzero(kept_of(g, keep)) for g in groups])
+    layers = []
+    for g, kept in zip(groups, map(int, counts), strict=True):
+        layers.append(GroupSparsity(g.name, g.units, kept, is_structure(g) and kept == 1 < g.units, g.exact))
+    stays: dict[str, str] = getattr(groups, "stays", {})
+    if model is None:
+        return Report(tuple(layers), stays=stays)
+    parameters, nonzero = count(model, expand(model, groups, keep))
+    uncovered = {} if any(map(is_structure, groups)) else _uncovered(places(model), groups)
+    return Report(tuple(layers), parameters, parameters - nonzero, uncovered, unreachable(model) | dict(stays))
+
+
+def _uncovered(everywhere: Sequence[Place], groups: Sequence[Group]) -> dict[str, int]:
+    """The parameters that are in no group, counted by the kind of layer that holds them; biases apart."""
+    names = {m.tensor for g in groups for m in g.members}
+    covered = {id(place.tensor) for place in everywhere if place.name in names}
+    counts: dict[str, int] = {}
+    for place in everywhere:
+        if isinstance(place.tensor, nn.Parameter) and id(place.tensor) not in covered:
+            covered.add(id(place.tensor))
+            kind = "biases" if "bias" in place.attribute else type(place.module).__name__.removeprefix("Parametrized")
+            counts[kind] = counts.get(kind, 0) + place.tensor.numel()
+    return counts
 
 
 @dataclass(frozen=True)
@@ -135,8 +267,8 @@ def prune(
             if recover:
                 recover(model)
     assert keep is not None
-    counted = of_model(report(job.groups, keep), job.groups, model, {})  # the masks are on
-    return Pruned(tuple(job.groups), keep, _within(masked, expand(model, job.groups, keep)), counted)
+    masks = _within(masked, expand(model, job.groups, keep))
+    return Pruned(tuple(job.groups), keep, masks, report(job.groups, keep, model))
 
 
 def gradually(
@@ -178,7 +310,8 @@ def gradually(
             masked = current_masks(model)
             job.prune(moments[done], contract(job.groups, masked) if masked else None, masked)
 
-    return Described(on_step, f"gradually({recipe}, until={until:g})")
+    on_step.__qualname__ = f"gradually({recipe}, until={until:g})"  # what a checkpoint knows it by
+    return on_step
 
 
 @dataclass(frozen=True)
@@ -253,8 +386,7 @@ def _within(before: Masks, masks: Masks) -> Masks:
 @contextmanager
 def _undone_on_failure(model: nn.Module, masks: Masks, *, trained: bool) -> Iterator[None]:
     """Put the masks back if the block raises; and where it trains: weights, buffers, gradients and modes."""
-    saved = copy.deepcopy(model.state_dict()) if trained else {}
-    buffers = unsaved(model) if trained else {}
+    saved = Snapshot.of(model) if trained else None
     grads = [(p, None if p.grad is None else p.grad.clone()) for p in model.parameters()] if trained else []
     modes = [(m, m.training) for m in model.modules()]
     try:
@@ -262,10 +394,10 @@ def _undone_on_failure(model: nn.Module, masks: Masks, *, trained: bool) -> Iter
     except BaseException:
         for module, training in modes:
             module.training = training
-        restore(model, masks)
-        if trained:
-            model.load_state_dict(saved)
-            put_back(model, buffers)
+        if saved is None:
+            restore(model, masks)
+        else:
+            saved.put_back(model)
         for parameter, grad in grads:
             parameter.grad = grad
         raise

@@ -42,7 +42,8 @@ def save_recipe(path: str | os.PathLike[str], recipe: Recipe) -> Path:
     file = Path(path)
     if not isinstance(recipe, Recipe):
         raise PruneError(f"this is a {type(recipe).__name__}: give a Recipe")
-    write_whole(file, _by_suffix(file)[0](described(recipe)).encode())
+    written = _as_toml if _is_toml(file) else _as_json
+    write_whole(file, written(described(recipe)).encode())
     return file
 
 
@@ -57,7 +58,7 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
     'taylor'
     """
     file = Path(path)
-    read = _by_suffix(file)[1]
+    read: Callable[[Path], Any] = read_toml if _is_toml(file) else read_json
     try:
         found = read(file)
     except OSError as error:
@@ -107,11 +108,11 @@ def revived(values: Any) -> Recipe:
     return Recipe(**given)
 
 
-def _by_suffix(file: Path) -> tuple[Callable[[dict[str, Any]], str], Callable[[Path], Any]]:
-    """The writer and the reader of a file's format."""
-    if file.suffix not in FORMATS:
+def _is_toml(file: Path) -> bool:
+    """Whether it is TOML, else it is JSON; PruneError for another suffix."""
+    if file.suffix not in (".json", ".toml"):
         raise PruneError(f"{file.name}: a recipe is a .json or a .toml file, and the name says which")
-    return FORMATS[file.suffix]
+    return file.suffix == ".toml"
 
 
 def _as_json(values: dict[str, Any]) -> str:
@@ -134,9 +135,3 @@ def _toml(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{_toml(name)} = {_toml(v)}' for name, v in value.items())}}}"
     return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")
-
-
-FORMATS: dict[str, tuple[Callable[[dict[str, Any]], str], Callable[[Path], Any]]] = {
-    ".json": (_as_json, read_json),
-    ".toml": (_as_toml, read_toml),
-}

@@ -249,3 +249,12 @@ def renamed(module: str, names: Mapping[str, str], level: int = 2) -> Callable[[
         return pkgutil.resolve_name(names[name])
 
     return find
+
+
+def moved(home: str, names: str) -> dict[str, str]:
+    """For `renamed`: names, parted by spaces, that a package no longer shows and that their own module still has.
+
+    >>> moved("prunelab.core", "Mask Place")
+    {'Mask': 'prunelab.core.Mask', 'Place': 'prunelab.core.Place'}
+    """
+    return {name: f"{home}.{name}" for name in names.split()}

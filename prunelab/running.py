@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from .checks import check_count
-from .core import PruneError, check_loaded, mask_of, mode, network, places, shape
-from .data import batches, mapped, tensors
+from .core import PruneError, all_masks, check_loaded, device_of, mode, network, shape
+from .data import batches, mapped, tensors, to
 from .text import listed
 
 
@@ -41,6 +41,13 @@ def attempt(model: nn.Module, inputs: Any, how: Callable[[nn.Module, Any], Any] 
     except Exception as error:  # whatever a model's own code raises, an AssertionError included
         given = ", ".join(f"{shape(t)} {t.dtype}" for t in tensors(inputs)) or type(inputs).__name__
         raise PruneError(f"{type(model).__name__} cannot run on inputs of {given}: {error}") from error
+
+
+def forward(model: nn.Module, inputs: Any) -> Callable[[], Any]:
+    """One forward pass as a task, tried once."""
+    placed = to(inputs, device_of(model))
+    attempt(model, placed)
+    return lambda: call(model, placed)
 
 
 def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
@@ -145,23 +152,18 @@ def storage_of(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def writes_to(tensor: Tensor) -> int:
-    """How often a tensor has been written into in place."""
-    return tensor._version
-
-
 def check_plain(model: nn.Module, called: str = "the model", *, ours: bool = True) -> None:
     """Raise PruneError if masks are still on: every forward would compute w * mask anew, up to twice the time.
 
     With ours=False only those of torch.nn.utils.prune are refused.
     """
-    masked = [p.name for p in places(model) if ours and mask_of(p.module, p.attribute) is not None]
+    masked = [place.name for place, _ in all_masks(model)] if ours else []
     if masked:
         raise PruneError(
             f"{called} still wears masks, on {listed(masked)}: they cost time in every forward, so it would be "
             "measured as slower than it is. Call pl.bake(model) first, or measure pl.bake(copy.deepcopy(model))"
         )
-    theirs = [path or "the model itself" for path, m in model.named_modules() if _torch_pruned(m)]
+    theirs = [path or "the model itself" for path, m in network(model).named_modules() if _torch_pruned(m)]
     if theirs:
         raise PruneError(
             f"{called} still wears the masks of torch.nn.utils.prune, on {listed(theirs)}: call "

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import repeat
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -102,12 +102,8 @@ def lowest(values: Sequence[Tensor], k: int, kept: Sequence[Tensor] | None = Non
     return _in_one_pass(given, k, low, high) or _at_threshold(given, k, _kth_lowest(given, k, low, high))
 
 
-class Inside(NamedTuple):
-    """What a chunk holds between the bracket's ends: the chunk's part of the mask, where in it, and the values."""
-
-    mask: Array
-    at: Array
-    values: Array
+# What a chunk holds between the bracket's ends: its part of the mask, where in it, and the values.
+Inside: TypeAlias = tuple[Array, Array, Array]
 
 
 def _in_one_pass(values: Values, k: int, low: float, high: float) -> list[Tensor] | None:
@@ -126,7 +122,7 @@ def _in_one_pass(values: Values, k: int, low: float, high: float) -> list[Tensor
         between += len(at)
         if between > SORT_AT_MOST or up_to_low >= k:
             return None
-        found.append(Inside(mask, at, part[at]))
+        found.append((mask, at, part[at]))
     if k > up_to_low + between:
         return None
     _mark_lowest(found, k - up_to_low)
@@ -135,7 +131,7 @@ def _in_one_pass(values: Values, k: int, low: float, high: float) -> list[Tensor
 
 def _mark_lowest(found: Sequence[Inside], k: int) -> None:
     """Set the masks at the k lowest of what was found, the first of ties."""
-    entries = np.concatenate([f.values for f in found])
+    entries = np.concatenate([values for _, _, values in found])
     threshold = np.partition(entries, k - 1)[k - 1]
     ties = k - _count(entries < threshold)
     for mask, at, values in found:

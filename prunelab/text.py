@@ -95,17 +95,18 @@ def table(title: str, head: Row | None, rows: Sequence[Row]) -> str:
 def html(title: str, head: Row | None, rows: Sequence[Row]) -> str:
     """The rows as an HTML table whose first cells are headers, so that a screen reader names each value.
 
-    Numbers stand at the right of their column, words at the left; legible where a page lets no style in.
+    Numbers stand at the right of their column, words at the left; legible where a page lets no style in. A number and
+    its unit stay on one line.
     """
     sides = ["left"] * len(head or rows[0])
     for i in range(1, len(sides)):
         if all(_NUMBER.match(row[i]) for row in rows):
             sides[i] = "right"
     cells = zip(sides, head or (), strict=False)
-    top = "".join(f'<th scope="col" style="text-align:{s}">{escape(x)}</th>' for s, x in cells)
+    top = "".join(f'<th scope="col" style="text-align:{s}">{_cell(x)}</th>' for s, x in cells)
     body = "".join(
-        f'<tr><th scope="row" style="text-align:left;font-weight:normal">{escape(row[0])}</th>'
-        + "".join(f'<td style="text-align:{s}">{escape(x)}</td>' for s, x in zip(sides[1:], row[1:], strict=True))
+        f'<tr><th scope="row" style="text-align:left;font-weight:normal">{_cell(row[0])}</th>'
+        + "".join(f'<td style="text-align:{s}">{_cell(x)}</td>' for s, x in zip(sides[1:], row[1:], strict=True))
         + "</tr>"
         for row in rows
     )
@@ -114,6 +115,13 @@ def html(title: str, head: Row | None, rows: Sequence[Row]) -> str:
     return f"<table>{caption}{header}<tbody>{body}</tbody></table>"
 
 
+def _cell(text: str) -> str:
+    return _WITHIN.sub("&nbsp;", escape(text))
+
+
+_WITHIN = re.compile(
+    r"(?<=≈) (?=[-+\d])|(?<=\d) (?=(?:%|×|points?|[nµm]?s|[kMG]?B|[kMG]?MACs)(?!\w))"
+)  # a measured value
 _NUMBER = re.compile(r"≈|[-+−]?[\d.]|no CUDA|$")  # how a cell begins that belongs at the right
 
 

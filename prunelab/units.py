@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from .core import Group, Keep, Masks, Member, Part, PruneError, lookup, places, shape
+from .core import Group, Keep, Masks, Member, Part, PruneError, find, shape
 
 
 def check(member: Member, tensor: Tensor, units: int) -> None:
@@ -133,66 +133,41 @@ def line(member: Member, kept: Tensor, size: int) -> Tensor:
     return whole
 
 
-def expand(model: nn.Module, groups: Sequence[Group], keep: Keep) -> Masks:
-    """Masks for every tensor that loses a unit's entries: (units,) bools laid out in the tensors' own shapes.
-
-    A tensor in several groups keeps an entry only if all of them do. Raises PruneError if keep and groups differ.
-
-    >>> from prunelab.core import Member
-    >>> row = Group("row", 3, (Member("weight", 0), Member("bias", 0)))
-    >>> masks = expand(nn.Linear(2, 3), [row], {"row": torch.tensor([True, False, True])})
-    >>> masks["weight"].tolist()
-    [[True, True], [False, False], [True, True]]
-    """
-    tensors = named(model)
-    masks: Masks = {}
+def masks(tensors: Mapping[str, Tensor], groups: Sequence[Group], keep: Keep) -> Masks:
+    """`masking.expand` of a model with these tensors, by their names."""
+    found: Masks = {}
     for group in groups:
         kept = kept_of(group, keep)
         for member in group.members:
             if not member.learned:
                 continue
-            tensor = find(model, tensors, member.tensor)
+            tensor = find(tensors, member.tensor)
             check(member, tensor, group.units)
             laid = mask(member, kept.to(tensor.device), tensor.shape)
-            masks[member.tensor] = masks[member.tensor] & laid if member.tensor in masks else laid
-        masks |= _whole(model, group, kept, tensors)
-    return masks
-
-
-def _whole(model: nn.Module, group: Group, kept: Tensor, tensors: Mapping[str, Tensor]) -> Masks:
-    """A mask without a single True for each parameter of the modules that go; the others need none."""
-    check_parts(group, tensors)
-    gone = [name for part, own in inside_parts(group.parts, tensors) if not kept[part.unit] for name in own]
-    return {n: torch.zeros_like(tensors[n], dtype=torch.bool) for n in gone if isinstance(tensors[n], nn.Parameter)}
+            found[member.tensor] = found[member.tensor] & laid if member.tensor in found else laid
+        check_parts(group, tensors)
+        # A mask without a single True for each parameter of the modules that go; the others need none.
+        for part, own in inside_parts(group.parts, tensors):
+            gone = () if kept[part.unit] else own
+            found |= {
+                n: torch.zeros_like(tensors[n], dtype=torch.bool) for n in gone if isinstance(tensors[n], nn.Parameter)
+            }
+    return found
 
 
 def contract(groups: Sequence[Group], masks: Mapping[str, Tensor]) -> Keep:
     """The inverse of `expand`: a unit is kept if any of its entries is. Tensors without a mask keep everything."""
-    return {g.name: _kept_parts(g, masks) if g.parts else _kept_units(g, masks) for g in groups}
+    return {g.name: _kept(g, masks) for g in groups}
 
 
-def _kept_parts(group: Group, masks: Mapping[str, Tensor]) -> Tensor:
-    kept, masked = totals(group, masks)
-    return (kept > 0) | (masked == 0)
-
-
-def _kept_units(group: Group, masks: Mapping[str, Tensor]) -> Tensor:
+def _kept(group: Group, masks: Mapping[str, Tensor]) -> Tensor:
+    if group.parts:
+        kept, masked = totals(group, masks)
+        return (kept > 0) | (masked == 0)
     members = [m for m in group.members if m.learned]
     if any(m.tensor not in masks for m in members):
         return torch.ones(group.units, dtype=torch.bool)
     return torch.stack([entries(m, masks[m.tensor], group.units).any(1) for m in members]).any(0)
-
-
-def named(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer under the name it had before any mask."""
-    return {p.name: p.tensor for p in places(model)}
-
-
-def find(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> Tensor:
-    """A tensor of `named(model)`; PruneError says what there is if it isn't there."""
-    if name not in tensors:
-        lookup(model, name)  # raises, and names what there is
-    return tensors[name]
 
 
 def kept_of(group: Group, keep: Keep) -> Tensor:

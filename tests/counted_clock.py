@@ -9,7 +9,8 @@ import pytest
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from prunelab.measurement import Speedup, macs
+from prunelab.measurement import macs
+from prunelab.measurement.timing import Speedup
 
 MAC, LAUNCH = 1e-9, 1e-7  # seconds
 

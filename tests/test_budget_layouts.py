@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from prunelab.budget.costs import LEVELS, any_keep, at_least, dense_layout, nearest, telling_layouts, widths
+from prunelab.budget.costs import LEVELS, REPEATS, any_keep, at_least, dense_layout, telling_layouts, widths
 from prunelab.core import Group, Member
 
 
@@ -28,7 +28,6 @@ def test_the_widths(units, block, step, rungs):
 
 def test_rungs():
     assert [at_least((8, 16, 32), n) for n in (0, 8, 9, 17, 99)] == [8, 8, 16, 32, 32]
-    assert [nearest((8, 16, 32), n) for n in (0, 12, 13, 25, 99)] == [8, 8, 16, 32, 32]
 
 
 def test_a_keep_has_the_layouts_counts():
@@ -38,14 +37,14 @@ def test_a_keep_has_the_layouts_counts():
     assert dense_layout(groups) == {"a": 4, "b": 3}
 
 
-def test_groups_that_meet_take_every_pair_of_levels():
-    names = "abcd"
-    groups = [group(n, 32) for n in names]
-    meet = [frozenset("ab"), frozenset("bc"), frozenset("cd"), frozenset("d"), frozenset()]
-    found = telling_layouts(groups, {n: widths(group(n, 32), 8) for n in names}, meet)
-    for one, other in ("ab", "bc", "cd"):
-        pairs = {(x[one], x[other]) for x in found}
-        assert pairs >= set(itertools.product([round(32 * level) for level in LEVELS], repeat=2))
-    assert dense_layout(groups) in found
-    assert any(x["a"] != x["c"] for x in found)  # of one colour, and yet told apart
-    assert found == telling_layouts(groups, {n: widths(group(n, 32), 8) for n in names}, meet)
+def test_every_group_has_every_level_as_often_and_groups_are_told_apart():
+    groups = [group(n, 32) for n in "abcd"]
+    candidates = {g.name: widths(g, 8) for g in groups}
+    dense, *found = telling_layouts(groups, candidates)
+    assert dense == dense_layout(groups)
+    for g in groups:
+        assert sorted(x[g.name] for x in found) == sorted([round(32 * level) for level in LEVELS] * REPEATS)
+    for one, other in itertools.combinations("abcd", 2):
+        assert len({(x[one], x[other]) for x in found}) >= 10  # of the 16 pairs of levels
+    assert [dense, *found] == telling_layouts(groups, candidates)
+    assert len(telling_layouts(groups[:1], candidates)) == len(LEVELS)  # each layout once

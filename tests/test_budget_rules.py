@@ -1,12 +1,14 @@
 """Rules on a table made by hand, where the right answer is known."""
 
 import itertools
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from prunelab import PruneError
-from prunelab.budget.costs import Fit, LatencyTable
+from prunelab.budget.costs import LatencyTable
 from prunelab.budget.rules import RULES, Question, by_sensitivity, global_ranking, smallest, uniform
 from prunelab.core import Group, Member
 from prunelab.measurement import Evaluation
@@ -29,9 +31,18 @@ def question(fits, rises=None, worth=None, only="ab"):
     )
 
 
-SEPARATE = {"x": Fit((("a",),), (3.0,)), "y": Fit((("b",),), (1.0,))}  # a costs three times as much as b
-PRODUCT = {"x": Fit((("a", "b"),), (1.0,))}  # a layer that reads a and makes b
-FLOOR = {"x": Fit(((), ("a",), ("b",)), (2.0, 1.0, 1.0))}
+def fit(**terms):
+    """W for terms such as a=3.0, ab=1.0 and rest=2.0, which stays whatever is kept."""
+    places = {"rest": (0, 0), "a": (0, 1), "b": (0, 2), "ab": (1, 2)}
+    found = np.zeros((3, 3))
+    for term, weight in terms.items():
+        found[places[term]] = weight
+    return found
+
+
+SEPARATE = {"x": fit(a=3.0), "y": fit(b=1.0)}  # a costs three times as much as b
+PRODUCT = {"x": fit(ab=1.0)}  # a layer that reads a and makes b
+FLOOR = {"x": fit(rest=2.0, a=1.0, b=1.0)}
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -62,6 +73,18 @@ def test_global_ranking_takes_the_lowest():
 def test_sensitivity_weighs_the_rise_against_the_saving():
     assert by_sensitivity(question(SEPARATE), {"latency": 0.7}) == {"a": 4, "b": 8}  # equal rise, a saves thrice
     assert by_sensitivity(question(SEPARATE, rises=(10, 1)), {"latency": 0.82}) == {"a": 8, "b": 2}
+
+
+def test_what_was_taken_too_much_goes_back_to_whom_it_hurts_most():
+    assert by_sensitivity(question(FLOOR, rises=(1, 3)), {"latency": 0.75}) == {"a": 1, "b": 7}
+
+
+def test_a_loss_that_falls_again_does_not_make_more_pruning_cheaper():
+    alike = {"x": fit(a=1.0), "y": fit(b=1.0)}
+    asked = question(alike, rises=(0, 0.4))
+    falls = replace(asked.scan.curves[0], loss=(1.5, 1.1))  # of four units that went, and of six
+    asked = replace(asked, scan=replace(asked.scan, curves=(falls, asked.scan.curves[1])))
+    assert by_sensitivity(asked, {"latency": 0.8}) == {"a": 8, "b": 4}  # b's cost 0.2, a's 0.5
 
 
 def test_sensitivity_is_the_best_there_is_on_straight_lines():
@@ -96,7 +119,7 @@ def test_only_what_may_be_touched_is(rule):
 
 
 def test_two_limits_at_once():
-    fits = {"latency": SEPARATE, "bytes": {"x": Fit((("b",),), (1.0,))}}
+    fits = {"latency": SEPARATE, "bytes": {"x": fit(b=1.0)}}
     asked = question(SEPARATE)
     both = Question(asked.groups, asked.widths, LatencyTable(GROUPS, (), fits, ""), asked.worth, asked.scan)
     for rule in RULES.values():

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 import prunelab as pl
 from prunelab import Calibration
-from prunelab.calibration import input_norms, unpadded
+from prunelab.calibration import input_norms
+from prunelab.calibration.samples import unpadded
 
 ROWS = [token_ids(1, n, seed=n)[0] for n in (3, 6, 6, 9)]
 sides = pytest.mark.parametrize("left", [False, True], ids=["right", "left"])

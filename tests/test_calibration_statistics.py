@@ -444,4 +444,4 @@ def test_what_needs_a_calibration_says_how_to_make_one():
         with pytest.raises(
             PruneError, match=rf"taylor needs data .*given {said}: pass calib=pl\.Calibration\.of\(data\)"
         ):
-            calibration.needed(given, "taylor")
+            calibration.samples.needed(given, "taylor")

@@ -264,11 +264,10 @@ def test_as_torch_global_unstructured(twins, sparsity, criterion):
 
 
 # An example that runs belongs to each public function. These need a model of transformers, the Llama or a clock (the
-# notebooks and the README hold theirs), are shown by their pair, or are what criteria of one's own are written with.
+# notebooks and the README hold theirs), or are shown by their pair.
 ELSEWHERE_SHOWN = {
-    "blockwise", "draw_front", "expert_frequency", "expert_norm", "experts", "fit_budget", "frontier", "glu_neurons",
-    "glu_peak_to_peak", "latency_table", "llama", "llama_folder", "rates", "reap", "save_plan",
-    "checked", "differentiable", "needed", "real_inputs", "scalar_loss", "sequences",
+    "blockwise", "draw_front", "expert_frequency", "expert_norm", "experts", "fit_budget", "glu_neurons",
+    "glu_peak_to_peak", "llama", "rates", "reap", "save_plan",
 }  # fmt: skip
 
 

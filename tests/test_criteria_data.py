@@ -275,7 +275,7 @@ def authors_grasp(model, x, y, temperature):
 
 @pytest.mark.parametrize("temperature", [1, 200])
 def test_grasp_against_the_authors_steps(model, calib, data_for, name, temperature):
-    mine = criteria.Grasp(temperature)(model, calib)
+    mine = criteria.gradients.Grasp(temperature)(model, calib)
     for n, expected in authors_grasp(model, *data_for(name), temperature).items():
         close("grasp, the authors' steps", mine[n], expected)
 

@@ -2,10 +2,8 @@
 
 import copy
 import json
-import os
 import pickle
-import subprocess
-import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -69,22 +67,6 @@ def test_a_plan_rebuilds_it(kind, what, tmp_path):
     pl.save_plan(tmp_path, *half(model, what), small)
     again = pl.load_plan(tmp_path, decoder(kind))
     assert torch.equal(again(token_ids()).logits, small(token_ids()).logits)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("what", WHATS)
-def test_a_plan_in_a_fresh_process(what, tmp_path):
-    small = pl.shrink(model := decoder(), *half(model, what))
-    pl.save_plan(tmp_path / "plan", *half(model, what), small)
-    torch.save(small(token_ids()).logits, tmp_path / "logits.pt")
-    code = (
-        "import torch, prunelab as pl; from tiny_decoders import decoder, token_ids; torch.set_num_threads(1);"
-        f"small = pl.load_plan({str(tmp_path / 'plan')!r}, decoder());"
-        f"wanted = torch.load({str(tmp_path / 'logits.pt')!r}, weights_only=True);"
-        "assert torch.equal(small(token_ids()).logits, wanted)"
-    )
-    here = os.pathsep.join([os.path.dirname(__file__), *sys.path])
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": here})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -284,6 +266,24 @@ def test_a_damaged_plan(tmp_path):
 )
 def test_names_move_up(name, new):
     assert renamed(name, [Part("model.layers.1", 1), Part("model.layers.3", 3)]) == new
+
+
+def test_lists_within_lists(tmp_path):
+    """Entries of a list move up with the entry of the outer list that they are in."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Sequential(*(nn.Linear(2, 2) for _ in range(4))) for _ in range(3)))
+    outer = Group("outer", 3, (), parts=tuple(Part(f"{i}", i) for i in range(3)))
+    inner = Group("inner", 4, (), parts=tuple(Part(f"2.{i}", i) for i in range(4)))
+    groups, keep = [outer, inner], {"outer": torch.arange(3) > 0, "inner": torch.arange(4) != 1}
+    small, x = pl.shrink(nn.Sequential(model), *under("0", groups, keep)), torch.randn(3, 2)
+    assert torch.equal(small(x), nn.Sequential(model[1], *(m for i, m in enumerate(model[2]) if i != 1))(x))
+    folder = pl.save_plan(tmp_path, *under("0", groups, keep), small)
+    assert torch.equal(pl.load_plan(folder, nn.Sequential(model))(x), small(x))
+
+
+def under(path, groups, keep):
+    moved = [replace(g, parts=tuple(replace(p, path=f"{path}.{p.path}") for p in g.parts)) for g in groups]
+    return moved, keep
 
 
 def test_any_list_of_modules():

@@ -74,7 +74,7 @@ CARD = {"architecture": "mlp", "arguments": {"inputs": 4, "hidden": [3], "classe
 
 
 def _checkpoint(folder: Path, v: int) -> None:
-    zoo.save_checkpoint("net", mlp(v), {**CARD, "version": v}, folder=folder)
+    zoo.trained.save_checkpoint("net", mlp(v), {**CARD, "version": v}, folder=folder)
 
 
 def _checkpointed(folder: Path) -> int | None:

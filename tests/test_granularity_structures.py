@@ -15,7 +15,8 @@ import prunelab as pl
 from prunelab import Group, Member, PruneError, granularity, surgery, units
 from prunelab.granularity import proof, tracing
 from prunelab.layers import prunable
-from prunelab.units import contract, entries, expand
+from prunelab.masking import expand
+from prunelab.units import contract, entries
 
 
 class Net(nn.Module):

@@ -101,7 +101,7 @@ def test_masked_and_removed_agree_and_the_cache_is_right(llama, text, what):
     if what == "neurons":
         keep = pl.allocate(pl.criteria.glu_peak_to_peak(model), groups, 0.25, "layer")
     else:
-        keep = lesson_13.keep_without(what, 30, [3, 14, 25])
+        keep = {what: torch.tensor([unit not in (3, 14, 25) for unit in range(30)])}
     small = pl.shrink(model, groups, keep)
     with pl.masked(model, pl.expand(model, groups, keep)), torch.no_grad():
         masked = model(ids).logits

@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from prunelab.core import PruneError
 from prunelab.masking import apply, bake
-from prunelab.measurement import evaluate, wilson
+from prunelab.measurement import evaluate
+from prunelab.measurement.evaluation import wilson
 
 
 class Says(nn.Module):

@@ -32,8 +32,8 @@ def test_a_step_by_hand():
     assert scores.grad.tolist() == [14, -33, -5]  # the masked one too
     assert pl.prunable(layer)["weight"].grad.tolist() == [[7, 0, -1]]
     torch.optim.SGD([scores], lr=0.1).step()
-    assert torch.allclose(movement.scores(layer)["weight"], torch.tensor([-1.4, 3.3, 0.5]))
-    keep = TopV(1 / 3).keep(movement.scores(layer), groups, 1.0)
+    assert torch.allclose(movement.gates.scores(layer)["weight"], torch.tensor([-1.4, 3.3, 0.5]))
+    keep = TopV(1 / 3).keep(movement.gates.scores(layer), groups, 1.0)
     assert keep["weight"].tolist() == [
         False,
         True,
@@ -102,7 +102,7 @@ def test_as_an_independent_implementation(data_for, kind):
         other.zero_grad()
         loss.backward()
         if step:
-            masks = pl.expand(layer, groups, rule.keep(movement.scores(layer), groups, share))
+            masks = pl.expand(layer, groups, rule.keep(movement.gates.scores(layer), groups, share))
             pl.apply(layer, masks)
             assert torch.equal(masks["weight"], mask.detach().bool())
             seen.add(int(masks["weight"].sum()))
@@ -112,7 +112,7 @@ def test_as_an_independent_implementation(data_for, kind):
         assert torch.allclose(scores["weight"].grad.view(3, 6), theirs.grad, atol=1e-6)
         other.step()
         mine.step()
-    assert torch.allclose(movement.scores(layer)["weight"].view(3, 6), theirs, atol=1e-4)
+    assert torch.allclose(movement.gates.scores(layer)["weight"].view(3, 6), theirs, atol=1e-4)
     assert torch.allclose(pl.prunable(layer)["weight"], weight, atol=1e-5)
     assert len(seen) > 3  # it did prune, step by step
 
@@ -124,7 +124,7 @@ def test_a_structure_that_left_can_come_back(build, data_for, name):
     groups = pl.granularity.coupled(model, x)
     movement.attach(model, groups)
     keep = {g.name: torch.arange(g.units) > 0 for g in groups}
-    pl.apply(model, pl.expand(model, movement.gated(model, groups), keep))
+    pl.apply(model, pl.expand(model, movement.gates.gated(model, groups), keep))
     F.cross_entropy(model(x), y).backward()
     for scores in movement.by_group(model).values():
         assert scores.grad[0] != 0
@@ -134,7 +134,7 @@ def test_the_reading_side_of_a_transposed_convolution():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 2, 3), nn.ReLU(), nn.Conv2d(2, 1, 1))
     groups = pl.granularity.filters(model, torch.randn(2, 1, 6, 6))
-    read = {g.name: [(m.tensor, m.dim) for m in g.members] for g in movement.gated(model, groups)}
+    read = {g.name: [(m.tensor, m.dim) for m in g.members] for g in movement.gates.gated(model, groups)}
     assert list(read.values()) == [[("2.weight", 0)], [("4.weight", 1)]]
 
 
@@ -188,7 +188,7 @@ def test_a_model_in_the_midst_of_learning_bakes(build, data_for, snapshot, granu
     groups = granularity(model, x)
     movement.attach(model, groups)
     keep = {g.name: torch.arange(g.units) % 2 > 0 for g in groups}
-    pl.apply(model, pl.expand(model, movement.gated(model, groups), keep))
+    pl.apply(model, pl.expand(model, movement.gates.gated(model, groups), keep))
     with torch.no_grad():
         worn = model(x)
         assert torch.equal(pl.bake(model)(x), worn)
@@ -230,8 +230,8 @@ def test_zero_scores_are_refused_once_something_must_go(build):
     groups = pl.granularity.weights(model)
     movement.attach(model, groups)
     with pytest.raises(PruneError, match=r"all movement scores are 0: no training step .* movement\.finetune"):
-        TopV(0.5).keep(movement.scores(model), groups, 1.0)
-    assert all(k.all() for k in TopV(0.5).keep(movement.scores(model), groups, 0.0).values())
+        TopV(0.5).keep(movement.gates.scores(model), groups, 1.0)
+    assert all(k.all() for k in TopV(0.5).keep(movement.gates.scores(model), groups, 0.0).values())
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_no_scores_without_training(build, snapshot):
     model = build("mlp")
     before = snapshot(model)
     with pytest.raises(PruneError, match=r"no movement scores: .* while fine-tuning.*movement\.finetune"):
-        movement.scores(model)
+        movement.gates.scores(model)
     assert snapshot(model) == before
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 import prunelab as pl
 from prunelab import NM, PruneError, Recipe, load_recipe, save_recipe
-from prunelab.criteria import CRITERIA, Grasp, Random
+from prunelab.criteria import CRITERIA, Random
+from prunelab.criteria.gradients import Grasp
 from prunelab.granularity import GRANULARITIES, Together, blocks, weights
 from prunelab.recipes import _as_toml, described, revived
 from prunelab.schedules import SCHEDULES, Exponential

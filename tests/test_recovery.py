@@ -10,8 +10,9 @@ from torch.nn import functional as F
 import prunelab as pl
 from prunelab import PruneError
 from prunelab.masking import current_masks
-from prunelab.recovery import History, Objective, Tail, finetune, train
-from prunelab.recovery.run import Snapshot
+from prunelab.recovery import History, finetune, train
+from prunelab.recovery.run import Snapshot, Tail
+from prunelab.recovery.training import Objective
 
 
 def quietly(model, data, **options):
@@ -294,7 +295,7 @@ def test_the_best_weights_by_validation_come_back(build, lesson):
     found = [
         i for i, state in enumerate(states) if all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     ]
-    assert found in ([1], [2])
+    assert found == [2]  # both are all right, and the second loses less
 
 
 def test_masks_of_the_best_moment_come_back_with_it(build, lesson, snapshot):

@@ -19,7 +19,7 @@ from torch import nn
 import prunelab as pl
 from prunelab import PruneError
 from prunelab.recovery import Checkpoint, checkpoints, train
-from prunelab.recovery.run import VARYING, examples
+from prunelab.recovery.checkpoints import VARYING, examples
 from prunelab.text import describe
 
 
@@ -78,7 +78,9 @@ def loader(data, **options):
     return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data.train), 16, **options)
 
 
-@pytest.mark.parametrize("schedule", ["one_cycle", "constant", "linear", pl.recovery.Tail(of=12), lambda t: 1 - t / 2])
+@pytest.mark.parametrize(
+    "schedule", ["one_cycle", "constant", "linear", pl.recovery.run.Tail(of=12), lambda t: 1 - t / 2]
+)
 def test_every_schedule_resumes(lesson, tmp_path, schedule):
     whole = droopy()
     learn(whole, lesson, lr_schedule=schedule)

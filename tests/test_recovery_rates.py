@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from prunelab import PruneError
-from prunelab.recovery import Tail, train
+from prunelab.recovery import train
+from prunelab.recovery.run import Tail
 
 
 def rates_of(schedule, steps, lr=0.1, optimizer=None):

@@ -218,7 +218,6 @@ def test_what_a_forward_overwrites_is_kept_apart():
     weights = {"short.weight": model.short.weight.detach() * 0.5}
     with torch.no_grad():
         assert runs.reusable(weights, x)
-        assert runs.changed
         runs.record(x)
         first, second = runs.run(weights, x), runs.run(weights, x)
         assert torch.equal(first, second)
@@ -295,10 +294,6 @@ def found(make):
 
 def test_the_arrays(found):
     assert found.accuracy.shape == found.loss.shape == found.rise.shape == found.removed.shape == (3, 4)
-    assert found.interval.shape == (3, 4, 2)
-    assert tuple(found.interval[1, 2]) == wilson(int(found.correct[1, 2]), 24)
-    assert (found.interval[..., 0] <= found.accuracy).all()
-    assert (found.accuracy <= found.interval[..., 1]).all()
     assert found.accuracy[2, 1] == found.curve("8.weight").correct[1] / 24
     assert np.allclose(found.rise[:, 0], 0)
     assert found.complete
@@ -316,16 +311,12 @@ def test_most_sensitive(found):
 
 
 def test_the_table(found):
-    assert str(found) == found.table()
-    lines = found.table().splitlines()
+    lines = str(found).splitlines()
     assert lines[1].split() == ["0", "0.3", "0.5", "0.9"]
     assert [line.split()[0] for line in lines[2:6]] == ["0.weight", "3.weight", "8.weight", "dense"]
     low, high = wilson(found.dense.correct, 24)
     assert f"{100 * found.dense.accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]" in lines[5]
     assert "95 % Wilson intervals (samples taken as independent)" in lines[-1]
-    assert f"{found.loss[1, 3]:.4f}" in found.table("loss")
-    with pytest.raises(PruneError, match='give "accuracy" or "loss"'):
-        found.table("speed")
 
 
 def test_saved_and_loaded(found, tmp_path):
@@ -561,9 +552,9 @@ def test_sparsities_that_make_no_sense(make, snapshot, sparsities, message):
     assert snapshot(model) == before
 
 
-@pytest.mark.parametrize("only", [["0.weight", "conv9"], "0.weight", []])
+@pytest.mark.parametrize("only", [["0.weight", "conv9"], "0.weight"])
 def test_unknown_groups(make, only):
-    with pytest.raises(PruneError, match=r"among the groups 0.weight, 2.weight"):
+    with pytest.raises(PruneError, match=r"give a tuple with some of \('0.weight', '2.weight'\)"):
         quick(*make("mlp"), only=only)
 
 
@@ -634,4 +625,4 @@ def test_progress_is_shown_and_can_be_left_out(make, capsys):
 def test_a_single_label_is_a_scan_too(make):
     model, (x, y) = make("cnn")
     assert quick(model, (x[:1], y[:1])).correct.max() <= 1
-    assert sensitivity.SPARSITIES[0] > 0
+    assert sensitivity.scanning.SPARSITIES[0] > 0

@@ -91,9 +91,12 @@ def test_declared_sizes_follow():
 
 def test_a_kept_unit_keeps_its_values():
     model = network()
+    for statistic in (model[1].running_mean, model[1].running_var):
+        statistic.copy_(torch.rand(8))  # fresh ones are alike, whatever is taken of them
     groups, keep = half(model)
     small = shrink(model, groups, keep)
     assert torch.equal(small[3].weight, model[3].weight[keep["3"]][:, keep["0"]])
+    assert torch.equal(small[1].running_mean, model[1].running_mean[keep["0"]])
     assert torch.equal(small[1].running_var, model[1].running_var[keep["0"]])
 
 
@@ -448,7 +451,7 @@ def test_a_plan_of_another_model(saved, snapshot):
         message = rf"is not a plan of this Sequential: 0\.weight \({width}, 1, 3, 3\) does not hold 8"
         with pytest.raises(PruneError, match=message):
             load_plan(folder, network(width=width))
-    with pytest.raises(PruneError, match=r"is not a plan of this Linear: Linear has no tensor named '0\.weight'"):
+    with pytest.raises(PruneError, match=r"is not a plan of this Linear: the model has no tensor named '0\.weight'"):
         load_plan(folder, nn.Linear(2, 2))
     with pytest.raises(PruneError, match=r"0\.weight is torch.float32 .* in the plan, torch.float64"):
         load_plan(folder, network().double())

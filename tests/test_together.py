@@ -36,8 +36,8 @@ def save_plans(folder: Path, seed: int) -> None:
 def save_networks(folder: Path, seed: int) -> None:
     card = {"architecture": "mlp", "arguments": {"inputs": 4, "hidden": [6], "classes": 2}}
     for n in range(4):
-        zoo.save_checkpoint(f"of-{seed}-{n}", network(seed), card, folder=folder)
-        zoo.save_checkpoint("shared", network(seed), card, folder=folder)
+        zoo.trained.save_checkpoint(f"of-{seed}-{n}", network(seed), card, folder=folder)
+        zoo.trained.save_checkpoint("shared", network(seed), card, folder=folder)
 
 
 def record(folder: Path, seed: int) -> None:

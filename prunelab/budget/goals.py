@@ -11,7 +11,6 @@ from ..checks import check_number
 from ..core import PruneError
 from ..text import percent, seconds, size
 
-COSTS = ("latency", "bytes", "macs")
 UNITS: dict[str, dict[str, float]] = {
     "latency": {"s": 1, "ms": 1e-3, "us": 1e-6, "µs": 1e-6},
     "bytes": {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9},

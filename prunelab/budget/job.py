@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,13 +14,13 @@ from torch import nn
 from .. import criteria as known_criteria
 from .. import granularity as granularities
 from ..calibration import Calibration
-from ..checks import check_count, check_number
+from ..checks import check_count, check_number, known
 from ..core import Criterion, Granularity, Group, PruneError, device_of, places
 from ..data import batches, has_splits, split_of, tensors, to
 from ..granularity import GRANULARITIES, Together
 from ..layers import CONVOLUTION
-from ..measurement import Evaluation, evaluate, macs, stored_bytes
-from ..measurement.timing import BATCH, Conditions, in_turns
+from ..measurement import compare, evaluate
+from ..measurement.timing import BATCH
 from ..recovery import finetune
 from ..running import (
     apart,
@@ -42,7 +43,7 @@ STEADY = 1e-5  # of the largest output: what a second call on the same inputs ma
 DEFAULT = tuple(n for n in ("heads", "filters", "neurons") if n in GRANULARITIES)
 ALL = "all structures"
 PACKS = (8, 16)  # channels that a CPU's vector registers hold, by the machine
-GAIN = 0.08  # of the time: 24 channels must be that much faster than 32 for multiples of 8 to be worth having
+GAIN = 1.08  # times: so much faster than 32 must 24 channels be for multiples of 8 to be worth having
 
 Recovery = Callable[[nn.Module, int], Any]  # train the model in place for so many steps
 
@@ -81,9 +82,7 @@ class SearchOptions:
             raise PruneError("no criterion or no rule to try: give at least one of each")
         for criterion in self.criteria:
             known_criteria.by_name(criterion)
-        unknown = [r for r in self.rules if r not in RULES]
-        if unknown:
-            raise PruneError(f"no rule is called {unknown[0]!r}; there is {', '.join(RULES)}")
+        known("rules", self.rules, RULES)
         for name in ("batch_size", "threads", "finalists", "samples"):
             check_count(name, getattr(self, name))
         check_number(
@@ -91,58 +90,53 @@ class SearchOptions:
         )
 
 
-@dataclass(frozen=True)
 class Job:
-    """A copy of the model, the two splits, an example of the inputs, and what the dense model is worth."""
+    """A copy of the model, the data, what the dense model is worth, and the groups that can leave; all of it checked.
 
-    model: nn.Module
-    train: Any
-    valid: Any
-    few: tuple[Any, ...]  # batches of the validation data, for the scan
-    example: Any
-    calib: Calibration
-    recover: Recovery
-    steps: int
-    seed: int
-    how: SearchOptions
-    dense: Evaluation
-    counts: dict[str, float]  # the dense model's bytes and MACs
+    few: batches of the validation data, for the scan. groups and widths: what can be removed, and the counts worth
+    keeping of each; parts: their names, of all and by the granularity that found them, as a part of `finder`.
+    left_alone: layers with weights that stay as they are, by name and kind. notes: what the search for groups said.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        valid: Any,
+        example: Any,
+        steps: int,
+        recover: Recovery | None,
+        seed: int,
+        how: SearchOptions,
+    ):
+        if not isinstance(model, nn.Module):
+            raise PruneError(f"the model is a {type(model).__name__}: give an nn.Module")
+        check_plain(model)
+        check_numbers(model)
+        check_count("recover_steps", steps, 0)
+        self.steps, self.seed, self.how = steps, seed, how
+        learn, self.valid = _splits(data, valid)
+        with undisturbed(model):
+            given = first_inputs(learn, "train", how.batch_size) if example is None else example
+            self.example = cut(given, how.batch_size)
+            _check_steady(model, self.example)
+            self.calib = Calibration.of(learn, samples=min(how.samples, 256))
+            self.few = _few(self.valid, how.samples)
+        self.dense = evaluate(model, self.valid)
+        self.model = duplicate(model)
+        self.recover = recover or partial(_finetune, learn, how.lr, seed)
+        self.notes: list[str] = []
+        self.finder, kinds = _structures(self.model, self.example, how, self.notes)
+        self.groups = tuple(g for found in kinds.values() for g in found)
+        parts = {ALL: self.groups, **(kinds if len(kinds) > 1 else {})}
+        self.parts = {part: tuple(g.name for g in found) for part, found in parts.items()}
+        step = how.round_to or liked_multiple(self.model, how.threads)
+        self.widths = {g.name: widths(g, step) for g in self.groups}
+        self.left_alone = _left_alone(self.model, self.groups)
 
 
-def counted(model: nn.Module, example: Any) -> dict[str, float]:
-    """A model's bytes and MACs, which no clock is needed for."""
-    return {"bytes": float(stored_bytes(model, ["dense"])["dense"]), "macs": float(macs(model, example))}
-
-
-def job(
-    model: nn.Module,
-    data: Any,
-    valid: Any,
-    example: Any,
-    steps: int,
-    recover: Recovery | None,
-    seed: int,
-    how: SearchOptions,
-) -> Job:
-    """Check the model and the data, and look at the dense model once; PruneError says what does not fit."""
-    if not isinstance(model, nn.Module):
-        raise PruneError(f"the model is a {type(model).__name__}: give an nn.Module")
-    check_plain(model)
-    check_numbers(model)
-    check_count("recover_steps", steps, 0)
-    learn, choose = _splits(data, valid)
-    with undisturbed(model):
-        inputs = first_inputs(learn, "train", how.batch_size) if example is None else cut(example, how.batch_size)
-        _check_steady(model, inputs)
-        calib = Calibration.of(learn, samples=min(how.samples, 256))
-        few = _few(choose, how.samples)
-    dense = evaluate(model, choose)
-    own = duplicate(model)
-
-    def train(small: nn.Module, count: int) -> Any:
-        return finetune(small, learn, steps=count, lr=how.lr, seed=seed, progress=False)
-
-    return Job(own, learn, choose, few, inputs, calib, recover or train, steps, seed, how, dense, counted(own, inputs))
+def _finetune(data: Any, lr: float, seed: int, small: nn.Module, steps: int) -> Any:
+    return finetune(small, data, steps=steps, lr=lr, seed=seed, progress=False)
 
 
 def _check_steady(model: nn.Module, inputs: Any) -> None:
@@ -180,56 +174,39 @@ def _few(data: Any, samples: int) -> tuple[Any, ...]:
     return tuple(found)
 
 
-@dataclass(frozen=True)
-class Structures:
-    """The groups that can be removed, by the granularity that found them, and the counts worth keeping of each.
-
-    left_alone: layers with weights that stay as they are, by name and kind; notes: what the search for groups said
-    """
-
-    finder: str | Granularity
-    kinds: dict[str, tuple[str, ...]]
-    groups: tuple[Group, ...]
-    widths: dict[str, tuple[int, ...]]
-    left_alone: tuple[str, ...]
-    notes: tuple[str, ...]
-
-    def parts(self) -> dict[str, tuple[str, ...]]:
-        """All groups together, and where several granularities found some, each one's alone."""
-        every = tuple(g.name for g in self.groups)
-        return {ALL: every, **(self.kinds if len(self.kinds) > 1 else {})}
-
-
-def structures(model: nn.Module, example: Any, how: SearchOptions) -> Structures:
-    """Find them, by default heads, filters and neurons; PruneError if there is nothing that could leave."""
-    finder, exclude = _finder(how.granularity), how.exclude
+def _structures(
+    model: nn.Module, example: Any, how: SearchOptions, notes: list[str]
+) -> tuple[str | Granularity, dict[str, Sequence[Group]]]:
+    """What finds the groups, by default heads, filters and neurons, and those that can leave by their granularity."""
+    wanted = DEFAULT if how.granularity is None else how.granularity
+    finder = wanted if isinstance(wanted, str) or callable(wanted) else Together(tuple(wanted))
+    strategy: Any = granularities.by_name(finder)
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        found = _found(finder, model, example)
-    names = [g.name for groups in found.values() for g in groups]
-    unknown = [n for n in exclude if n not in names]
-    if unknown:
-        raise PruneError(f"exclude names {unknown[0]!r}, which is no group of this model: there is {', '.join(names)}")
-    check_sliced([g for groups in found.values() for g in groups if g.name not in exclude])
-    kinds: dict[str, list[Group]] = {}
-    failed: list[str] = []
-    for name, groups in found.items():
-        fit = [g for g in groups if g.name not in exclude and not _refused(model, g, failed)]
-        if fit:
-            kinds[name] = fit
-    every = tuple(g for groups in kinds.values() for g in groups)
-    if not every:
-        reasons = "; ".join([*failed, *map(str, exclude)])
+        together = isinstance(strategy, Together)
+        found = strategy.found(model, example) if together else {describe(finder): strategy(model, example)}
+    notes += [str(w.message) for w in heard]
+    known("exclude", how.exclude, [g.name for groups in found.values() for g in groups])
+    kinds: dict[str, Sequence[Group]] = {}
+    for kind, groups in found.items():
+        wished = [g for g in groups if g.name not in how.exclude]
+        check_sliced(wished)
+        if left := [g for g in wished if _can_leave(model, g, notes)]:
+            kinds[kind] = left
+    if not kinds:
+        reasons = "; ".join([*notes, *how.exclude])
         raise PruneError(f"nothing of {type(model).__name__} can be removed: {reasons}")
-    step = how.round_to or liked_multiple(model, how.threads)
-    return Structures(
-        finder,
-        {name: tuple(g.name for g in groups) for name, groups in kinds.items()},
-        every,
-        {g.name: widths(g, step) for g in every},
-        _left_alone(model, every),
-        tuple(dict.fromkeys([*(str(w.message) for w in heard), *failed])),
-    )
+    return finder, kinds
+
+
+def _can_leave(model: nn.Module, group: Group, notes: list[str]) -> bool:
+    """Whether a group can be removed; noted if not, for a layer whose sizes `shrink` does not know, say."""
+    try:
+        shrink(model, [group], any_keep([group], {group.name: max(1, group.units // 2)}))
+    except PruneError as error:
+        notes.append(f"{group.name} stays: {error}")
+        return False
+    return True
 
 
 def _left_alone(model: nn.Module, groups: Sequence[Group]) -> tuple[str, ...]:
@@ -251,34 +228,8 @@ def liked_multiple(model: nn.Module, threads: int = 1) -> int:
     """
     if device_of(model).type != "cpu" or not any(isinstance(m, CONVOLUTION) for m in model.modules()):
         return PACKS[0]
-    with torch.random.fork_rng(devices=()), torch.inference_mode():
+    with torch.random.fork_rng(devices=()):
         x = torch.randn(16, 32, 16, 16)
-        layers = {c: nn.Conv2d(32, c, 3, padding=1).eval() for c in (32, 24)}
-        times = in_turns({str(c): lambda m=m: m(x) for c, m in layers.items()}, Conditions(threads, 9, block=2e-3))  # type: ignore[misc]
-    ratios = sorted(b / a for a, b in zip(times["32"], times["24"], strict=True))
-    return PACKS[1] if ratios[len(ratios) // 2] > 1 - GAIN else PACKS[0]
-
-
-def _finder(wanted: str | Granularity | Sequence[str] | None) -> str | Granularity:
-    if wanted is None:
-        return Together(DEFAULT)
-    if isinstance(wanted, str) or callable(wanted):
-        granularities.by_name(wanted)
-        return wanted
-    return Together(tuple(wanted))
-
-
-def _found(finder: str | Granularity, model: nn.Module, example: Any) -> dict[str, list[Group]]:
-    if isinstance(finder, Together):
-        return {**finder.found(model, example)}
-    return {describe(finder): granularities.by_name(finder)(model, example)}
-
-
-def _refused(model: nn.Module, group: Group, failed: list[str]) -> bool:
-    """Whether a group can't be removed, for a layer whose sizes `shrink` does not know, say; noted if so."""
-    try:
-        shrink(model, [group], any_keep([group], {group.name: max(1, group.units // 2)}))
-    except PruneError as error:
-        failed.append(f"{group.name} stays: {error}")
-        return True
-    return False
+        layers = {str(c): nn.Conv2d(32, c, 3, padding=1) for c in (32, 24)}
+    times = compare(layers, x, threads=threads, rounds=9, clock="steady")
+    return PACKS[0] if times.speedup["24"].ratio > GAIN else PACKS[1]

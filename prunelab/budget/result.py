@@ -15,7 +15,7 @@ from torch import nn
 
 from ..core import Criterion, Group, Keep, PruneError
 from ..files import write_whole
-from ..measurement import Speedup
+from ..measurement.timing import Speedup
 from ..pipeline import Recipe
 from ..text import Lines, Tabular, describe, listed, percent
 from .costs import Costs, LatencyTable, Layout
@@ -80,25 +80,6 @@ class Trial:
         first, second = (accurate, fast) if goals.costs else (fast, accurate)
         return -self.shortfall(goals, dense), first, second
 
-    def row(self) -> list[str]:
-        """The trial as a line of the report."""
-        return [
-            self.name,
-            self.stage,
-            str(self.steps),
-            percent(self.accuracy, *self.interval),
-            written("latency", self.costs["latency"]),
-            percent(self.ratios["latency"]),
-            written("bytes", self.costs["bytes"]),
-            f"{round(self.costs['macs']):,}",
-            "yes" if self.meets else "no",
-        ]
-
-    def facts(self) -> dict[str, Any]:
-        """The trial as JSON holds it."""
-        plain = ("name", "stage", "steps", "accuracy", "interval", "n", "costs", "ratios", "meets")
-        return {name: getattr(self, name) for name in plain} | {"kept": self.layout}
-
 
 @dataclass(frozen=True, repr=False)
 class Result(Tabular):
@@ -118,13 +99,11 @@ class Result(Tabular):
     chosen: Trial
     trials: tuple[Trial, ...]
     costs: LatencyTable | None
-    timed: str
     left_alone: tuple[str, ...]
     notes: tuple[str, ...]
     complete: bool
     seed: int
-    calibrated: str
-    seconds: float
+    conditions: str  # what the figures hold for: batch, threads, device, seed, versions, the time it took
 
     @property
     def met(self) -> bool:
@@ -145,25 +124,24 @@ class Result(Tabular):
     def verdict(self) -> str:
         """The result in words."""
         said = [] if self.complete else ["Interrupted: the best so far."]
-        said += [self._dont()] if self.chosen is self.dense else self._pruned()
+        said.append(self._dont() if self.chosen is self.dense else self._pruned())
         if self.left_alone:
             said.append(f"Left as they are: {listed(self.left_alone, 6)}.")
         return " ".join(said)
 
-    def _pruned(self) -> list[str]:
+    def _pruned(self) -> str:
         chosen = self.chosen
         time, size, work = (percent(chosen.ratios[cost]) for cost in NAMES)
-        said = [
+        said = (
             f"{'Goal met' if self.met else 'Goal not met'}: {chosen.name} takes {time} of the dense model's time "
-            f"({chosen.speedup} times faster), {size} of its bytes and {work} of its MACs.",
-            f"On the validation data it reads {percent(chosen.accuracy)}, the dense model "
-            f"{percent(self.dense.accuracy)}.",
-        ]
+            f"({chosen.speedup} times faster), {size} of its bytes and {work} of its MACs. On the validation data it "
+            f"reads {percent(chosen.accuracy)}, the dense model {percent(self.dense.accuracy)}."
+        )
         if not self.met:
-            said.append(f"What is missing: {self.missing}.")
+            said += f" What is missing: {self.missing}."
         if self.drop > DEAR:
             lost = f"{100 * self.drop:.1f} points"
-            said.append(f"That loses {lost}: compare it with a smaller network trained from the start.")
+            said += f" That loses {lost}: compare it with a smaller network trained from the start."
         return said
 
     def _dont(self) -> str:
@@ -171,7 +149,7 @@ class Result(Tabular):
             return "Don't prune: the dense model is within the goal as it is."
         if self.goals.costs:
             return f"Don't prune this model for this: nothing that was tried comes within the goal ({self.goals})."
-        within = [t for t in self.trials if t is not self.dense and not t.shortfall(self.goals, self.dense)]
+        within = [t for t in self.trials if t is not self.dense and t.meets]
         fastest = min(within, key=lambda t: t.ratios["latency"], default=None)
         if fastest is None:
             return f"Don't prune this model for this: whatever was tried loses more ({self.goals}), or gains no time."
@@ -204,16 +182,14 @@ class Result(Tabular):
             self,
         )
 
-    @property
-    def conditions(self) -> str:
-        """What the figures hold for: batch, threads, device, seed, versions, the time it took."""
-        return (
-            f"latency at {self.timed}; seed {self.seed}; torch {torch.__version__}, "
-            f"Python {platform.python_version()}, {platform.machine()}; {self.calibrated}; {self.seconds:.0f} s"
-        )
-
     def _lines(self) -> Lines:
-        rows = [[f"{'→ ' if t is self.chosen else ''}{t.row()[0]}", *t.row()[1:]] for t in self.trials]
+        rows = []
+        for t in self.trials:
+            rows.append([
+                f"{'→ ' if t is self.chosen else ''}{t.name}", t.stage, str(t.steps),
+                percent(t.accuracy, *t.interval), written("latency", t.costs["latency"]), percent(t.ratios["latency"]),
+                written("bytes", t.costs["bytes"]), f"{round(t.costs['macs']):,}", "yes" if t.meets else "no",
+            ])  # fmt: skip
         return f"Tried for: {self.goals}", COLUMNS, rows
 
     def _notes(self) -> list[str]:
@@ -222,12 +198,17 @@ class Result(Tabular):
     def as_json(self) -> str:
         """The report as JSON: goals, every trial, the verdict, seed and versions."""
         plain = ("met", "complete", "advice", "verdict", "conditions", "seed", "left_alone", "notes")
+        facts = ("name", "stage", "steps", "accuracy", "interval", "n", "costs", "ratios", "meets")
+        trials = [
+            {name: getattr(t, name) for name in facts} | {"kept": t.layout, "chosen": t is self.chosen}
+            for t in self.trials
+        ]
         found = {
             "format": "prunelab budget 1",
             "goals": str(self.goals),
             **{name: getattr(self, name) for name in plain},
             "versions": {"torch": torch.__version__, "python": platform.python_version()},
-            "trials": [{**t.facts(), "chosen": t is self.chosen} for t in self.trials],
+            "trials": trials,
         }
         return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
 

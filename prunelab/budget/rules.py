@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -93,16 +94,14 @@ def smallest(question: Question) -> Layout:
 
 def _first_that_meets(question: Question, limits: Limits, at: Callable[[float], Layout]) -> Layout:
     """The least share that meets the limits, found by halving: costs fall as the share grows."""
-    low, high = 0, STEPS
-    if not question.meets({**question.dense, **at(1.0)}, limits):
-        raise _unreachable(question, {**question.dense, **at(1.0)}, limits)
-    while low < high:
-        middle = (low + high) // 2
-        if question.meets({**question.dense, **at(middle / STEPS)}, limits):
-            high = middle
-        else:
-            low = middle + 1
-    return {**question.dense, **at(low / STEPS)}
+
+    def whole(step: int) -> Layout:
+        return {**question.dense, **at(step / STEPS)}
+
+    step = bisect_left(range(STEPS + 1), True, key=lambda i: question.meets(whole(i), limits))
+    if step > STEPS:
+        raise _unreachable(question, whole(STEPS), limits)
+    return whole(step)
 
 
 def _rise(question: Question, group: Group) -> Callable[[int], float]:
@@ -125,13 +124,13 @@ def _cheapest_step(
     question: Question, layout: Layout, rises: Mapping[str, Callable[[int], float]], cost: str
 ) -> Layout | None:
     """The removal from one group, of one width or more, that saves most for what it costs; None if nothing saves."""
-    best, chosen = 0.0, None
+    best, chosen, now = 0.0, None, question.costs.predict(layout, cost)
     for group in question.groups:
         at = layout[group.name]
         for fewer in (w for w in question.widths[group.name] if w < at):
-            saved = question.costs.saved(layout, group.name, fewer, cost)
+            saved = now - question.costs.predict({**layout, group.name: fewer}, cost)
             worth = saved / max(rises[group.name](fewer) - rises[group.name](at), TINY)
-            if saved > 0 and worth > best:
+            if worth > best:
                 best, chosen = worth, {group.name: fewer}
     return chosen
 

@@ -5,11 +5,15 @@ sample by the others of its batch, so that "the gradient of one sample" would no
 The model is left exactly as it was: no gradient is put into `.grad`, and nothing is unfrozen.
 """
 
-from .derivatives import call_with, differentiable, fisher_information, gradients, hessian_gradient, over_samples
+from ..registry import moved, renamed
+from .derivatives import fisher_information, gradients, hessian_gradient
 from .inputs import input_norms
-from .samples import Calibration, Loss, checked, needed, real_inputs, scalar_loss, sequences, unpadded
+from .samples import Calibration
 
-__all__ = [
-    "Calibration", "Loss", "call_with", "checked", "differentiable", "fisher_information", "gradients",
-    "hessian_gradient", "input_norms", "needed", "over_samples", "real_inputs", "scalar_loss", "sequences", "unpadded",
-]  # fmt: skip
+__all__ = ["Calibration", "fisher_information", "gradients", "hessian_gradient", "input_norms"]
+
+__getattr__ = renamed(
+    __name__,
+    moved("prunelab.calibration.derivatives", "call_with differentiable over_samples")
+    | moved("prunelab.calibration.samples", "Loss checked needed real_inputs scalar_loss sequences unpadded"),
+)

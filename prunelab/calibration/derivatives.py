@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -13,11 +13,11 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..core import PruneError, shape
-from ..data import mapped
+from ..data import mapped, take
 from ..layers import prunable
 from ..running import attempt, call, rows, undisturbed
 from ..text import listed
-from .samples import Calibration, add, checked, losses, on_device, scalar_loss, wide
+from .samples import Calibration, Loss, add, checked, losses, on_device, scalar_loss, wide
 
 OfSamples = Callable[[str, Tensor], Tensor]  # (a weight's name, gradients (samples, *shape)) -> (samples, ...)
 AT_ONCE = 16  # samples whose gradients are taken together: more is not faster on a CPU
@@ -36,7 +36,7 @@ def gradients(model: nn.Module, calib: Calibration, names: Collection[str] | Non
     >>> gradients(layer, calib)["weight"]  # the mean output is the weight times 3, the mean input
     tensor([[3.]])
     """
-    weights = _unfrozen(_chosen(model, names))
+    weights = _chosen(model, names)
     total: dict[str, Tensor] = {}
     with differentiable(model):
         for loss, share in losses(model, calib):
@@ -81,9 +81,10 @@ def over_samples(
         for inputs, targets, share in on_device(model, calib):
             size = rows(inputs)
             for start in range(0, size, at_once):
-                few = slice(start, start + at_once)
-                sums = _sum_over(model, calib, of, weights, _take(inputs, few, size), _take(targets, few, size))
-                add(total, sums, share / size)
+                few = [take(nest, slice(start, start + at_once), size) for nest in (inputs, targets)]
+                for each in _of_single_samples(model, calib.loss, weights, *few):
+                    sums = {name: of(name, each.pop(name)).sum(0) for name in list(each)}
+                    add(total, sums, share / size)
     return total
 
 
@@ -125,10 +126,8 @@ def call_with(model: nn.Module, tensors: dict[str, Tensor], inputs: Any) -> Any:
 
 
 def _chosen(model: nn.Module, names: Collection[str] | None) -> dict[str, nn.Parameter]:
-    return {n: w for n, w in prunable(model).items() if names is None or n in names}
-
-
-def _unfrozen(weights: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """The weights of these names; PruneError for a frozen one."""
+    weights = {n: w for n, w in prunable(model).items() if names is None or n in names}
     frozen = [f"{name} {shape(w)}" for name, w in weights.items() if not w.requires_grad]
     if frozen:
         raise PruneError(
@@ -151,43 +150,35 @@ def _derivatives(of: Tensor, weights: Mapping[str, Tensor], *, create_graph: boo
     return {name: wide(g) for name in weights if (g := found.pop()) is not None}
 
 
-def _sum_over(
-    model: nn.Module, calib: Calibration, of: OfSamples, weights: Mapping[str, Tensor], inputs: Any, targets: Tensor
-) -> dict[str, Tensor]:
-    """The sum over the samples of of(name, g)."""
+def _of_single_samples(
+    model: nn.Module, loss: Loss, weights: Mapping[str, Tensor], inputs: Any, targets: Tensor
+) -> Iterable[dict[str, Tensor]]:
+    """The gradients of the single samples' losses, (samples, *shape): all together, or else a sample at a time."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # operations that vmap can only do slowly: the loop does them in peace
-            return _all_at_once(model, calib, of, weights, inputs, targets)
+            return [_all_at_once(model, loss, weights, inputs, targets)]
     except Exception:  # vmap can't follow what branches on its data, or changes a buffer
-        return _one_by_one(model, calib, of, weights, inputs, targets)
+        return _one_by_one(model, loss, weights, inputs, targets)
 
 
 def _one_by_one(
-    model: nn.Module, calib: Calibration, of: OfSamples, weights: Mapping[str, Tensor], inputs: Any, targets: Tensor
-) -> dict[str, Tensor]:
-    total: dict[str, Tensor] = {}
+    model: nn.Module, loss: Loss, weights: Mapping[str, Tensor], inputs: Any, targets: Tensor
+) -> Iterator[dict[str, Tensor]]:
     size = rows(inputs)
     for one in (slice(i, i + 1) for i in range(size)):
-        loss = scalar_loss(calib.loss, attempt(model, _take(inputs, one, size)), _take(targets, one, size))
-        each = _derivatives(loss, weights)
-        add(total, {name: of(name, each.pop(name)[None])[0] for name in list(each)})
-    return total
+        value = scalar_loss(loss, attempt(model, take(inputs, one, size)), take(targets, one, size))
+        yield {name: g[None] for name, g in _derivatives(value, weights).items()}
 
 
 def _all_at_once(
-    model: nn.Module, calib: Calibration, of: OfSamples, weights: Mapping[str, Tensor], inputs: Any, targets: Tensor
+    model: nn.Module, loss: Loss, weights: Mapping[str, Tensor], inputs: Any, targets: Tensor
 ) -> dict[str, Tensor]:
     names = {id(p): name for name, p in model.named_parameters()}  # as the model calls them, masked or not
     own = {names[id(w)]: w.detach() for w in weights.values()}
 
-    def loss(parameters: dict[str, Tensor], inputs: Any, target: Tensor) -> Tensor:
-        return scalar_loss(calib.loss, call_with(model, parameters, inputs), target)
+    def single(parameters: dict[str, Tensor], inputs: Any, target: Tensor) -> Tensor:
+        return scalar_loss(loss, call_with(model, parameters, inputs), target)
 
-    each = vmap(grad(loss), in_dims=(None, 0, 0))(own, mapped(lambda t: t[:, None], inputs), targets[:, None])
-    return {name: of(name, wide(each.pop(names[id(w)]))).sum(0) for name, w in weights.items()}
-
-
-def _take(nest: Any, which: slice, size: int) -> Any:
-    """Some samples of a batch of `size`: of every tensor that has one row a sample."""
-    return mapped(lambda t: t[which] if t.dim() and len(t) == size else t, nest)
+    each = vmap(grad(single), in_dims=(None, 0, 0))(own, mapped(lambda t: t[:, None], inputs), targets[:, None])
+    return {name: wide(each.pop(names[id(w)])) for name, w in weights.items()}

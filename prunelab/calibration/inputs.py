@@ -51,12 +51,11 @@ def input_norms(model: nn.Module, calib: Calibration) -> dict[str, Tensor]:
 def _seen(model: nn.Module) -> dict[str, nn.Parameter]:
     """The prunable weights whose inputs can be seen; a warning names the others."""
     weights = prunable(model)
-    at = {name: layer_of(sharing[0].module) for name, sharing in lookup_all(model, weights).items()}
-    unseen = [f"{name} {shape(w)}" for name, w in weights.items() if at[name].unseen]
+    reasons = {name: layer_of(sharing[0].module).unseen for name, sharing in lookup_all(model, weights).items()}
+    unseen = [name for name, reason in reasons.items() if reason]
     if not unseen:
         return weights
-    reason = next(layer.unseen for layer in at.values() if layer.unseen)
-    names = listed(unseen)
+    names, reason = listed([f"{name} {shape(weights[name])}" for name in unseen]), reasons[unseen[0]]
     if len(unseen) == len(weights):
         raise PruneError(f"no input can be seen of {names}: {reason}. Take magnitude, or taylor, which needs no inputs")
     warnings.warn(
@@ -64,7 +63,7 @@ def _seen(model: nn.Module) -> dict[str, nn.Parameter]:
         "them out with functools.partial(granularity.weights, exclude=[...])",
         stacklevel=4,
     )
-    return {name: w for name, w in weights.items() if not at[name].unseen}
+    return {name: w for name, w in weights.items() if name not in unseen}
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..checks import check_count
 from ..core import PruneError, device_of, shape
-from ..data import Batch, batches, mapped, tensors, to, unlabelled
+from ..data import Batch, batches, mapped, take, tensors, to, unlabelled
 from ..language import check_tokens
 from ..running import attempt, pair, rows
 
@@ -75,15 +75,6 @@ def on_device(model: nn.Module, calib: Calibration) -> Iterator[tuple[Any, Tenso
         yield to(inputs, device), targets.to(device), size / sum(sizes)
 
 
-def inputs_on(model: nn.Module, calib: Calibration) -> Iterator[Any]:
-    """The inputs of each batch where the model lies; for those who look at no labels a dict of inputs is a batch."""
-    device = _device(model)
-    for batch in calib.batches:
-        inputs = to(_inputs(batch), device)
-        rows(inputs)  # raises for an empty batch
-        yield inputs
-
-
 def _inputs(batch: Any) -> Any:
     split = unlabelled(batch)
     return split if isinstance(split, Mapping) else pair(split)[0]
@@ -108,9 +99,9 @@ def losses(model: nn.Module, calib: Calibration) -> Iterator[tuple[Tensor, float
         yield loss, share
 
 
-def scalar_loss(loss: Loss, outputs: Any, targets: Tensor) -> Tensor:
-    """loss(outputs, targets), or PruneError if that fails or is no scalar."""
-    name = _name(loss)
+def scalar_loss(loss: Loss, outputs: Any, targets: Tensor, of: Loss | None = None) -> Tensor:
+    """loss(outputs, targets), or PruneError if that fails or is no scalar; `of` is the loss it is known by."""
+    name = _name(of or loss)
     try:
         value = loss(outputs, targets)
     except Exception as error:  # a loss of one's own raises what it likes
@@ -195,7 +186,7 @@ def unpadded(inputs: Any) -> Iterator[Any]:
     for spans, alike in together.items():
         if all(end > begin for begin, end in spans):
             at = dict(zip(masks, spans, strict=True))
-            yield {key: mapped(_cutter(masks, at, key, alike), value) for key, value in given.items()}
+            yield {key: take(_cut(key, value, masks, at), alike, rows(masks)) for key, value in given.items()}
 
 
 def sequences(model: nn.Module, calib: Calibration) -> Iterator[Any]:
@@ -214,12 +205,18 @@ def sequences(model: nn.Module, calib: Calibration) -> Iterator[Any]:
             check_tokens(model, ids)
         count = rows(given)
         for row in range(count):
-            yield mapped(_cutter({}, {}, "", [row], count), given)
+            yield take(given, slice(row, row + 1), count)
 
 
 def real_inputs(model: nn.Module, calib: Calibration) -> Iterator[Any]:
-    """The inputs of each batch where the model lies, without padding: for those who look at no labels."""
-    for inputs in inputs_on(model, calib):
+    """The inputs of each batch where the model lies, without padding: for those who look at no labels.
+
+    To them a dict of inputs is a batch.
+    """
+    device = _device(model)
+    for batch in calib.batches:
+        inputs = to(_inputs(batch), device)
+        rows(inputs)  # raises for an empty batch
         yield from unpadded(inputs)
 
 
@@ -250,16 +247,10 @@ def _spans(name: str, mask: Tensor) -> list[Span]:
     return list(zip(begins.tolist(), ends.tolist(), strict=True))
 
 
-def _cutter(
-    masks: Mapping[str, Tensor], at: Mapping[str, Span], key: str, some: list[int], size: int = 0
-) -> Callable[[Tensor], Tensor]:
-    """What takes these rows of a tensor, and its tokens if a mask says where they are."""
-    mask = masks.get(_side(key))
-    total = size or len(next(iter(masks.values())))
-
-    def cut(tensor: Tensor) -> Tensor:
-        if tensor.dim() > 1 and mask is not None and tensor.shape[1] == mask.shape[1]:
-            tensor = tensor[:, slice(*at[_side(key)])]
-        return tensor[some] if tensor.dim() and len(tensor) == total else tensor
-
-    return cut
+def _cut(key: str, value: Any, masks: Mapping[str, Tensor], at: Mapping[str, Span]) -> Any:
+    """The tokens that a mask says are some, of every tensor that has them."""
+    side = _side(key)
+    if side not in masks:
+        return value
+    length = masks[side].shape[1]
+    return mapped(lambda t: t[:, slice(*at[side])] if t.dim() > 1 and t.shape[1] == length else t, value)

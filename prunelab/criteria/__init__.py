@@ -9,41 +9,20 @@ A criterion scores single weights. What a structure is worth, `allocate` makes o
 """
 
 from ..registry import renamed
-from .depth import AngularDistance, BlockInfluence, angular_distance, block_influence, glu_peak_to_peak
+from .depth import AngularDistance, BlockInfluence, block_influence, glu_peak_to_peak
 from .experts import expert_frequency, expert_norm, reap
-from .gradients import Grasp, fisher, gradient, grasp, synflow, taylor, taylor_sum
+from .gradients import fisher, gradient, grasp, synflow, taylor, taylor_sum
 from .heads import head_importance
 from .registry import CRITERIA, by_name, register
 from .weights import Mama, Random, bn_slimming, fpgm, lamp, magnitude, magnitude_l2, random, wanda
 
-__getattr__ = renamed(__name__, {"Criterion": "prunelab.core.Criterion"})
+__getattr__ = renamed(
+    __name__,
+    {"Criterion": "prunelab.core.Criterion", "Grasp": "prunelab.criteria.gradients.Grasp"}
+    | {"angular_distance": "prunelab.criteria.depth.angular_distance"},
+)
 __all__ = [
-    "CRITERIA",
-    "AngularDistance",
-    "BlockInfluence",
-    "Grasp",
-    "Mama",
-    "Random",
-    "angular_distance",
-    "block_influence",
-    "bn_slimming",
-    "by_name",
-    "expert_frequency",
-    "expert_norm",
-    "fisher",
-    "fpgm",
-    "glu_peak_to_peak",
-    "gradient",
-    "grasp",
-    "head_importance",
-    "lamp",
-    "magnitude",
-    "magnitude_l2",
-    "random",
-    "reap",
-    "register",
-    "synflow",
-    "taylor",
-    "taylor_sum",
-    "wanda",
-]
+    "CRITERIA", "AngularDistance", "BlockInfluence", "Mama", "Random", "block_influence", "bn_slimming", "by_name",
+    "expert_frequency", "expert_norm", "fisher", "fpgm", "glu_peak_to_peak", "gradient", "grasp", "head_importance",
+    "lamp", "magnitude", "magnitude_l2", "random", "reap", "register", "synflow", "taylor", "taylor_sum", "wanda",
+]  # fmt: skip

@@ -9,16 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from ..calibration import Calibration, needed, sequences
+from ..calibration import Calibration
+from ..calibration.samples import needed, sequences
 from ..core import PruneError, Scores, places, shape
 from ..decoders import Block, blocks, is_decoder, is_norm
+from ..layers import prunable
 from ..running import attempt, entering, leaving, uncached, undisturbed, while_in
-from .registry import finite_weights, register
+from .registry import finite, register
 
 OF = ("layers", "mlps", "attentions")
 
@@ -38,11 +41,11 @@ class BlockInfluence:
     def __call__(self, model: nn.Module, calib: Calibration | None = None) -> Scores:
         if self.of not in OF:
             raise PruneError(f"block influence of {self.of!r}: give one of {', '.join(OF)}")
-        finite_weights(model)
-        found, turned = blocks(model), Turned()
-        with while_in(_watched(found, self.of, turned)):
+        finite(prunable(model))
+        turned: Turned = {}
+        with while_in(_watched(blocks(model), self.of, turned)):
             _run(model, needed(calib, "block_influence"))
-        return _spread(model, {part: 1 - cosines / n for part, (cosines, n) in turned.sums.items()})
+        return _spread(model, {part: 1 - cosines / n for part, (cosines, n) in turned.items()})
 
 
 block_influence = BlockInfluence()
@@ -61,7 +64,7 @@ class AngularDistance:
     last_only: bool = False
 
     def __call__(self, model: nn.Module, calib: Calibration | None = None) -> Scores:
-        finite_weights(model)
+        finite(prunable(model))
         found = blocks(model)
         if len({b.stack for b in found}) > 1:
             paths = ", ".join(dict.fromkeys(b.stack for b in found))
@@ -69,9 +72,8 @@ class AngularDistance:
         if not isinstance(self.n, int) or not 1 <= self.n < len(found):
             raise PruneError(f"angular distance of n={self.n!r} blocks: the model has {len(found)}, give 1 to one less")
         angles = self.angles(model, needed(calib, "angular_distance"))
-        least = [
-            min(angles[max(i - self.n + 1, 0) : i + 1]) for i in range(len(found))
-        ]  # of the runs that hold block i
+        # of the runs that hold block i
+        least = [min(angles[max(i - self.n + 1, 0) : i + 1]) for i in range(len(found))]
         return _spread(model, {(b.path,): a for b, a in zip(found, least, strict=True)})
 
     def angles(self, model: nn.Module, calib: Calibration) -> list[float]:
@@ -105,7 +107,7 @@ def glu_peak_to_peak(model: nn.Module, calib: Calibration | None = None) -> Scor
     weight an equal part of its row's, so that a unit of `granularity.neurons` is worth the formula to the digit.
     From OptiPFair (Martra 2025).
     """
-    weights = finite_weights(model)
+    weights = finite(prunable(model))
     mlps = [b.mlp[0] for b in blocks(model) if b.mlp]
     if not is_decoder(model):
         raise PruneError(f"{type(model).__name__} has other MLPs in its blocks than gated ones: take magnitude")
@@ -120,17 +122,14 @@ def _peak_to_peak(weight: Tensor) -> Tensor:
     return (rows / weight.shape[1]).expand_as(weight)
 
 
-class Turned:
-    """Sums of cosines between what enters and what leaves, by the paths of a part."""
+Turned: TypeAlias = dict[tuple[str, ...], tuple[float, int]]  # sums of cosines and how many, by the paths of a part
 
-    def __init__(self) -> None:
-        self.sums: dict[tuple[str, ...], tuple[float, int]] = {}
 
-    def add(self, part: tuple[str, ...], before: Tensor, after: Tensor) -> None:
-        """Count another batch of a part."""
-        cos = _cosines(before, after)
-        total, n = self.sums.get(part, (0.0, 0))
-        self.sums[part] = total + float(cos.sum()), n + cos.numel()
+def _add(turned: Turned, part: tuple[str, ...], before: Tensor, after: Tensor) -> None:
+    """Count what entered a part, and what left it, in another batch."""
+    cos = _cosines(before, after)
+    total, n = turned.get(part, (0.0, 0))
+    turned[part] = total + float(cos.sum()), n + cos.numel()
 
 
 def _cosines(a: Tensor, b: Tensor) -> Tensor:
@@ -141,19 +140,18 @@ def _watched(found: list[Block], of: str, turned: Turned) -> Iterator[Any]:
     """Compare the stream before and after each block, or each block's attentions or MLP, as the model runs: hooks."""
     for block in found:
         if of == "layers":
-            yield block.module.register_forward_hook(_comparing(block, turned), with_kwargs=True)
+            yield block.module.register_forward_hook(partial(_compare, block.path, turned), with_kwargs=True)
         elif block.parts(of):
             yield from _around(block, of, turned)
 
 
-def _comparing(block: Block, turned: Turned) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        before, after = entering(args, kwargs), leaving(out)
-        if before.shape != after.shape:
-            raise PruneError(f"{block.path} gives {shape(after)} for {shape(before)}: they can't be compared")
-        turned.add((block.path,), before, after)
-
-    return hook
+def _compare(
+    path: str, turned: Turned, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+) -> None:
+    before, after = entering(args, kwargs), leaving(out)
+    if before.shape != after.shape:
+        raise PruneError(f"{path} gives {shape(after)} for {shape(before)}: they can't be compared")
+    _add(turned, (path,), before, after)
 
 
 def _around(block: Block, of: str, turned: Turned) -> list[Any]:
@@ -176,9 +174,9 @@ def _around(block: Block, of: str, turned: Turned) -> list[Any]:
         stream = [*(x for x, _ in normed), leaving(out)]
         for paths, x, after in ends:
             if any(s.shape == after.shape and torch.allclose(s, after, rtol=1e-3, atol=1e-5) for s in stream):
-                turned.add(paths, x, after)
+                _add(turned, paths, x, after)
         lacking = [paths[0] for paths in block.parts(of) if paths not in [seen for seen, *_ in ends]]
-        lacking += [paths[0] for paths, *_ in ends if paths not in turned.sums]
+        lacking += [paths[0] for paths, *_ in ends if paths not in turned]
         normed.clear()
         ends.clear()
         if lacking:

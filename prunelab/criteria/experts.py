@@ -7,19 +7,19 @@ where inputs are dicts with an `attention_mask`; an expert that no token reaches
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .. import units
-from ..calibration import Calibration, needed
-from ..calibration.samples import on_device
-from ..core import PruneError, Scores
+from ..calibration import Calibration
+from ..calibration.samples import needed, on_device
+from ..core import PruneError, Scores, named
+from ..layers import prunable
 from ..mixtures import Mixture, mixtures
-from ..running import attempt, undisturbed, while_in
-from .registry import finite_weights, register
+from ..running import attempt, hooked, undisturbed
+from .registry import finite, register
 
 
 @register("expert_frequency")
@@ -68,7 +68,7 @@ class Routed:
 
 
 def _scores(model: nn.Module, calib: Calibration, formula: Callable[[Routed], Tensor]) -> Scores:
-    finite_weights(model)
+    finite(prunable(model))
     found, _ = mixtures(model)
     if not found:
         raise PruneError(f"{type(model).__name__} has no mixture of experts: take a criterion of weights or of blocks")
@@ -79,7 +79,7 @@ def _scores(model: nn.Module, calib: Calibration, formula: Callable[[Routed], Te
             "experts can be watched. Take a criterion of weights, such as magnitude or taylor"
         )
     scores: Scores = {}
-    tensors = units.named(model)
+    tensors = named(model)
     for mixture, routed in zip(found, _routed(model, calib, found), strict=True):
         worth = formula(routed)
         if not torch.isfinite(worth).all():
@@ -93,37 +93,30 @@ def _scores(model: nn.Module, calib: Calibration, formula: Callable[[Routed], Te
 
 def _routed(model: nn.Module, calib: Calibration, found: list[Mixture]) -> list[Routed]:
     """What each mixture was seen to do with the calibration's tokens."""
-    sums = [Routed(m.count) for m in found]
-    with undisturbed(model), torch.no_grad():
+    seen = {m.holders[1]: (m, Routed(m.count)) for m in found}
+    real: Tensor | None = None  # which tokens of the batch are no padding
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        mixture, routed = seen[module]
+        given = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+        floats = [t for t in given if t.is_floating_point()]
+        whole = [t for t in given if not t.is_floating_point()]
+        if len(floats) != 2 or len(whole) != 1 or floats[1].shape != whole[0].shape:
+            raise PruneError(f"{mixture.path} is not given tokens, the experts chosen for each, and their weights")
+        fits = real is not None and len(real) == len(floats[0])
+        routed.add(module, floats[0], whole[0], floats[1], real if fits else None)
+
+    with undisturbed(model), torch.no_grad(), hooked(seen, note):
         for inputs, _, _ in on_device(model, calib):
-            with while_in(_watched(found, sums, _real(inputs))):
-                attempt(model, inputs)
-    for mixture, routed in zip(found, sums, strict=True):
+            real = _real(inputs)
+            attempt(model, inputs)
+    for mixture, routed in seen.values():
         if not routed.tokens:
             raise PruneError(f"no token reached {mixture.path}: {type(model).__name__} does not run it on these inputs")
-    return sums
+    return [routed for _, routed in seen.values()]
 
 
 def _real(inputs: Any) -> Tensor | None:
     """(n * length,) bools: which tokens are no padding, where the inputs say so."""
     mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
     return mask.bool().flatten() if isinstance(mask, Tensor) and mask.dim() == 2 else None
-
-
-def _watched(found: list[Mixture], sums: list[Routed], real: Tensor | None) -> Iterator[Any]:
-    for mixture, routed in zip(found, sums, strict=True):
-        yield mixture.holders[1].register_forward_pre_hook(_noting(mixture, routed, real), with_kwargs=True)
-
-
-def _noting(mixture: Mixture, routed: Routed, real: Tensor | None) -> Callable[..., None]:
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
-        floats = [t for t in given if t.is_floating_point()]
-        whole = [t for t in given if not t.is_floating_point()]
-        if len(floats) != 2 or len(whole) != 1 or floats[1].shape != whole[0].shape:
-            raise PruneError(f"{mixture.path} is not given tokens, the experts chosen for each, and their weights")
-        hidden, (index,) = floats[0], whole
-        fits = real is not None and len(real) == len(hidden)
-        routed.add(module, hidden, index, floats[1], real if fits else None)
-
-    return note

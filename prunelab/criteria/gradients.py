@@ -8,21 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..calibration import (
-    Calibration,
-    call_with,
-    checked,
-    differentiable,
-    fisher_information,
-    gradients,
-    hessian_gradient,
-    needed,
-)
+from ..calibration import Calibration, fisher_information, gradients, hessian_gradient
+from ..calibration.derivatives import call_with, differentiable
+from ..calibration.samples import checked, needed
 from ..core import AbsoluteOfSum, PruneError, Scores, device_of
 from ..data import to
 from ..layers import prunable
 from ..running import cut
-from .registry import finite_weights, register
+from .registry import finite, register
 
 
 @register("gradient")
@@ -38,7 +31,7 @@ def gradient(model: nn.Module, calib: Calibration | None = None) -> Scores:
     >>> gradient(layer, calib)["weight"]
     tensor([[1., 1.]])
     """
-    finite_weights(model)
+    finite(prunable(model))
     return {name: g.abs_() for name, g in gradients(model, needed(calib, "gradient")).items()}
 
 
@@ -77,7 +70,7 @@ def taylor_sum(model: nn.Module, calib: Calibration | None = None) -> Scores:
 
 
 def _weight_times_gradient(model: nn.Module, calib: Calibration) -> Scores:
-    weights = finite_weights(model)
+    weights = finite(prunable(model))
     return {name: g.mul_(weights[name]) for name, g in gradients(model, calib).items()}
 
 
@@ -95,7 +88,7 @@ def fisher(model: nn.Module, calib: Calibration | None = None) -> Scores:
     >>> fisher(layer, calib)["weight"]  # h is the mean square of each input: 1 and 2
     tensor([[4.5000, 0.2500]])
     """
-    weights = finite_weights(model)
+    weights = finite(prunable(model))
     h = fisher_information(model, needed(calib, "fisher"))
     return {name: h[name].mul_(w.to(h[name].dtype).square()).div_(2) for name, w in weights.items()}
 
@@ -121,7 +114,7 @@ class Grasp:
     temperature: float = 1.0
 
     def __call__(self, model: nn.Module, calib: Calibration | None = None) -> Scores:
-        weights, given = finite_weights(model), needed(calib, "grasp")
+        weights, given = finite(prunable(model)), needed(calib, "grasp")
         cooled = replace(given, loss=lambda outputs, targets: given.loss(outputs / self.temperature, targets))
         found = hessian_gradient(model, given if self.temperature == 1 else cooled)
         return {name: hg.mul_(weights[name]) for name, hg in found.items()}
@@ -145,7 +138,7 @@ def synflow(model: nn.Module, calib: Calibration | None = None) -> Scores:
     >>> synflow(model, Calibration.of((torch.zeros(1, 1), torch.zeros(1))))["1.weight"]  # two paths: 2 * 3 and 1 * 5
     tensor([[6., 5.]], dtype=torch.float64)
     """
-    weights = finite_weights(model)
+    weights = finite(prunable(model))
     ones = _ones(needed(calib, "synflow", "the shape of an input").example, device_of(model))
     twins = _absolute(model)
     own = {id(p): twins[name] for name, p in model.named_parameters()}

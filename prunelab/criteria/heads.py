@@ -6,11 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from .. import attention, units
-from ..calibration import Calibration, checked, needed, over_samples
+from ..calibration import Calibration
+from ..calibration.derivatives import over_samples
+from ..calibration.samples import checked, needed
 from ..core import PruneError, Scores
 from ..granularity.heads import heads
 from ..granularity.operators import made_at
-from .registry import finite_weights, register
+from ..layers import prunable
+from .registry import finite, register
 
 
 @register("head_importance")
@@ -42,7 +45,7 @@ def head_importance(model: nn.Module, calib: Calibration | None = None) -> Score
             raise PruneError(f"no Linear layer reads the heads of {group.name}, and gates are put where one does")
         for m in readers:
             gates.setdefault(m.tensor, (m.dim or 0, []))[1].append(units.index(m, group.units))
-    weights = {name: w for name, w in finite_weights(model).items() if name in gates}
+    weights = {name: w for name, w in finite(prunable(model)).items() if name in gates}
 
     def at_gates(name: str, g: Tensor) -> Tensor:
         dim, owned = gates[name]

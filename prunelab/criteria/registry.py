@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core import Criterion, PruneError, at_once, shape
-from ..layers import prunable
 from ..registry import Registry
 
 CRITERIA: Registry[Criterion] = Registry(
@@ -28,12 +28,9 @@ class PartialScores(dict[str, Tensor]):
     """Scores without those of layers that a criterion could not see: `prune` leaves such layers as they are."""
 
 
-def finite_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The prunable weights, or PruneError naming the first that holds a NaN or an infinity."""
-    return finite({name: p.detach() for name, p in prunable(model).items()})
-
-
-def finite(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def finite(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights, without their gradients; PruneError names the first that holds a NaN or an infinity."""
+    weights = {name: w.detach() for name, w in weights.items()}
     # One reduction instead of an elementwise test: a sum is finite only if every term is.
     sums = at_once([w.sum(dtype=torch.promote_types(w.dtype, torch.float32)) for w in weights.values()])
     for (name, w), total in zip(weights.items(), sums, strict=True):

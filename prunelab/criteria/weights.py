@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..calibration import Calibration, input_norms, needed
+from ..calibration import Calibration, input_norms
+from ..calibration.samples import needed
 from ..core import PruneError, Scores, lookup_all, places, shape
-from ..layers import BATCH_NORM, check_layout, from_out_in, layout_of, to_out_in
-from .registry import PartialScores, finite, finite_weights, register
+from ..layers import BATCH_NORM, check_layout, from_out_in, layout_of, prunable, to_out_in
+from .registry import PartialScores, finite, register
 
 
 @register("magnitude")
@@ -25,7 +26,7 @@ def magnitude(model: nn.Module, calib: Calibration | None = None) -> Scores:
     >>> magnitude(layer)["weight"]
     tensor([[3.0000, 0.5000]])
     """
-    return {name: w.abs() for name, w in finite_weights(model).items()}
+    return {name: w.abs() for name, w in finite(prunable(model)).items()}
 
 
 @register("magnitude_l2")
@@ -39,7 +40,7 @@ def magnitude_l2(model: nn.Module, calib: Calibration | None = None) -> Scores:
     >>> magnitude_l2(layer)["weight"]
     tensor([[9.0000, 0.2500]])
     """
-    return {name: w.float().square() if w.itemsize < 4 else w.square() for name, w in finite_weights(model).items()}
+    return {name: w.float().square() if w.itemsize < 4 else w.square() for name, w in finite(prunable(model)).items()}
 
 
 @register("lamp")
@@ -86,7 +87,7 @@ class Random:
     def __call__(self, model: nn.Module, calib: Calibration | None = None) -> Scores:
         source = torch.Generator()  # of our own: no one's draws change
         source.manual_seed((self.seed + SEED_OFFSET) % (1 << 63))
-        return {name: torch.rand(w.shape, generator=source).to(w.device) for name, w in finite_weights(model).items()}
+        return {name: torch.rand(w.shape, generator=source).to(w.device) for name, w in finite(prunable(model)).items()}
 
 
 random = Random()
@@ -107,7 +108,7 @@ def bn_slimming(model: nn.Module, calib: Calibration | None = None) -> Scores:
     tensor([2.0000, 0.5000])
     """
     norms = [p for p in places(model) if isinstance(p.module, BATCH_NORM)]
-    gammas = {p.name: p.tensor.detach() for p in norms if p.attribute == "weight"}
+    gammas = {p.name: p.tensor for p in norms if p.attribute == "weight"}
     if not gammas:
         raise PruneError(
             f"{type(model).__name__} has no BatchNorm with a scale (affine=True), and bn_slimming is its gamma: take "
@@ -129,7 +130,7 @@ def fpgm(model: nn.Module, calib: Calibration | None = None) -> Scores:
     >>> fpgm(layer)["weight"].flatten()
     tensor([6., 5., 9.])
     """
-    weights = finite_weights(model)
+    weights = finite(prunable(model))
     layouts = {name: layout_of(sharing[0]) for name, sharing in lookup_all(model, weights).items()}
     for name, w in weights.items():
         check_layout(name, w.shape, layouts[name], "fpgm")
@@ -166,7 +167,7 @@ def wanda(model: nn.Module, calib: Calibration | None = None) -> Scores:
     >>> wanda(layer, Calibration.of((inputs, torch.zeros(2))))["weight"]
     tensor([[3.0000, 2.5000]])
     """
-    weights = finite_weights(model)
+    weights = finite(prunable(model))
     norms = input_norms(model, needed(calib, "wanda"))
     scores = {name: weights[name].abs() * norm for name, norm in norms.items()}
     return scores if len(scores) == len(weights) else PartialScores(scores)
@@ -199,10 +200,10 @@ class Mama:
     @classmethod
     def of(cls, pretrained: nn.Module) -> Mama:
         """The criterion that measures movement from the present weights of a model, which are copied."""
-        return cls({name: w.clone() for name, w in finite_weights(pretrained).items()})
+        return cls({name: w.clone() for name, w in finite(prunable(pretrained)).items()})
 
     def __call__(self, model: nn.Module, calib: Calibration | None = None) -> Scores:
-        weights = finite_weights(model)
+        weights = finite(prunable(model))
         for name, w in weights.items():
             self._check(model, name, w)
         return {name: _moved(w, self.w0[name].to(w.device)) for name, w in weights.items()}

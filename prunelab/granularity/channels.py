@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,8 +45,7 @@ def filters(model: nn.Module, example: Any = None) -> Groups:
     >>> group.units, [(member.tensor, member.dim) for member in group.members]
     (4, [('0.weight', 0), ('0.bias', 0), ('2.weight', 1)])
     """
-    found = _found(model, example)
-    return _some(found, lambda kinds: bool(kinds & CONVOLUTIONS), "filter of a convolution", model)
+    return _some(model, example, lambda kinds: bool(kinds & CONVOLUTIONS), "filter of a convolution")
 
 
 @register("neurons")
@@ -64,10 +63,8 @@ def neurons(model: nn.Module, example: Any = None) -> Groups:
     """
     if is_decoder(model):
         return Groups(glu_neurons(model))
-    found = _found(model, example)
-    return _some(
-        found, lambda kinds: kinds.isdisjoint(("convolution", "width")), "neuron of a hidden Linear layer", model
-    )
+    hidden = {"convolution", "width"}.isdisjoint
+    return _some(model, example, hidden, "neuron of a hidden Linear layer")
 
 
 @register("width")
@@ -83,7 +80,7 @@ def width(model: nn.Module, example: Any = None) -> Groups:
     >>> stream.units, stream.exact
     (48, False)
     """
-    return _some(_found(model, example), lambda kinds: "width" in kinds, "residual stream under a norm", model)
+    return _some(model, example, lambda kinds: "width" in kinds, "residual stream under a norm")
 
 
 @register("coupled")
@@ -94,45 +91,37 @@ def coupled(model: nn.Module, example: Any = None) -> Groups:
     >>> [(group.name, group.units) for group in coupled(net, torch.zeros(1, 1, 8, 8))]
     [('0', 4), ('2', 5)]
     """
-    found = _found(model, example)
     return _some(
-        found, lambda kinds: bool(kinds & CONVOLUTIONS) or "width" not in kinds, "filter or hidden neuron", model
+        model, example, lambda kinds: bool(kinds & CONVOLUTIONS) or "width" not in kinds, "filter or hidden neuron"
     )
 
 
-@dataclass(frozen=True)
-class _Found:
-    """Every coupled group with what makes its channels, and why other layers stay."""
-
-    groups: list[tuple[Group, set[str]]]
-    stays: dict[str, str]
-    refuted: list[tuple[str, set[str]]]  # tried, and not right: what was tried, and with which outcome
-
-
-def _found(model: nn.Module, example: Any) -> _Found:
+def _some(model: nn.Module, example: Any, wanted: Callable[[set[str]], bool], what: str) -> Groups:
+    """The groups, of all that a trace shows, whose channels are made by the wanted kinds of layers."""
     layers.check_kind(model)
     with torch.inference_mode(False), dice_kept():
         inputs = on(model, example)
         seen = trace(model, inputs)
-        found = sorted(candidates(seen), key=lambda c: c.first)
+        found = candidates(seen)
         assumed = {c.group.name: c.assumed for c in found if c.assumed}
-        proof = proven(model, [c.group for c in found], assumed, inputs)
-    kinds = {c.group.name: c.kinds for c in found}
-    refuted = [(f"{name} {why}", kinds[name]) for name, why in proof.refuted.items()]
-    return _Found([(g, kinds[g.name]) for g in proof.groups], _stays(seen, found, proof.refuted), refuted)
+        groups, refuted = proven(model, [c.group for c in found], assumed, inputs)
+    names = {c.group.name for c in found if wanted(c.kinds)}
+    left_out = {name: why for name, why in refuted.items() if name in names}
+    return given(model, Groups((g for g in groups if g.name in names), _stays(seen, found, refuted)), left_out, what)
 
 
-def _some(found: _Found, wanted: Callable[[set[str]], bool], what: str, model: nn.Module) -> Groups:
-    groups = Groups((g for g, kinds in found.groups if wanted(kinds)), found.stays)
-    missing = [told for told, kinds in found.refuted if wanted(kinds)]
-    if missing:
-        warnings.warn(f"left out: {'; '.join(missing)}", stacklevel=3)
+def given(model: nn.Module, groups: Groups, left_out: Mapping[str, str], what: str) -> Groups:
+    """The groups, with a warning of those left out; NothingFound, which says what stays and why, if there are none."""
     if not groups:
-        why = "; ".join(f"{layer}: {reason}" for layer, reason in list(found.stays.items())[:5])
+        reasons = {**left_out, **groups.stays}
+        why = "; ".join(f"{layer}: {reason}" for layer, reason in list(reasons.items())[:5])
         raise NothingFound(
             f"{type(model).__name__} has no {what} that could be removed. {'What stays, and why: ' if why else ''}"
             f"{why}{'. ' if why else ''}{BY_HAND}"
         )
+    if left_out:
+        told = "; ".join(f"{name} {why}" for name, why in left_out.items())
+        warnings.warn(f"left out: {told}", stacklevel=4)
     return groups
 
 
@@ -147,8 +136,8 @@ class Candidate:
     sets: set[int]  # of the trace, a unit each
 
 
-def candidates(seen: Trace) -> Iterator[Candidate]:
-    """Sets that take as many entries of the same ports become the units of one group."""
+def candidates(seen: Trace) -> list[Candidate]:
+    """Sets that take as many entries of the same ports become the units of one group; in the model's order."""
     of_number = np.repeat(np.arange(len(seen.ports)), [p.size for p in seen.ports])  # number - 1 -> its port
     makers = {p.layer for p in seen.ports if p.makes}
     label = seen.label[1:]
@@ -161,12 +150,12 @@ def candidates(seen: Trace) -> Iterator[Candidate]:
     rank = np.argsort(np.argsort(signature, kind="stable"))  # of the sets, those that are alike side by side
     order = moving[np.argsort(rank[label[moving]], kind="stable")]
     bounds = np.nonzero(np.diff(signature[label[order]]))[0] + 1
+    found = []
     for numbers in np.split(order, bounds) if len(order) else ():
         count = 1 + np.count_nonzero(np.diff(label[numbers]))
         table = numbers.reshape(count, -1)  # (units, entries each), the ports in the same order in every row
-        made = _group(seen, makers, [seen.ports[i] for i in of_number[table[0]]], table + 1)
-        if made is not None:
-            yield made
+        found.append(_group(seen, makers, [seen.ports[i] for i in of_number[table[0]]], table + 1))
+    return sorted((c for c in found if c is not None), key=lambda c: c.first)
 
 
 def _group(seen: Trace, makers: set[str], each: list[Port], table: np.ndarray) -> Candidate | None:
@@ -214,11 +203,10 @@ def _stays(seen: Trace, found: list[Candidate], refuted: dict[str, str]) -> dict
     because: dict[int, str] = dict(seen.stays)
     grouped = np.zeros(int(seen.label.max()) + 1, bool)
     for candidate in found:
-        why = refuted.get(candidate.group.name)
-        if why is None:
-            grouped[list(candidate.sets)] = True
+        if candidate.group.name in refuted:
+            because |= dict.fromkeys(candidate.sets, refuted[candidate.group.name])
         else:
-            because.update(dict.fromkeys(candidate.sets, why))
+            grouped[list(candidate.sets)] = True
     stays: dict[str, str] = {}
     for port in seen.ports:
         sets = seen.label[port.first : port.first + port.size]

@@ -6,8 +6,8 @@ tried in every block, on the example: with zeros in the part, and without it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..core import Group, Groups, Member, NothingFound, Part, PruneError, join, places
 from ..decoders import Block, blocks, is_norm
-from ..running import attempt, entering, leaving, uncached, undisturbed, while_in
+from ..running import attempt, entering, hooked, leaving, uncached, undisturbed, while_in
 from ..surgery.removal import Absent
 from .registry import register
 from .tracing import on
@@ -136,23 +136,19 @@ def _try(model: nn.Module, trials: list[Trial], example: Any) -> None:
     inputs = getattr(model, "dummy_inputs", None) if example is None else example
     if inputs is None:
         raise PruneError(f"what the blocks of this {type(model).__name__} do without a part is tried: give an example")
-    ran: list[Block] = []
+    at = {trial.block.module: trial.block for trial in trials}
+    ran: list[nn.Module] = []
 
-    def judge(block: Block) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            ran.append(block)
-            for trial in trials:
-                if trial.block is block:
-                    _judge(model, trial, args, kwargs)
+    def judge(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ran.append(module)
+        for trial in trials:
+            if trial.block.module is module:
+                _judge(model, trial, args, kwargs)
 
-        return hook
-
-    met = {id(t.block): t.block for t in trials}.values()
-    judging = while_in(b.module.register_forward_pre_hook(judge(b), with_kwargs=True) for b in met)
-    with judging, undisturbed(model), uncached(model), torch.no_grad():
+    with hooked(at, judge), undisturbed(model), uncached(model), torch.no_grad():
         attempt(model, on(model, inputs))
-    for block in met:
-        times = sum(b is block for b in ran)
+    for module, block in at.items():
+        times = ran.count(module)
         if times != 1:
             raise PruneError(f"{block.path} runs {times} times on the example: give one on which each block runs once")
     _keep_needed(trials)
@@ -192,9 +188,10 @@ def _judge(model: nn.Module, trial: Trial, args: tuple[Any, ...], kwargs: dict[s
         trial.parts = [(trial.block.path, 1, 0)]
         return
     modules = {path: model.get_submodule(path) for path in trial.paths}
-    with _zeroed(modules.values()), _listened(modules) as heard:
+    heard: dict[nn.Module, tuple[int, int]] = {}
+    with _zeroed(modules.values()), _listened(modules.values(), heard):
         zeros = run()
-    told = [(path, *heard.get(path, (1, 0))) for path in trial.paths]
+    told = [(path, *heard.get(module, (1, 0))) for path, module in modules.items()]
     if not _fits(model, told, run, zeros):
         trial.stays = "cannot leave: without it its block fails, or computes something else than with zeros in it"
         return
@@ -221,43 +218,31 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and bool((one - other).abs().max() <= 1e-5 * other.abs().max())
 
 
-@contextmanager
-def _zeroed(modules: Any) -> Iterator[None]:
-    parameters = [p for m in modules for p in m.parameters()]
-    before = [p.data for p in parameters]
-    try:
-        for p in parameters:
+def _zeroed(modules: Iterable[nn.Module]) -> ExitStack:
+    """Zeros in all of these for the length of a block."""
+    with ExitStack() as stack:
+        for p in (p for m in modules for p in m.parameters()):
+            stack.callback(setattr, p, "data", p.data)
             p.data = torch.zeros_like(p.data)
-        yield
-    finally:
-        for p, data in zip(parameters, before, strict=True):
-            p.data = data
+        return stack.pop_all()
 
 
-@contextmanager
-def _without(model: nn.Module, told: Sequence[tuple[str, int, int]]) -> Iterator[None]:
-    before = [(model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]) for path, *_ in told]
-    modules = [parent.get_submodule(name) for parent, name in before]
-    try:
-        for (parent, name), module, (_, *rest) in zip(before, modules, told, strict=True):
+def _without(model: nn.Module, told: Sequence[tuple[str, int, int]]) -> ExitStack:
+    """What adds nothing in place of some modules for the length of a block."""
+    with ExitStack() as stack:
+        for path, *rest in told:
+            above, _, name = path.rpartition(".")
+            parent, module = model.get_submodule(above), model.get_submodule(path)
+            stack.callback(setattr, parent, name, module)
             setattr(parent, name, Absent(module, *rest))
-        yield
-    finally:
-        for (parent, name), module in zip(before, modules, strict=True):
-            setattr(parent, name, module)
+        return stack.pop_all()
 
 
-@contextmanager
-def _listened(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[int, int]]]:
-    """Of each module how many things it gives, and which of its positional inputs it passes on if it holds zeros."""
-    heard: dict[str, tuple[int, int]] = {}
+def _listened(modules: Iterable[nn.Module], heard: dict[nn.Module, tuple[int, int]]) -> ExitStack:
+    """Notes of each module how many things it gives, and which of its positional inputs it passes on as it is."""
 
-    def listener(path: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-            passed = [i for i, a in enumerate(args) if i and isinstance(a, Tensor) and _same(leaving(out), a)]
-            heard[path] = max(len(out), 2) if isinstance(out, tuple) else 1, passed[0] if passed else 0
+    def note(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        passed = [i for i, a in enumerate(args) if i and isinstance(a, Tensor) and _same(leaving(out), a)]
+        heard[module] = max(len(out), 2) if isinstance(out, tuple) else 1, passed[0] if passed else 0
 
-        return hook
-
-    with while_in(m.register_forward_hook(listener(path)) for path, m in modules.items()):
-        yield heard
+    return while_in(m.register_forward_hook(note) for m in modules)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +14,7 @@ from .. import attention
 from ..core import Group, Groups, NothingFound, join
 from ..decoders import check_adapters, is_attention
 from ..running import dice_kept
-from .channels import Candidate, candidates
+from .channels import Candidate, candidates, given
 from .headwise import HEADS
 from .proof import proven
 from .registry import register
@@ -44,42 +43,38 @@ def heads(model: nn.Module, example: Any = None) -> Groups:
     [8, 8]
     """
     check_adapters(model)
-    by_path = attention.known(model)
-    known = list(by_path.values())
-    if example is None and attention.wholly(model, by_path):
-        return _some(model, Groups(g for g in known if g.units > 1), known)
-    example = attention.example(model) if example is None else example
+    known = attention.known(model)
+    if example is None and attention.wholly(model, known):
+        return _some(model, Groups(g for g in known.values() if g.units > 1), {}, known)
+    return _some(model, *_tried(model, attention.example(model) if example is None else example, known))
+
+
+def _tried(model: nn.Module, example: Any, known: Mapping[str, Group]) -> tuple[Groups, dict[str, str], Any]:
+    """The groups that hold; those that do not, by name, and why; and whatever is true if there is any attention."""
     with torch.inference_mode(False), dice_kept():
         inputs = on(model, example)
         seen = trace(model, inputs, HEADS)
-        groups, stays, assumed = _found(model, seen, known)
-        proof = proven(model, groups, assumed, inputs)
-    found = _some(model, Groups(proof.groups, stays | proof.refuted), seen.heads)
-    if proof.refuted:
-        told = "; ".join(f"{name} {why}" for name, why in proof.refuted.items())
-        warnings.warn(f"left out: {told}", stacklevel=2)
-    return found
+        groups, stays, assumed = _found(model, seen, known.values())
+        held, refuted = proven(model, groups, assumed, inputs)
+    return Groups(held, stays | refuted), refuted, seen.heads
 
 
-def _some(model: nn.Module, groups: Groups, found: Any) -> Groups:
-    if groups:
-        return groups
+def _some(model: nn.Module, groups: Groups, left_out: Mapping[str, str], found: Any) -> Groups:
     name = type(model).__name__
     if not found:
         raise NothingFound(f"{name} has no attention layer: no product of two activations by head. {BY_HAND}")
-    if not groups.stays:
+    if not groups and not groups.stays:
         raise NothingFound(f"{name} has one head a layer, and the last head of a layer never leaves")
-    why = "; ".join(f"{layer} {reason}" for layer, reason in list(groups.stays.items())[:5])
-    raise NothingFound(f"{name} has no attention heads that could be removed: {why}. {BY_HAND}")
+    return given(model, groups, left_out, "attention head")
 
 
-def _found(model: nn.Module, seen: Trace, known: list[Group]) -> tuple[list[Group], dict[str, str], dict[str, str]]:
+def _found(model: nn.Module, seen: Trace, known: Iterable[Group]) -> tuple[list[Group], dict[str, str], dict[str, str]]:
     """The groups of heads in the model's order; of each attention with others, why; what was assumed of the groups."""
     by_extent = {_extent(g): g for g in known}
     groups: list[Group] = []
     assumed: dict[str, str] = {}
     grouped: set[int] = set()
-    for candidate in sorted(candidates(seen), key=lambda c: c.first):
+    for candidate in candidates(seen):
         if seen.heads.keys().isdisjoint(candidate.sets):
             continue
         grouped |= candidate.sets

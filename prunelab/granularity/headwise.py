@@ -62,17 +62,11 @@ def join(shadow: Any, kept: list[Tensor], ids: Tensor) -> None:
             shadow.laid.append((ids, other) if mine < theirs else (other, ids))
             kept[at] = ids if theirs < mine else other
         elif mine & theirs:
-            shadow.freeze(ids, operators.AHEAD)
-            shadow.freeze(other, operators.AHEAD)
+            shadow.freeze(operators.AHEAD, ids, other)
         else:
             continue
         return
     kept.append(ids)
-
-
-@instead("copy")
-def _meet(shadow: Any, out: Any, *args: Any, **_: Any) -> None:
-    meet(shadow, out, [t for t in args if isinstance(t, Tensor)])
 
 
 @operators.rule("copy_", rules=HEADS)
@@ -80,12 +74,12 @@ def _written(shadow: Any, out: Tensor, x: Tensor, source: Tensor, *_: Any) -> No
     """A part of a tensor is written, along one of its dimensions: the whole of it has these ids there."""
     whole = x._base
     if whole is None or whole.shape == x.shape:
-        meet(shadow, out, [x, source])
+        meet(shadow, out, x, source)
         return
     apart = [d for d in range(x.dim()) if x.shape[d] != whole.shape[d]] if x.dim() == whole.dim() else []
     for ids in (padded(i, x.dim()) for i in shadow.of(source)):
         if len(apart) != 1 or x.stride() != whole.stride():
-            shadow.freeze(ids, "is written into a part of a tensor")
+            shadow.freeze("is written into a part of a tensor", ids)
             continue
         (d,) = apart
         first = (x.storage_offset() - whole.storage_offset()) // whole.stride(d)
@@ -101,14 +95,14 @@ def _beside(shadow: Any, whole: Tensor, full: Tensor) -> None:
     same = [i for i in shadow.of(whole) if set(varying(i)) == set(varying(full))]
     every = [*kept, torch.where(full > 0, full, same[0]) if same else full]
     widest = max((varying(i) for i in every), key=len)
-    for ids in (i for i in every if varying(i) != widest):
-        shadow.freeze(ids, SHARED)
+    shadow.freeze(SHARED, *(i for i in every if varying(i) != widest))
     shadow.put(whole, [i for i in every if varying(i) == widest])
 
 
-def meet(shadow: Any, out: Any, given: Sequence[Tensor]) -> None:
+@instead("copy")
+def meet(shadow: Any, out: Any, *args: Any, **_: Any) -> None:
     """As `operators.meet`; a tensor of a fixed size along a head's channels leaves it whole."""
-    out = operators._first(out)
+    out, given = operators._first(out), [t for t in args if isinstance(t, Tensor)]
     kept: list[Tensor] = []
     for tensor in given:
         for ids in (padded(i, out.dim()) for i in shadow.of(tensor)):
@@ -116,7 +110,7 @@ def meet(shadow: Any, out: Any, given: Sequence[Tensor]) -> None:
             fixed = [d for d in dims for t in given if t is not tensor and operators._fixed(shadow, t, out.dim(), (d,))]
             if set(fixed) == set(dims) and fixed:
                 if not are_heads(shadow, ids):
-                    shadow.freeze(ids, operators.AHEAD)
+                    shadow.freeze(operators.AHEAD, ids)
                     continue
                 shadow.guess(ids, "a tensor as large as the number of heads")
             elif fixed:
@@ -137,7 +131,7 @@ def _view(shadow: Any, out: Tensor, x: Tensor, size: Any, *_: Any) -> None:
     kept: list[Tensor] = []
     for ids in carried:
         if _laid_beside(ids, carried, tuple(x.shape), tuple(out.shape)):
-            shadow.freeze(ids, SHARED)
+            shadow.freeze(SHARED, ids)
         else:
             join(shadow, kept, reshaped(ids, tuple(x.shape), tuple(out.shape)))
     shadow.put(out, kept)
@@ -186,8 +180,7 @@ def _cat(shadow: Any, out: Tensor, given: Sequence[Tensor], dim: int = 0) -> Non
     along = {varying(i) for t in given for i in shadow.of(t) if dim in varying(i)}
     widest = max(along, key=len, default=())
     for tensor in given if len(along) > 1 else ():
-        for ids in (i for i in shadow.of(tensor) if dim in varying(i) and varying(i) != widest):
-            shadow.freeze(ids, SHARED)
+        shadow.freeze(SHARED, *(i for i in shadow.of(tensor) if dim in varying(i) and varying(i) != widest))
         shadow.put(tensor, [i for i in shadow.of(tensor) if dim not in varying(i) or varying(i) == widest])
     if not along and _apart(shadow, given, dim):
         shadow.put(out, [torch.cat([shadow.of(t)[0] for t in given], dim)])
@@ -266,16 +259,14 @@ def _product(shadow: Any, out: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any)
         return
     if not (shadow.of(a) and shadow.of(b)):
         shadow.put(out, [i.squeeze(inner) for i in joint if inner not in varying(i)])
-        for ids in (i for i in every if inner in varying(i)):
-            shadow.freeze(ids, operators.AHEAD)
+        shadow.freeze(operators.AHEAD, *(i for i in every if inner in varying(i)))
         return
     common = set.intersection(*({d for d in varying(i) if d != inner} for i in joint))
-    for ids in every:
-        if not common or not common & set(varying(ids)):
-            shadow.freeze(ids, SHARED if common else operators.AHEAD)
     if not common:
+        shadow.freeze(operators.AHEAD, *every)
         shadow.put(out, [])
         return
+    shadow.freeze(SHARED, *(i for i in every if not common & set(varying(i))))
     mine = [i for i in every if common & set(varying(i))]
     ones = [together(shadow, i, set(varying(i)) - common) for i in mine]
     for one in ones[1:]:

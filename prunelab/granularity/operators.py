@@ -1,5 +1,8 @@
 """What each operator does to channel numbers: the rules of the tracer, one for each kind of operator.
 
+A wrong tie is mended here, or, of attention heads, in `headwise`. Only operators have rules that reach torch's
+dispatcher: a `reshape` or a `tile` comes as what it is made of.
+
 A rule gets the shadow, the operator's output and its arguments, and says what ids the output carries and which ids
 are tied or frozen by it. `follow` picks the rule by the operator's name, as PyTorch's own list of operators has it.
 """
@@ -16,25 +19,31 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import layers
+from ..core import own_tensors
 
 RULES: dict[str, Callable[..., None]] = {}
 ELSEWHERE = (  # what they make has nothing to do with the entries that go in
     "new_", "zeros", "ones", "empty", "full", "rand", "arange", "scalar_tensor", "sym_", "_local_scalar_dense", "is_",
     "equal", "item",
 )  # fmt: skip
+SAME = {  # they pass on what they get, entry by entry
+    "clone", "lift_fresh", "lift", "_to_copy", "native_dropout", "fill", "zero", "_conj", "detach", "alias",
+    "bernoulli",
+}  # fmt: skip
+MOVED = {"permute", "transpose", "t", "expand", "unsqueeze", "squeeze"}  # done to the ids as to the entries
 PER_CHANNEL = (  # they work on each channel's picture, and keep the ids along the first two dimensions
     "max_pool", "avg_pool", "adaptive_", "_adaptive_", "fractional_max", "upsample_", "_upsample", "reflection_pad",
     "replication_pad", "_pad_", "grid_sampler", "roi_align", "roi_pool", "max_unpool",
 )  # fmt: skip
 SUMS = {"sum", "nansum", "linalg_vector_norm", "norm"}  # zeros add nothing; in all the others they count
 REDUCED = SUMS | {
-    "mean", "amax", "amin", "max", "min", "argmax", "argmin", "logsumexp", "any", "all", "prod", "median", "nanmean",
+    "mean", "amax", "amin", "max", "min", "argmax", "argmin", "logsumexp", "any", "all", "prod", "median",
     "count_nonzero", "aminmax", "var", "std", "var_mean", "std_mean",
 }  # fmt: skip
 ALONG = {  # why the ids stay that vary along the dimension that these work on; the others are as before
     **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp"), "is summed one after the other"),
     **dict.fromkeys(("topk", "sort"), "is sorted"),
-    **dict.fromkeys(("gather", "take_along_dim"), "is gathered by number"),
+    "gather": "is gathered by number",
     "roll": "is rolled by a fixed number",
     "unfold": "is read in windows",
 }
@@ -74,15 +83,18 @@ def follow(shadow: Any, func: Any, out: Any, given: list[Tensor], args: Any, kwa
         rules[plain](shadow, out, *args, **kwargs)
     elif plain in REDUCED or plain in ALONG:
         _by_dimension(shadow, plain, out, said(func, args, kwargs))
-    elif plain.endswith("_like"):
-        shadow.put(out, shadow.of(args[0]))
+    elif plain in SAME or plain.endswith("_like"):
+        shadow.put(_first(out), shadow.of(args[0]))
+    elif plain in MOVED:
+        x = args[0]
+        shadow.put(out, [folded(func(i.expand(x.shape), *args[1:], **kwargs)) for i in shadow.of(x)])
     elif _pointwise(func):
         rules["copy"](shadow, out, *given)
     elif plain.startswith(PER_CHANNEL):
         _unless(shadow, _first(out), args[0], range(2, args[0].dim()), "is resized")
     elif not name.startswith(ELSEWHERE):
-        for ids in (i for t in given for i in shadow.of(t)):
-            shadow.freeze(ids, f"meets {func.namespace}::{name}, unknown to the tracer,")
+        why = f"meets {func.namespace}::{name}, unknown to the tracer,"
+        shadow.freeze(why, *(i for t in given for i in shadow.of(t)))
 
 
 def said(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
@@ -129,20 +141,16 @@ def _first(out: Any) -> Tensor:
 # ---- entry by entry
 
 
-@rule("copy", "hardswish", "log_sigmoid_forward", "_prelu_kernel", "prelu", "complex", "polar", "rrelu_with_noise",
+@rule("copy", "hardswish", "log_sigmoid_forward", "_prelu_kernel", "complex", "polar", "rrelu_with_noise",
       "rrelu_with_noise_functional")  # fmt: skip
-def _meet(shadow: Any, out: Any, *args: Any, **_: Any) -> None:
-    meet(shadow, _first(out), [t for t in args if isinstance(t, Tensor)])
-
-
-def meet(shadow: Any, out: Any, given: Sequence[Tensor]) -> None:
+def meet(shadow: Any, out: Any, *args: Any, **_: Any) -> None:
     """Ids along the same dimension are the same channels; an operand of fixed size holds those that it meets."""
-    out = _first(out)
+    out, given = _first(out), [t for t in args if isinstance(t, Tensor)]
     kept: list[Tensor] = []
     for tensor in given:
         for ids in (padded(i, out.dim()) for i in shadow.of(tensor)):
             if any(_fixed(shadow, other, out.dim(), varying(ids)) for other in given if other is not tensor):
-                shadow.freeze(ids, AHEAD)
+                shadow.freeze(AHEAD, ids)
             else:
                 _join(shadow, kept, ids)
     shadow.put(out, kept)
@@ -164,46 +172,22 @@ def _join(shadow: Any, kept: list[Tensor], ids: Tensor) -> None:
             kept[at] = ids if theirs < mine else other
             return
         if mine & theirs:
-            shadow.freeze(ids, AHEAD)
-            shadow.freeze(other, AHEAD)
+            shadow.freeze(AHEAD, ids, other)
     kept.append(ids)
 
 
 # ---- moving entries
 
 
-@each("clone", "contiguous", "lift_fresh", "lift", "_to_copy", "to", "positive", "dropout", "native_dropout", "fill",
-      "zero", "conj", "_conj", "resolve_conj", "detach", "alias", "bernoulli")  # fmt: skip
-def _same(shadow: Any, ids: Tensor, *_: Any, **__: Any) -> Tensor:
-    return ids
-
-
-def _strided(name: str) -> None:
-    operator = getattr(torch.ops.aten, name)
-
-    def moved(shadow: Any, ids: Tensor, x: Tensor, _: Any, *args: Any, **kwargs: Any) -> Tensor:
-        got: Tensor = operator(ids.expand(x.shape), *args, **kwargs)
-        for d in range(got.dim()):
-            got = got.narrow(d, 0, 1) if got.stride(d) == 0 and got.shape[d] > 1 else got
-        return got
-
-    each(name)(moved)
-
-
-for _name in ["permute", "transpose", "t", "expand", "unsqueeze", "squeeze"]:
-    _strided(_name)
-
-
 @each("as_strided")
 def _as_strided(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, *_: Any) -> Any:
-    return ids if out.shape == x.shape else shadow.freeze(ids, "is laid out anew")
+    return ids if out.shape == x.shape else shadow.freeze("is laid out anew", ids)
 
 
-@rule("view", "_unsafe_view", "_reshape_alias", "reshape", "view_copy", "reshape_copy")
+@rule("view", "_unsafe_view", "_reshape_alias", "view_copy")
 def _view(shadow: Any, out: Tensor, x: Tensor, size: Any, *_: Any) -> None:
     if isinstance(size, torch.dtype):
-        for ids in shadow.of(x):
-            shadow.freeze(ids, "is read as another type")
+        shadow.freeze("is read as another type", *shadow.of(x))
         return
     hint = [d for d, n in enumerate(size) if n == -1]
     blocks = _blocks(tuple(x.shape), tuple(out.shape)) if hint else []
@@ -278,7 +262,7 @@ def _slice(shadow: Any, ids: Tensor, x: Tensor, _: Any, dim: int = 0, start: Any
         return ids
     if _proportional(shadow, ids, dim, first, last, step):
         return ids.narrow(dim, first, last - first)[(slice(None),) * dim + (slice(None, None, step),)]
-    return shadow.freeze(ids, "is cut at fixed places")
+    return shadow.freeze("is cut at fixed places", ids)
 
 
 def _proportional(shadow: Any, ids: Tensor, dim: int, first: int, last: int, step: int) -> bool:
@@ -293,8 +277,8 @@ def _proportional(shadow: Any, ids: Tensor, dim: int, first: int, last: int, ste
     return True
 
 
-@rule("split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes", "chunk", "unsafe_chunk", "unbind",
-      "split_copy", "split_with_sizes_copy")  # fmt: skip
+@rule("split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes", "unbind", "split_copy",
+      "split_with_sizes_copy")  # fmt: skip
 def _split(shadow: Any, out: Sequence[Tensor], x: Tensor, *args: Any, dim: int = 0, alike: bool = True) -> None:
     single = len(out) > 0 and out[0].dim() < x.dim()  # unbind has no sizes
     place = args[0] if single and args else args[1] if len(args) > 1 else dim
@@ -305,7 +289,7 @@ def _split(shadow: Any, out: Sequence[Tensor], x: Tensor, *args: Any, dim: int =
         parts = list(ids.split(sizes, place)) if place in varying(ids) else [ids] * len(out)
         if alike and place in varying(ids) and len(out) > 1:
             if single or len(set(sizes)) > 1:
-                shadow.freeze(ids, "is split into fixed widths")
+                shadow.freeze("is split into fixed widths", ids)
                 continue
             for part in parts[1:]:
                 shadow.tie(parts[0], part)
@@ -318,18 +302,17 @@ def _split(shadow: Any, out: Sequence[Tensor], x: Tensor, *args: Any, dim: int =
 
 @each("select")
 def _select(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, dim: int, index: int) -> Any:
-    return ids.squeeze(dim) if ids.shape[dim] == 1 else shadow.freeze(ids, "is selected by number")
+    return ids.squeeze(dim) if ids.shape[dim] == 1 else shadow.freeze("is selected by number", ids)
 
 
-@rule("cat", "concat", "concatenate")
+@rule("cat")
 def _cat(shadow: Any, out: Tensor, given: Sequence[Tensor], dim: int = 0) -> None:
     dim %= out.dim()
     given = [t for t in given if t.dim() == out.dim()]  # torch lets an empty tensor of one dimension pass
     parts, others = [], []
     for t in given:
         along = [i for i in shadow.of(t) if dim in varying(i)]
-        for more in along[1:]:
-            shadow.freeze(more, "is joined to others")
+        shadow.freeze("is joined to others", *along[1:])
         parts.append(along[0] if along else torch.zeros([1] * out.dim(), dtype=torch.int64))
         others.append([i for i in shadow.of(t) if dim not in varying(i)])
     wide = [max(p.shape[d] for p in parts) for d in range(out.dim())]
@@ -353,8 +336,7 @@ def _alike(shadow: Any, carried: list[list[Tensor]], given: Sequence[Tensor]) ->
         there = [i for i in alike if i is not None]
         empty = [t.numel() == 0 for t in given]
         if any(i is None and not e for i, e in zip(alike, empty, strict=True)):
-            for ids in there:
-                shadow.freeze(ids, AHEAD)
+            shadow.freeze(AHEAD, *there)
             continue
         for ids in there[1:]:
             shadow.tie(there[0], ids)
@@ -367,7 +349,7 @@ def _unless(shadow: Any, out: Any, x: Tensor, dims: Sequence[int], why: str) -> 
     kept = []
     for ids in shadow.of(x):
         if set(varying(ids)) & set(dims):
-            shadow.freeze(ids, why)
+            shadow.freeze(why, ids)
         else:
             kept.append(ids)
     shadow.put(out, kept)
@@ -378,7 +360,7 @@ def _flip(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, dims: Sequence[int])
     return ids.flip([d % x.dim() for d in dims])
 
 
-@each("repeat", "tile")
+@each("repeat")
 def _repeat(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, times: Sequence[int]) -> Tensor:
     ids = padded(ids, out.dim())
     return ids.repeat([n if d in varying(ids) else 1 for d, n in enumerate(times)])
@@ -393,7 +375,7 @@ def _pad(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, pad: Sequence[int], *
 @each("pixel_shuffle", "pixel_unshuffle")
 def _pixels(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, factor: int) -> Any:
     if varying(ids) != (x.dim() - 3,):
-        return shadow.freeze(ids, "is shuffled between pixels")
+        return shadow.freeze("is shuffled between pixels", ids)
     if out.shape[-1] < x.shape[-1]:
         return ids.repeat_interleave(factor**2, x.dim() - 3)
     fine = F.pixel_shuffle(ids, factor)
@@ -429,7 +411,7 @@ def _index(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, *args: Any) -> Any:
         at += [] if index is None else range(d, d + width)
         d += width
     if set(varying(ids)) & set(at):
-        return shadow.freeze(ids, "is looked up by number")
+        return shadow.freeze("is looked up by number", ids)
     rest = [ids.shape[d] for d in range(x.dim()) if d not in at]
     front = at[0] if at and at == list(range(at[0], at[-1] + 1)) else 0
     return ids.squeeze(tuple(at)).reshape(rest[:front] + [1] * (out.dim() - len(rest)) + rest[front:])
@@ -438,13 +420,13 @@ def _index(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, *args: Any) -> Any:
 @each("embedding")
 def _embedding(shadow: Any, ids: Tensor, weight: Tensor, out: Tensor, *_: Any, **__: Any) -> Any:
     if ids.shape[0] > 1:
-        return shadow.freeze(ids, "is looked up by number")
+        return shadow.freeze("is looked up by number", ids)
     return along(ids, out.dim() - 1, out.dim())
 
 
 @each("view_as_complex")
 def _complex(shadow: Any, ids: Tensor, *_: Any) -> Any:
-    return ids.squeeze(-1) if ids.shape[-1] == 1 else shadow.freeze(ids, "is read as complex numbers")
+    return ids.squeeze(-1) if ids.shape[-1] == 1 else shadow.freeze("is read as complex numbers", ids)
 
 
 @each("view_as_real")
@@ -466,7 +448,7 @@ def _by_dimension(shadow: Any, name: str, out: Any, told: dict[str, Any]) -> Non
         shadow.rules["reduce"](shadow, out, x, dims, told.get("keepdim", False), exact)
     else:
         _unless(shadow, out, x, dimensions(x, dims), ALONG[name])
-        for ids in shadow.of(out) if name in ("gather", "take_along_dim") else ():
+        for ids in shadow.of(out) if name == "gather" else ():
             shadow.guess(ids, "an index as wide as its channels")
         if name == "unfold":
             shadow.put(out, [i.unsqueeze(-1) for i in shadow.of(out)])
@@ -490,7 +472,7 @@ def reduce(shadow: Any, out: Any, x: Tensor, dims: Any, keepdim: bool, exact: bo
         if not exact:
             shadow.average(ids)
         if set(varying(ids)) - set(over):
-            shadow.freeze(ids, "is summed over in part")
+            shadow.freeze("is summed over in part", ids)
     shadow.put(out, kept)
 
 
@@ -501,8 +483,9 @@ def _softmax(shadow: Any, ids: Tensor, x: Tensor, out: Tensor, dim: int, *_: Any
     return ids
 
 
-def _normed(shadow: Any, out: Any, x: Tensor, own: Sequence[Any], over: Sequence[int], dim: int) -> None:
+def _normed(shadow: Any, out: Any, x: Tensor, args: Sequence[Any], over: Sequence[int], dim: int) -> None:
     """A norm's own vectors belong to the channels that it scales; those that it averages over are inexact."""
+    own = [t for t in args if isinstance(t, Tensor)]
     mine = [padded(i, x.dim()) if over else along(i, dim, x.dim()) for t in own for i in shadow.of(t)]
     bare = shadow.bare.get(shadow.where[-1])
     if bare is not None:
@@ -510,35 +493,29 @@ def _normed(shadow: Any, out: Any, x: Tensor, own: Sequence[Any], over: Sequence
     scaled = {varying(ids) for ids in mine}
     carried = [(varying(ids), ids) for ids in shadow.of(x)]
     for ids in mine:
-        alike = [there for dims, there in carried if dims == varying(ids)]
-        for there in alike:
-            shadow.tie(there, ids)
-        if not alike:
-            shadow.freeze(ids, AHEAD)
+        _belongs(shadow, ids, [there for dims, there in carried if dims == varying(ids)])
     for dims, ids in carried:
         if set(dims) & set(over):
             shadow.average(ids)
-        if dim in dims and dims not in scaled and any(isinstance(t, Tensor) for t in own):
-            shadow.freeze(ids, AHEAD)
+        if dim in dims and dims not in scaled and own:
+            shadow.freeze(AHEAD, ids)
     shadow.put(_first(out), shadow.of(x))
 
 
 @rule("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
-      "miopen_batch_norm", "batch_norm", "_batch_norm_no_update", "_batch_norm_with_update")  # fmt: skip
+      "miopen_batch_norm", "_batch_norm_no_update", "_batch_norm_with_update")  # fmt: skip
 def _batch_norm(shadow: Any, out: Any, x: Tensor, *args: Any, **_: Any) -> None:
-    for ids in (i for i in shadow.of(x) if set(varying(i)) - {1}):  # a weight that is standardised
-        shadow.average(ids)
-    _normed(shadow, out, x, [t for t in args if isinstance(t, Tensor)], (), 1)
+    shadow.average(*(i for i in shadow.of(x) if set(varying(i)) - {1}))  # of a weight that is standardised
+    _normed(shadow, out, x, args, (), 1)
 
 
-@rule("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm")
+@rule("native_layer_norm", "_fused_rms_norm")
 def _layer_norm(shadow: Any, out: Any, x: Tensor, size: Any, *args: Any, **_: Any) -> None:
-    own = [t for t in args if isinstance(t, Tensor)]
     over = range(x.dim() - len(size), x.dim())
-    _normed(shadow, out, x, own, over, x.dim() - 1 if len(size) == 1 else x.dim() - len(size))
+    _normed(shadow, out, x, args, over, x.dim() - 1 if len(size) == 1 else x.dim() - len(size))
 
 
-@rule("native_group_norm", "group_norm")
+@rule("native_group_norm")
 def _group_norm(
     shadow: Any, out: Any, x: Tensor, w: Any, b: Any, n: Any, c: Any, hw: Any, groups: int, *_: Any
 ) -> None:
@@ -553,7 +530,7 @@ def _group_norm(
 # ---- products
 
 
-@rule("mm", "bmm", "matmul", "_scaled_mm")
+@rule("mm", "bmm", "_scaled_mm")
 def _product(shadow: Any, out: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any) -> None:
     last, before = out.dim() - 1, out.dim() - 2
     if out.dim() == 3 and _are_heads(shadow, a, b):
@@ -563,13 +540,11 @@ def _product(shadow: Any, out: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any)
     right = [i for i in shadow.of(b) if i.shape[before] > 1]
     for x, y in itertools.product(left, right):
         if len(varying(x)) > 1 or len(varying(y)) > 1:
-            shadow.freeze(x, AHEAD)
-            shadow.freeze(y, AHEAD)
+            shadow.freeze(AHEAD, x, y)
         else:
             shadow.tie(x.transpose(-1, -2), y)
     if not (left and right):
-        for ids in (*left, *right):
-            shadow.freeze(ids, AHEAD)
+        shadow.freeze(AHEAD, *left, *right)
     kept = [i for i in shadow.of(a) if i.shape[last] == 1]
     for ids in (i for i in shadow.of(b) if i.shape[before] == 1):
         _join(shadow, kept, ids)
@@ -580,46 +555,30 @@ def _are_heads(shadow: Any, a: Tensor, b: Tensor) -> bool:
     """Channels that a view laid side by side, in a product of two activations: heads, which leave whole or not."""
     both = [*shadow.of(a), *shadow.of(b)]
     heads = any(not shadow.split.isdisjoint(i.flatten().tolist()) for i in both)
-    for ids in both if heads else ():
-        shadow.freeze(ids, "is inside an attention head (granularity.heads removes whole ones)")
+    if heads:
+        shadow.freeze("is inside an attention head (granularity.heads removes whole ones)", *both)
     return heads
 
 
-@rule("addmm", "addbmm")
-def _addmm(shadow: Any, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **_: Any) -> None:
-    shadow.rules["mm"](shadow, out, a, b)
-    _biased(shadow, out, bias, out.dim() - 1)
-
-
-@rule("baddbmm")
-def _baddbmm(shadow: Any, out: Tensor, add: Tensor, a: Tensor, b: Tensor, **_: Any) -> None:
+@rule("addmm", "addbmm", "baddbmm")
+def _added(shadow: Any, out: Tensor, add: Tensor, a: Tensor, b: Tensor, **_: Any) -> None:
     shadow.rules["mm"](shadow, out, a, b)
     shadow.rules["copy"](shadow, out, out, add)
 
 
 @rule("mv")
 def _mv(shadow: Any, out: Tensor, a: Tensor, v: Tensor) -> None:
-    read = [i.reshape(1, -1) for i in shadow.of(v)]
     for ids in (i for i in shadow.of(a) if varying(i) == (1,)):
-        for there in read:
-            shadow.tie(ids, there)
-        if not read:
-            shadow.freeze(ids, AHEAD)
+        _belongs(shadow, ids, [i.reshape(1, -1) for i in shadow.of(v)])
     shadow.put(out, [i.squeeze(1) for i in shadow.of(a) if varying(i) == (0,)])
 
 
-def _biased(shadow: Any, out: Tensor, bias: Any, dim: int) -> None:
-    """A bias belongs to the channels that a product made."""
-    made = [i for i in shadow.of(out) if varying(i) == (dim,)]
-    for ids in shadow.of(bias):
-        if ids.dim() > 1:
-            ids = padded(ids, out.dim())
-        elif out.dim() > 1:
-            ids = along(ids, dim, out.dim())
-        for there in made:
-            shadow.tie(there, ids)
-        if not made:
-            shadow.freeze(ids, AHEAD)
+def _belongs(shadow: Any, ids: Tensor, others: Sequence[Tensor]) -> None:
+    """Ids of what others have with them, such as a bias: tied to theirs; without any, they stay."""
+    for other in others:
+        shadow.tie(other, ids)
+    if not others:
+        shadow.freeze(AHEAD, ids)
 
 
 @rule("convolution", "_convolution")
@@ -629,8 +588,7 @@ def _convolution(
 ) -> None:  # fmt: skip
     own = {varying(i)[0]: i.reshape(-1) for i in shadow.of(w) if len(varying(i)) == 1 and varying(i)[0] < 2}
     plain = [i.reshape(-1) for i in shadow.of(x) if varying(i) == (1,)]
-    for ids in (i for i in shadow.of(x) if varying(i) != (1,)):
-        shadow.freeze(ids, "is convolved along its channels")
+    shadow.freeze("is convolved along its channels", *(i for i in shadow.of(x) if varying(i) != (1,)))
     none = torch.zeros(1, dtype=torch.int64)
     read = plain[0] if plain else none.expand(x.shape[1])
     rows = own.get(0, none.expand(w.shape[0]))
@@ -641,13 +599,13 @@ def _convolution(
     else:
         made = _grouped(shadow, read, rows, columns, transposed, groups, out.shape[1])
     shadow.put(out, [along(made, 1, out.dim())])
-    _biased(shadow, out, bias, 1)
+    for ids in shadow.of(bias):
+        _belongs(shadow, along(ids, 1, out.dim()), shadow.of(out))
 
 
 @rule("deform_conv2d")
 def _deformed(shadow: Any, out: Tensor, x: Tensor, w: Tensor, offset: Tensor, mask: Tensor, bias: Any, *a: Any) -> None:
-    for ids in (*shadow.of(offset), *shadow.of(mask)):
-        shadow.freeze(ids, "says where a convolution looks")
+    shadow.freeze("says where a convolution looks", *shadow.of(offset), *shadow.of(mask))
     _convolution(shadow, out, x, w, bias, a[:2], a[2:4], a[4:6], False, 0, a[6])
 
 
@@ -664,7 +622,7 @@ def _grouped(
         shadow.tie(rows.view(groups, -1), rows[: len(rows) // groups])
         return rows
     if len(columns) > 1:
-        shadow.freeze(columns[columns > 0], "counts within a group of channels")
+        shadow.freeze("counts within a group of channels", columns[columns > 0])
     shadow.tie(table, table[:, :1])
     if transposed:
         shadow.tie(rows, read)
@@ -677,9 +635,7 @@ def _grouped(
 
 def bare_channels(module: nn.Module) -> int:
     """How many channels a norm without parameters declares; 0 for everything else."""
-    if next((t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None), None) is not None:
-        return 0
-    return layers.channels(module) or 0
+    return 0 if any(True for _ in own_tensors(module)) else layers.channels(module) or 0
 
 
 def makes(module: nn.Module) -> tuple[str, int] | None:

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ..core import Group, Keep, PruneError, device_of, places
+from ..core import Group, Keep, PruneError, device_of, named, places
 from ..data import mapped
-from ..running import floating, seed_dice
+from ..running import apart, floating, seed_dice
 from ..surgery.shrinking import Lines, cuts, shrink
-from .operators import made_at, said
-from .tracing import Where, passes, plain_twin, plainly, replaced
+from .operators import REDUCED, SUMS, made_at, said
+from .tracing import Where, passes, plain_twin, plainly
 
 TOLERANCE = 1e-4  # float32 rounding stays below 1e-5, what is not exact is above 1e-3
 ROUGH = 0.05  # of a model that runs in half precision only
@@ -35,40 +35,35 @@ DECISIONS = {
     "topk", "sort", "argmax", "argmin", "nonzero", "nms", "gt", "ge", "lt", "le", "eq", "ne", "_local_scalar_dense",
     "bincount",
 }  # fmt: skip
-AVERAGES = {"mean", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "logsumexp", "prod"}
+AVERAGES = REDUCED - SUMS
 NORMS = {"native_layer_norm", "native_group_norm", "_fused_rms_norm", "native_batch_norm"}
 SOFTMAX = {"_softmax", "_safe_softmax"}
-
-
 FOLLOWED = DECISIONS | AVERAGES | NORMS | SOFTMAX
 
 
-@dataclass(frozen=True)
-class Proof:
-    """The groups that hold, `exact` only where that was seen, and of the others why not, by name."""
+def proven(
+    model: nn.Module, groups: Sequence[Group], assumed: Mapping[str, str], example: Any
+) -> tuple[list[Group], dict[str, str]]:
+    """The groups that hold, `exact` only where that was seen, and of the others, by name, why not.
 
-    groups: list[Group]
-    refuted: dict[str, str]
-
-
-def proven(model: nn.Module, groups: Sequence[Group], assumed: Mapping[str, str], example: Any) -> Proof:
-    """Try all groups at once, two forwards; if that fails, find those that it fails for."""
+    All are tried at once, with two forwards; if that fails, those are found that it fails for.
+    """
     if not groups:
-        return Proof([], {})
+        return [], {}
     trial = Trial(plain_twin(model), example)
     kept = list(groups)
     unsure: list[Group] = []
-    while kept and trial.failure(kept) is not None:
+    while kept and (why := trial.failure(kept)):
         inside = next(filter(None, ([g for g in kept if _inside(g, place)] for place in trial.places)), [])
         blamed = [g for g in inside or kept if g.name in assumed] or inside or kept
         if len(inside or blamed) == 1:
-            trial.why[blamed[0].name] = trial.last
+            trial.why[blamed[0].name] = why
         else:
             unsure += blamed  # some of them may hold after all
         kept = [g for g in kept if g not in blamed]
     kept = trial.largest(kept, unsure)
     refuted = {g.name: _told(trial.why.get(g.name, ""), assumed.get(g.name)) for g in groups if g not in kept}
-    return Proof([replace(g, exact=g.exact and g.name in trial.seen) for g in groups if g in kept], refuted)
+    return [replace(g, exact=g.exact and g.name in trial.seen) for g in groups if g in kept], refuted
 
 
 def _told(why: str, assumed: str | None) -> str:
@@ -88,7 +83,6 @@ class Trial:
     why: dict[str, str] = field(default_factory=dict)  # group -> why it failed alone
     seen: set[str] = field(default_factory=set)  # groups behind which something was compared in the last good run
     places: tuple[str, ...] = ()  # where the last bad run may have gone astray: the module entered last, the one failed
-    last: str = ""  # and how
     left: int = 16  # trials of some groups again, of those that failed together
 
     def largest(self, base: list[Group], more: list[Group]) -> list[Group]:
@@ -99,28 +93,24 @@ class Trial:
         if self.left < 0:
             self.why.update(dict.fromkeys((g.name for g in more), "failed together with others, too many to try alone"))
             return base
-        failure = self.failure([*base, *more])
-        if failure is None:
+        why = self.failure([*base, *more])
+        if not why:
             return [*base, *more]
         if len(more) == 1:
-            self.why[more[0].name] = failure
+            self.why[more[0].name] = why
             return base
         half = len(more) // 2
         return self.largest(self.largest(base, more[:half]), more[half:])
 
-    def failure(self, groups: list[Group]) -> str | None:
-        """What is wrong with the shrunk model, or None; `seen` is then up to date, else `last` and `places`."""
-        self.last = self._failure(groups) or ""
-        return self.last or None
-
-    def _failure(self, groups: list[Group]) -> str | None:
+    def failure(self, groups: list[Group]) -> str:
+        """What is wrong with the shrunk model, and `places`; or nothing, and `seen` is up to date."""
         keep = _half(groups)
         try:
             lines = cuts(self.twin, groups, keep)
             small = shrink(self.twin, groups, keep).eval()
         except PruneError as error:
             return str(error)
-        whole = {p.name: p.tensor for p in places(self.twin)}
+        whole = named(self.twin)
         for wide in (True, False):  # half precision is too coarse to compare in, where the model runs without it
             try:
                 before = self._run(self.twin, whole, lines, None, wide)
@@ -137,7 +127,7 @@ class Trial:
     def _run(
         self, model: nn.Module, whole: Mapping[str, Tensor], lines: Lines, other: Replay | None, wide: bool
     ) -> Replay:
-        rows = {name: line.nonzero().squeeze(1) for (name, dim), line in lines.items() if dim == 0}
+        rows = {name: line for (name, dim), line in lines.items() if dim == 0}
         replay = Replay(_values(model, whole, lines, other is None, wide), other, rows)
         inputs = mapped(lambda t: t.float() if wide and t.is_floating_point() else t, self.example)
         where = Where([""])
@@ -152,7 +142,7 @@ class Trial:
             self.places = where.entered, where[-1]
         return replay
 
-    def _compared(self, groups: list[Group], before: Replay, after: Replay, tolerance: float) -> str | None:
+    def _compared(self, groups: list[Group], before: Replay, after: Replay, tolerance: float) -> str:
         compared = set()
         for key, one in before.products.items():
             other = after.products.get(key)
@@ -161,14 +151,14 @@ class Trial:
             if key[0] and bool((one[-1] != other[-1]).any()):  # of more boxes, say
                 continue
             one, other = (t[:-1] if key[0] else t for t in (one, other))
-            gap = float((one - other).abs().max()) / (float(one.abs().max()) or 1.0)
+            gap = apart([one], [other])
             if not gap <= tolerance:
                 where = f"{key[0]} computes" if key[0] else "the outputs are"
                 self.places = (key[0].rpartition(".")[0],)
                 return f"without some of its channels {where} something else (by {gap:.0e} of the largest)"
             compared.add(key[0])
         self.seen = _behind(self.twin, groups, compared)
-        return None
+        return ""
 
 
 def _behind(twin: nn.Module, groups: Sequence[Group], compared: set[str]) -> set[str]:
@@ -184,26 +174,26 @@ def _behind(twin: nn.Module, groups: Sequence[Group], compared: set[str]) -> set
     return seen
 
 
+@dataclass
 class Replay(TorchDispatchMode):
     """A run with other values for the parameters, which notes what products make; or follows another such run."""
 
-    def __init__(
-        self, values: Mapping[int, tuple[str, Callable[[], Tensor]]], other: Replay | None, rows: Mapping[str, Tensor]
-    ):
+    values: Mapping[int, tuple[str, Callable[[], Tensor]]]
+    other: Replay | None
+    rows: Mapping[str, Tensor]  # of parameters that lose some: which of the other run's stay
+    products: dict[tuple[str, str, int], Tensor] = field(default_factory=dict)  # parameter, operator, call -> a sample
+    told: dict[tuple[str, int], tuple[Any, Any]] = field(default_factory=dict)  # operator, call -> shape given, result
+    calls: collections.Counter[str] = field(default_factory=collections.Counter)
+    known: set[str] = field(default_factory=set)  # the parameters whose products the pass in eval mode has noted
+    names: Any = field(default_factory=WeakIdKeyDictionary)  # what was made of a parameter alone -> its name
+
+    def __post_init__(self) -> None:
         super().__init__()
-        self.rows = rows  # of parameters that lose some: those that stay
-        self.values = values
-        self.other = other
-        self.products: dict[tuple[str, str, int], Tensor] = {}  # parameter, operator and call -> some of the result
-        self.told: dict[tuple[str, int], tuple[Any, Any]] = {}  # operator and call -> (shape of the input, result)
-        self.calls: collections.Counter[str] = collections.Counter()
-        self.known: set[str] = set()  # the parameters whose products the pass in eval mode has noted
-        self.names: Any = WeakIdKeyDictionary()  # what was made of a parameter alone -> its name
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """The operator on the values, or what the other run got."""
         names: list[str] = []  # of the tensors that go in; "" for those that are not made of parameters alone
-        args, kwargs = replaced((args, kwargs or {}), lambda t: self._value(t, names))
+        args, kwargs = mapped(lambda t: self._value(t, names), (args, kwargs or {}))
         name = func.overloadpacket.__name__.rstrip("_")
         out = func(*args, **kwargs)
         if name == "bernoulli":  # what a dropout draws, in the pass in training mode
@@ -221,10 +211,6 @@ class Replay(TorchDispatchMode):
         if len(set(names)) == 1 and names[0] and isinstance(out, Tensor):
             self.names[out] = names[0]
         return out
-
-    def rows_of(self, name: str) -> int:
-        """How many rows a parameter has in this run."""
-        return next(len(value()) for own, value in self.values.values() if own == name)
 
     def _value(self, tensor: Tensor, names: list[str]) -> Tensor:
         if id(tensor) in self.values:
@@ -247,8 +233,8 @@ class Replay(TorchDispatchMode):
             return out
         size, told = self.other.told[key]
         if made_of in self.rows and size != x.shape:  # statistics of a weight that is standardised, row by row
-            rows, count = self.rows[made_of], self.other.rows_of(made_of)
-            told = replaced(told, lambda t: t[rows.to(t.device)] if t.shape[:1] == (count,) else t)
+            rows = self.rows[made_of]
+            told = mapped(lambda t: t[rows.to(t.device)] if t.shape[:1] == rows.shape else t, told)
         if name in NORMS or name in SOFTMAX:
             return out if size == x.shape else _renormed(name, x, given, out, told)
         first, theirs = (o[0] if isinstance(o, (tuple, list)) else o for o in (out, told))

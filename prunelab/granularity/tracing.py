@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import layers
-from ..core import PruneError, copied, device_of, masks_on, own_tensors, paths, places, shape
+from ..core import PruneError, copied, device_of, masks_on, paths, places, shape
 from ..data import mapped, tensors, to
 from ..masking import bake
 from ..running import run
@@ -132,18 +132,18 @@ class Shadow(TorchDispatchMode):
             one, other = np.divmod(np.unique(one << 32 | other), 1 << 32)
         if not (one.all() and other.all()):
             moving = (one > 0) & (other > 0)
-            self.freeze(np.maximum(one, other)[~moving], "meets the model's input or a constant")
+            stay = torch.from_numpy(np.maximum(one, other)[~moving])
+            self.freeze("meets the model's input or a constant", stay)
             one, other = one[moving], other[moving]
         self.edges.append((one, other))
 
-    def freeze(self, ids: Any, why: str) -> None:
+    def freeze(self, why: str, *some: Tensor) -> None:
         """These channels stay."""
-        flat = ids if isinstance(ids, np.ndarray) else ids.reshape(-1).numpy()
-        self.frozen.append((flat, self._placed(why)))
+        self.frozen += [(ids.reshape(-1).numpy(), self._placed(why)) for ids in some]
 
-    def average(self, ids: Tensor) -> None:
+    def average(self, *some: Tensor) -> None:
         """Something averages over these channels, zeros included."""
-        self.averaged.append(ids.reshape(-1).numpy())
+        self.averaged += [ids.reshape(-1).numpy() for ids in some]
 
     def guess(self, ids: Tensor, what: str) -> None:
         """What the code may have written as a number or worked out from the shape: taken for the latter, and tried."""
@@ -155,11 +155,11 @@ class Shadow(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, then do to the ids what it did to the entries."""
         kwargs = kwargs or {}
-        given = _leaves(args, kwargs)
+        given = list(tensors((args, kwargs)))
         meta = [t.is_meta for t in given]
         if self.meta and any(meta) and (not all(meta) or kwargs.get("device") is not None):
             args, kwargs = self._on_meta(func, args, kwargs)
-            given = _leaves(args, kwargs)
+            given = list(tensors((args, kwargs)))
         out = _shaped(func, args, given) if self.meta and "dtype" not in kwargs else None
         out = func(*args, **kwargs) if out is None else out
         if not self.paused:
@@ -172,28 +172,10 @@ class Shadow(TorchDispatchMode):
         """The arguments with constants that the model made, which have values, stripped of them."""
         written = args[0] if func.overloadpacket.__name__.endswith("_") else None
         if isinstance(written, Tensor) and not written.is_meta:
-            for tensor in _leaves(args, kwargs):
-                for ids in self.of(tensor):
-                    self.freeze(ids, "is written into a constant")
-        args, kwargs = replaced((args, kwargs), lambda t: t if t.is_meta else t.to("meta"))
+            for tensor in tensors((args, kwargs)):
+                self.freeze("is written into a constant", *self.of(tensor))
+        args, kwargs = mapped(lambda t: t if t.is_meta else t.to("meta"), (args, kwargs))
         return args, kwargs | ({"device": torch.device("meta")} if kwargs.get("device") is not None else {})
-
-
-def _leaves(args: Any, kwargs: Any) -> list[Tensor]:
-    """The tensors among an operator's arguments, some of which are lists of tensors."""
-    found = []
-    for value in (*args, *kwargs.values()):
-        found += [t for t in (value if isinstance(value, (list, tuple)) else (value,)) if isinstance(t, Tensor)]
-    return found
-
-
-def replaced(nest: Any, by: Callable[[Tensor], Any]) -> Any:
-    """An operator's arguments with others in place of its tensors, in a fifth of the time of torch's pytrees."""
-    if isinstance(nest, Tensor):
-        return by(nest)
-    if isinstance(nest, (list, tuple)):
-        return type(nest)([replaced(value, by) for value in nest])
-    return {k: replaced(v, by) for k, v in nest.items()} if isinstance(nest, dict) else nest
 
 
 def _shaped(func: Any, args: Any, given: list[Tensor]) -> Any:
@@ -202,64 +184,18 @@ def _shaped(func: Any, args: Any, given: list[Tensor]) -> Any:
     x = given[0] if given else None
     if x is None or not (x.is_meta and x.is_floating_point()) or any(t.dtype != x.dtype for t in given):
         return None
-    if name in SHAPES:
-        return SHAPES[name](*args)
+    if name == "native_batch_norm" and x.is_contiguous():
+        return torch.empty_like(x), x.new_empty(0), x.new_empty(0)
+    if name == "native_layer_norm" and x.shape[-len(args[1]) :] == tuple(args[1]):
+        stats = *x.shape[: -len(args[1])], *[1] * len(args[1])
+        return torch.empty_like(x), x.new_empty(stats), x.new_empty(stats)
     if name.rstrip("_") not in KEEPS_TYPE:
         return None
     if name.endswith("_"):
         return x
     if len(given) == 1:
         return torch.empty_like(x)
-    return _empty(np.broadcast_shapes(*(t.shape for t in given)), x) if x.is_contiguous() else None
-
-
-def _empty(size: Sequence[int], like: Tensor) -> Tensor:
-    return torch.empty(size, dtype=like.dtype, device="meta")
-
-
-def _convolved(x: Tensor, w: Tensor, _: Any, stride: Any, padding: Any, dilation: Any, turned: bool, *more: Any) -> Any:
-    fits = len(stride) == x.dim() - 2 and x.shape[1] == w.shape[1] * more[-1]
-    if turned or not fits or not x.is_contiguous():
-        return None  # torch does it, or says what is wrong
-    sizes = []
-    for n, k, s, p, d in zip(x.shape[2:], w.shape[2:], stride, padding, dilation, strict=True):
-        sizes.append((n + 2 * p - d * (k - 1) - 1) // s + 1)
-    return _empty((len(x), len(w), *sizes), x)
-
-
-def _multiplied(*args: Tensor) -> Any:
-    a, b = args[-2:]
-    fits = a.dim() == b.dim() == 2 and a.shape[1] == len(b) and args[0].shape[-1] in (a.shape[1], b.shape[1])
-    return _empty((len(a), b.shape[1]), a) if fits else None
-
-
-def _batch_normed(x: Tensor, *_: Any) -> Any:
-    return (_empty(x.shape, x), _empty((0,), x), _empty((0,), x)) if x.is_contiguous() else None
-
-
-def _layer_normed(x: Tensor, size: Sequence[int], *_: Any) -> Any:
-    before = x.shape[: x.dim() - len(size)]
-    stats = (*before, *[1] * len(size))
-    return (_empty(x.shape, x), _empty(stats, x), _empty(stats, x)) if x.shape == (*before, *size) else None
-
-
-def _joined(parts: Sequence[Tensor], dim: int = 0) -> Any:
-    before, after = parts[0].shape[: dim % parts[0].dim()], parts[0].shape[dim % parts[0].dim() + 1 :]
-    wide = sum(t.shape[len(before)] for t in parts if t.dim() > len(before))
-    fits = all(t.is_contiguous() and t.shape == (*before, *t.shape[len(before) :][:1], *after) for t in parts)
-    return _empty((*before, wide, *after), parts[0]) if fits else None
-
-
-def _averaged(x: Tensor, dims: Any = None, keepdim: bool = False) -> Any:
-    over = operators.dimensions(x, dims)
-    size = [1 if d in over else n for d, n in enumerate(x.shape) if keepdim or d not in over]
-    return _empty(size, x) if x.is_contiguous() else None
-
-
-SHAPES: dict[str, Callable[..., Any]] = {
-    "convolution": _convolved, "addmm": _multiplied, "mm": _multiplied, "native_batch_norm": _batch_normed,
-    "native_layer_norm": _layer_normed, "cat": _joined, "mean": _averaged,
-}  # fmt: skip
+    return x.new_empty(np.broadcast_shapes(*(t.shape for t in given))) if x.is_contiguous() else None
 
 
 def trace(model: nn.Module, example: Any, rules: dict[str, Any] = operators.RULES) -> Trace:
@@ -320,14 +256,9 @@ def plain_twin(model: nn.Module, meta: bool = False) -> nn.Module:
 
 def _instead(model: nn.Module, meta: bool) -> dict[int, Any]:
     """What a twin has in place of the model's tensors, by their ids."""
-    memo: dict[int, Any] = {}
-    everywhere = paths(model)
-    for module in everywhere:
-        for _, tensor in own_tensors(module):
-            if id(tensor) not in memo:
-                same = tensor if isinstance(tensor, nn.Parameter) else tensor.clone()
-                memo[id(tensor)] = _emptied(tensor) if meta else same
-    for module in everywhere:  # what an old weight_norm left, or a forward kept, is no leaf and can't be copied
+    memo: dict[int, Any] = {id(p): _emptied(p) if meta else p for p in model.parameters()}
+    memo |= {id(b): _emptied(b) if meta else b.clone() for b in model.buffers()}
+    for module in paths(model):  # what an old weight_norm left, or a forward kept, is no leaf and can't be copied
         for value in vars(module).values():
             if isinstance(value, Tensor):
                 memo.setdefault(id(value), value.detach().clone())
@@ -357,11 +288,11 @@ def _follow(shadow: Shadow, model: nn.Module, example: Any) -> None:
     kept = _number(shadow, model)
     with plainly(), shadow:
         for out in passes(model, example, shadow.where):
-            _freeze_outputs(shadow, out)
+            for tensor in _within(out, set()):
+                shadow.freeze("is the model's output", *shadow.of(tensor))
     for tensor in kept:
         if id(tensor) not in shadow.seen:
-            for ids in shadow.of(tensor):
-                shadow.freeze(ids, "did not run on the example")
+            shadow.freeze("did not run on the example", *shadow.of(tensor))
 
 
 def _emptied(tensor: Tensor) -> Tensor:
@@ -409,8 +340,7 @@ def _number(shadow: Shadow, model: nn.Module) -> list[Tensor]:
                 ids.append(operators.along(own, dim, tensor.dim()))
         shadow.put(tensor, ids)
         if layer in shadow.opaque:
-            for own in ids:
-                shadow.freeze(own, shadow.opaque[layer])
+            shadow.freeze(shadow.opaque[layer], *ids)
     return list(kept.values())
 
 
@@ -428,8 +358,7 @@ def _unseen(shadow: Shadow, module: nn.Module) -> Callable[..., Any]:
 
     def running(*args: Any, **kwargs: Any) -> Any:
         for tensor in tensors((args, kwargs)):
-            for ids in shadow.of(tensor):
-                shadow.freeze(ids, f"is read by a {type(module).__name__}")
+            shadow.freeze(f"is read by a {type(module).__name__}", *shadow.of(tensor))
         shadow.seen.update(map(id, module.parameters()))
         shadow.paused = True
         try:
@@ -479,12 +408,6 @@ def _noted(module: nn.Module, path: str, where: Where, reached: set[nn.Module]) 
 
     running.__wrapped__ = forward  # type: ignore[attr-defined]  # for those who look at its signature
     return running
-
-
-def _freeze_outputs(shadow: Shadow, out: Any) -> None:
-    for tensor in _within(out, set()):
-        for ids in shadow.of(tensor):
-            shadow.freeze(ids, "is the model's output")
 
 
 def _within(nest: Any, met: set[int]) -> Iterator[Tensor]:

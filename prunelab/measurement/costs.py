@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -17,16 +16,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
+from .. import core
 from ..checks import known
-from ..core import Mask, PruneError, check_loaded, device_of, mask_of, network, places
+from ..core import PruneError, check_loaded, device_of, network
 from ..data import tensors, to
 from ..layers import prunable
 from ..running import attempt, cut, hooked, storage_of, undisturbed
 
 GZIP_LEVEL = 6  # what `gzip` does unless told otherwise
 _CHUNK = 1 << 24  # bytes handed to zlib at a time
-
-Written: TypeAlias = dict[int, Callable[[], Tensor]]
 
 
 def count(model: nn.Module) -> tuple[int, int]:
@@ -36,12 +34,7 @@ def count(model: nn.Module) -> tuple[int, int]:
     (16, 8)
     """
     check_loaded(model)
-    written = _masked(model)
-    parameters = nonzero = 0
-    for parameter in model.parameters():
-        parameters += parameter.numel()
-        nonzero += _nonzero(_value(parameter, written))
-    return parameters, nonzero
+    return core.count(model, {})
 
 
 def stored_bytes(model: nn.Module, formats: Iterable[str] | None = None) -> dict[str, int]:
@@ -110,16 +103,15 @@ FORMATS: dict[str, Callable[[Stored], int]] = {
 def _stored(model: nn.Module) -> Iterator[tuple[Tensor, bool]]:
     """Each tensor a checkpoint of the baked model holds, once, and whether it is a weight that pruning may zero."""
     weights = _prunable_ids(model)
-    written = _masked(model)
-    seen = {id(m.mask) for m in model.modules() if isinstance(m, Mask)}  # baking drops the masks themselves
+    masks = core.all_masks(model)
+    masked = {id(place.tensor): place for place, _ in masks}
+    seen = {id(mask.mask) for _, mask in masks}  # baking drops the masks themselves
     for tensor in model.state_dict(keep_vars=True).values():
         if isinstance(tensor, Tensor) and id(tensor) not in seen:
             seen.add(id(tensor))
-            yield _value(tensor, written).detach(), id(tensor) in weights
-
-
-def _value(tensor: Tensor, written: Written) -> Tensor:
-    return written[id(tensor)]() if id(tensor) in written else tensor
+            place = masked.get(id(tensor))  # one at a time saves memory
+            value = tensor if place is None else getattr(place.module, place.attribute)
+            yield value.detach(), id(tensor) in weights
 
 
 def _prunable_ids(model: nn.Module) -> set[int]:
@@ -127,12 +119,6 @@ def _prunable_ids(model: nn.Module) -> set[int]:
         return {id(weight) for weight in prunable(model).values()}
     except PruneError:
         return set()  # a model with nothing to prune is still stored
-
-
-def _masked(model: nn.Module) -> Written:
-    """For each tensor under a mask, by its id, how to get what baking would write; one at a time saves memory."""
-    found = [p for p in places(model) if mask_of(p.module, p.attribute) is not None]
-    return {id(p.tensor): partial(getattr, p.module, p.attribute) for p in found}
 
 
 def macs(model: nn.Module, example: Any) -> int:
@@ -148,16 +134,17 @@ def macs(model: nn.Module, example: Any) -> int:
     >>> macs(nn.Conv2d(3, 8, 3, padding=1), torch.zeros(1, 3, 16, 16))  # 3 x 8 x 9 at each of 16 x 16 places
     55296
     """
+    inputs = to(cut(example, 1), device_of(model))
     with undisturbed(model), torch.no_grad():
-        return macs_of(model, to(cut(example, 1), device_of(model)))
+        return _counted(lambda: attempt(model, inputs))[0]
 
 
-def macs_of(model: nn.Module, inputs: Any) -> int:
-    """`macs` of a model that is ready to run, on inputs where it lies: of all of them."""
+def _counted(run: Callable[[], Any]) -> tuple[int, Any]:
+    """The multiply-accumulates of a run, and what it gives."""
     counter = FlopCounterMode(display=False)
     with transparent_kernels(), counter:
-        attempt(model, inputs)
-    return counter.get_total_flops() // 2  # a multiplication and an addition make one
+        output = run()
+    return counter.get_total_flops() // 2, output  # a multiplication and an addition make one
 
 
 @contextmanager
@@ -168,7 +155,7 @@ def transparent_kernels() -> Iterator[None]:
     ViT-B/16 as 11.3 instead of 17.6 G.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
-    libraries: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
+    libraries: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)  # mkldnn.flags would warn, of TF32
     enabled = [library.enabled for library in libraries]
     try:
         torch.backends.mha.set_fastpath_enabled(False)
@@ -193,25 +180,21 @@ def peak_memory(model: nn.Module, example: Any, *, batch_size: int | None = None
     >>> peak_memory(nn.Linear(8, 100), torch.zeros(2, 8))  # 2 x 100 outputs of 4 bytes
     800
     """
-    with undisturbed(model), torch.no_grad():
-        return activations(model, to(cut(example, batch_size), device_of(model)))
-
-
-def activations(model: nn.Module, inputs: Any) -> int:
-    """`peak_memory` of a model that is ready to run, on inputs where it lies."""
     device = device_of(model)
-    if device.type != "cuda":
-        ledger = _Ledger()
-        with transparent_kernels(), ledger:
-            attempt(model, inputs)
-        return ledger.peak
-    attempt(model, inputs)  # what the libraries allocate once, and keep, is not the forward's
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    output = attempt(model, inputs)
-    peak = torch.cuda.max_memory_allocated(device)
-    del output  # alive until the peak was read: it is part of what a forward needs
-    return peak - before
+    inputs = to(cut(example, batch_size), device)
+    with undisturbed(model), torch.no_grad():
+        if device.type != "cuda":
+            ledger = _Ledger()
+            with transparent_kernels(), ledger:
+                attempt(model, inputs)
+            return ledger.peak
+        attempt(model, inputs)  # what the libraries allocate once, and keep, is not the forward's
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        output = attempt(model, inputs)
+        peak = torch.cuda.max_memory_allocated(device)
+        del output  # alive until the peak was read: it is part of what a forward needs
+        return peak - before
 
 
 class _Ledger(TorchDispatchMode):
@@ -270,12 +253,8 @@ class Call:
 
     def work(self) -> tuple[int, int]:
         """MACs, and bytes of the weights, the inputs and the outputs."""
-        counter = FlopCounterMode(display=False)
-        with transparent_kernels(), counter:
-            output = self.run()
-        return counter.get_total_flops() // 2, sum(
-            t.nbytes for t in (*self.own, *tensors((self.args, self.kwargs, output)))
-        )
+        macs, output = _counted(self.run)
+        return macs, sum(t.nbytes for t in (*self.own, *tensors((self.args, self.kwargs, output))))
 
 
 def layer_calls(model: nn.Module, inputs: Any) -> dict[str, Call]:

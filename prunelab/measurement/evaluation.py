@@ -76,35 +76,22 @@ def evaluate(
     """
     check_count("batch_size", batch_size)
     check_loaded(model)
+    device, total, correct, n = device_of(model), 0.0, 0, 0
     # Not inference_mode: what a model caches in its first forward must stay usable in training.
     with undisturbed(model), torch.no_grad():
-        return judge(model, data, split, batch_size=batch_size, loss=loss)
-
-
-def judge(
-    model: nn.Module,
-    data: Any,
-    split: str,
-    *,
-    batch_size: int = 256,
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
-) -> Evaluation:
-    """`evaluate` of a model that is ready to run."""
-    device = device_of(model)
-    total, correct, n = 0.0, 0, 0
-    for batch in batches(data, split, size=batch_size):
-        inputs, targets = to(pair(batch), device)
-        outputs = attempt(model, inputs)
-        _check_fit(model, outputs, targets)
-        total += mean_loss(loss, outputs, targets) * targets.numel()
-        correct += right(outputs, targets)
-        n += targets.numel()
+        for batch in batches(data, split, size=batch_size):
+            inputs, targets = to(pair(batch), device)
+            outputs = attempt(model, inputs)
+            _check_fit(type(model).__name__, outputs, targets)
+            total += _mean_loss(loss, outputs, targets) * targets.numel()
+            correct += right(outputs, targets)
+            n += targets.numel()
     if n == 0:
         raise PruneError(f"the {split} data is empty: there is nothing to run the model on")
     return Evaluation(total / n, correct / n, n, correct)
 
 
-def mean_loss(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> float:
+def _mean_loss(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> float:
     """The loss of a batch as a number; PruneError if it is none, such as a loss for each sample."""
     value = loss(outputs, targets)
     if isinstance(value, Tensor) and value.numel() != 1:
@@ -118,8 +105,7 @@ def right(outputs: Tensor, targets: Tensor) -> int:
     return int((hit & ~outputs.isnan().any(dim=1)).sum())  # argmax takes a NaN for the largest
 
 
-def _check_fit(model: nn.Module, outputs: Any, targets: Tensor) -> None:
-    name = type(model).__name__
+def _check_fit(name: str, outputs: Any, targets: Tensor) -> None:
     if not isinstance(outputs, Tensor):
         raise PruneError(f"{name} returns a {type(outputs).__name__}: accuracy needs a tensor (n, classes)")
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ParamSpec, Protocol, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,14 +13,11 @@ from torch import nn
 from ..checks import known
 from ..core import PruneError, device_of
 from ..data import to
-from ..running import check_numbers, check_plain, cut, first_inputs, rows, undisturbed
+from ..running import check_numbers, check_plain, cut, first_inputs, forward, rows, undisturbed
 from ..text import Lines, Tabular, percent, size
-from .costs import FORMATS, activations, count, macs_of, stored_bytes
-from .evaluation import judge
-from .timing import BATCH, Comparison, Conditions, Latency, compare, forward, in_turns
-
-P = ParamSpec("P")
-Q = ParamSpec("Q")
+from .costs import FORMATS, count, macs, peak_memory, stored_bytes
+from .evaluation import evaluate
+from .timing import BATCH, Comparison, Conditions, Latency, compare, in_turns
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,26 +60,6 @@ class Measurement(Tabular):
         return "Measured", None, lines
 
 
-class _Measure(Protocol[P, Q]):
-    """`measure(...)`, and `measure.compare(...)`."""
-
-    @property
-    def compare(self) -> Callable[Q, Comparison]: ...
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Measurement: ...
-
-
-def _offering(compare: Callable[Q, Comparison]) -> Callable[[Callable[P, Measurement]], _Measure[P, Q]]:
-    """Hang `compare` on the function decorated, in a way that a type checker follows."""
-
-    def attach(function: Callable[P, Measurement]) -> _Measure[P, Q]:
-        cast(Any, function).compare = compare
-        return cast("_Measure[P, Q]", function)
-
-    return attach
-
-
-@_offering(compare)
 def measure(
     model: nn.Module,
     data: Any = None,
@@ -115,7 +92,7 @@ def measure(
     conditions = {d: Conditions(threads, rounds, "wall", d) for d in where}
     with undisturbed(model), torch.no_grad():
         inputs = first_inputs(data, split, batch_size) if example is None else cut(example, batch_size)
-        judged = None if data is None else judge(model, data, split)
+        judged = None if data is None else evaluate(model, data, split)
         inputs = to(inputs, device_of(model))
         parameters, nonzero = count(model)
         return Measurement(
@@ -126,11 +103,14 @@ def measure(
             parameters=parameters,
             nonzero=nonzero,
             bytes=stored_bytes(model, wanted),
-            macs=macs_of(model, cut(inputs, 1)),
+            macs=macs(model, inputs),
             latency={d: _latency(model, inputs, on) for d, on in conditions.items()},
-            peak_memory=activations(model, inputs),
+            peak_memory=peak_memory(model, inputs),
             batch=rows(inputs),
         )
+
+
+measure.compare = compare  # type: ignore[attr-defined]
 
 
 def _latency(model: nn.Module, inputs: Any, on: Conditions) -> Latency:

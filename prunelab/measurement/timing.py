@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import copy
-import logging
 import math
 import time
+import timeit
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import check_count
 from ..core import PruneError, device_of, shape
-from ..data import to
 from ..language import check_tokens
-from ..running import attempt, call, check_plain, cut, first_inputs, rows, undisturbed
+from ..running import attempt, check_plain, cut, first_inputs, forward, rows, undisturbed
 from ..text import Lines, Tabular, plural, ranged
-
-if TYPE_CHECKING:
-    from torch.utils.benchmark import Timer
 
 CLOCKS = ("wall", "processor", "steady")
 BATCH = 64  # samples a forward, where only data was given
@@ -234,27 +230,16 @@ def forwards(models: Mapping[str, nn.Module], inputs: Any, on: Conditions, title
         return Comparison.of(in_turns(tasks, on), rows(inputs), on, title)
 
 
-def forward(model: nn.Module, inputs: Any) -> Task:
-    """One forward pass as a task, tried once."""
-    placed = to(inputs, device_of(model))
-    attempt(model, placed)
-    return lambda: call(model, placed)
-
-
 def in_turns(tasks: Mapping[str, Task], on: Conditions) -> Blocks:
     """Seconds a call, for each task in each round; in every round each is timed once, in an order that rotates."""
-    timer_type = _timer_class()
-    timers = {
-        name: timer_type("task()", timer=on.tick, globals={"task": on.waited_for(task)}, num_threads=on.threads)
-        for name, task in tasks.items()
-    }
-    once = {name: max(timer.timeit(1).median, _SHORTEST) for name, timer in timers.items()}
+    waited = {name: on.waited_for(task) for name, task in tasks.items()}
+    once = {name: max(_seconds(task, on, 1), _SHORTEST) for name, task in waited.items()}
     inner = {name: math.ceil(on.block / t) for name, t in once.items()}
-    round_takes = sum((inner[name] + 2) * t for name, t in once.items())  # timeit warms up with two
+    round_takes = sum((inner[name] + 2) * t for name, t in once.items())  # two to warm up
     times: Blocks = {name: [] for name in tasks}
     for turn in range(on.rounds or _affordable(round_takes / len(tasks))):
         for name in _rotated(list(tasks), turn):
-            times[name].append(timers[name].timeit(inner[name]).median)
+            times[name].append(_seconds(waited[name], on, inner[name]))
     return times
 
 
@@ -277,16 +262,14 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return _quantile(ordered, 0.5), ordered[k - 1], ordered[n - k]
 
 
-def _timer_class() -> type[Timer]:
-    """The Timer of torch, imported without the warning that logs where a CUDA toolkit but no GPU is installed."""
-    logger = logging.getLogger("torch.utils.cpp_extension")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+def _seconds(task: Task, on: Conditions, calls: int) -> float:
+    """What a call takes: the mean of so many, after two to warm up."""
+    before = torch.get_num_threads()
     try:
-        from torch.utils.benchmark import Timer
+        torch.set_num_threads(on.threads)
+        return timeit.timeit(task, lambda: (task(), task()), on.tick, calls) / calls
     finally:
-        logger.setLevel(before)
-    return Timer
+        torch.set_num_threads(before)
 
 
 def _affordable(seconds: float) -> int:

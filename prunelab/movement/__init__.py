@@ -1,11 +1,14 @@
 """Movement pruning: scores that are learned while fine-tuning, and keep what grows rather than what is large."""
 
-from ..registry import renamed
-from .gates import attach, by_group, detach, gated, scores
+from ..registry import moved, renamed
+from .gates import attach, by_group, detach
 from .rules import Threshold, TopV
-from .training import Learned, finetune, gradual
+from .training import finetune, gradual
 
 __getattr__ = renamed(
-    __name__, {"GRADUAL": "prunelab.movement.training.GRADUAL", "Rule": "prunelab.movement.rules.Rule"}
+    __name__,
+    {"Rule": "prunelab.movement.rules.Rule"}
+    | moved("prunelab.movement.training", "GRADUAL Learned")
+    | moved("prunelab.movement.gates", "gated scores"),
 )
-__all__ = ["Learned", "Threshold", "TopV", "attach", "by_group", "detach", "finetune", "gated", "gradual", "scores"]
+__all__ = ["Threshold", "TopV", "attach", "by_group", "detach", "finetune", "gradual"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,20 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .. import units
-from ..core import Group, Mask, Member, Place, PruneError, check_loaded, lookup_all, mask_of, network, shape
+from ..core import (
+    Group,
+    Mask,
+    Member,
+    Place,
+    PruneError,
+    check_loaded,
+    lookup_all,
+    mask_of,
+    masks_on,
+    named,
+    network,
+    shape,
+)
 from ..layers import input_dim
 from ..masking import apply
 
@@ -71,18 +84,21 @@ def attach(model: nn.Module, groups: Sequence[Group]) -> nn.Module:
     check_whole(model, groups)
     learning = gated(model, groups)
     everywhere = lookup_all(model, _tensors(learning))
-    for name, sharing in everywhere.items():
-        _check_learns(name, sharing[0].tensor)
-    scores = {g.name: _zeros(everywhere[g.members[0].tensor][0].tensor, g.units) for g in learning}
+    weights = {name: sharing[0].tensor for name, sharing in everywhere.items()}
+    _check_learns(weights)
+    scores = {}
     for group in learning:
         for member in group.members:
-            units.check(member, everywhere[member.tensor][0].tensor, group.units)
-    apply(model, {name: torch.ones_like(of[0].tensor, dtype=torch.bool) for name, of in everywhere.items()})
+            units.check(member, weights[member.tensor], group.units)
+        like = weights[group.members[0].tensor]
+        wide = torch.promote_types(like.dtype, torch.float32)  # of half precision small steps would be lost
+        scores[group.name] = nn.Parameter(torch.zeros(group.units, dtype=wide, device=like.device))
+    apply(model, {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()})
     for name, sharing in everywhere.items():
         owners = [(g.name, m, scores[g.name]) for g in learning for m in g.members if m.tensor == name]
         gate = Gate(*zip(*owners, strict=True))
         for place in sharing:
-            _mask(place).gate = gate
+            masks_on(place.module)[place.attribute].gate = gate
     return model
 
 
@@ -159,37 +175,22 @@ def _reads(place: Place, member: Member) -> bool:
     return member.dim % place.tensor.dim() == input_dim(place)
 
 
-def _mask(place: Place) -> Mask:
-    found = mask_of(place.module, place.attribute)
-    assert found is not None
-    return found
-
-
-def _zeros(like: Tensor, count: int) -> nn.Parameter:
-    wide = torch.promote_types(like.dtype, torch.float32)  # of half precision small steps would be lost
-    return nn.Parameter(torch.zeros(count, dtype=wide, device=like.device))
-
-
 def check_whole(model: nn.Module, groups: Sequence[Group]) -> None:
     """PruneError if a tensor of the groups, or of their modules, wears a mask, or there are no groups to learn of."""
     if not groups:
         raise PruneError("no groups: give those of a granularity, such as granularity.weights(model)")
     if len({g.name for g in groups}) < len(groups):
         raise PruneError("two groups have the same name: give every group its own")
-    for name, sharing in lookup_all(model, [*_tensors(groups), *_within_parts(model, groups)]).items():
+    known, inside = named(model), []
+    for group in groups:
+        units.check_parts(group, known)
+        inside += [name for _, own in units.inside_parts(group.parts, known) for name in own]
+    for name, sharing in lookup_all(model, [*_tensors(groups), *inside]).items():
         if any(mask_of(p.module, p.attribute) is not None for p in sharing):
             raise PruneError(
                 f"{name} {shape(sharing[0].tensor)} wears a mask already, and gradual pruning starts with all weights "
                 "there: call pl.bake(model) first, or load a network that is whole"
             )
-
-
-def _within_parts(model: nn.Module, groups: Sequence[Group]) -> list[str]:
-    """The tensors of the groups' whole modules, each once."""
-    known = units.named(model)
-    for group in groups:
-        units.check_parts(group, known)
-    return list(dict.fromkeys(name for g in groups for _, own in units.inside_parts(g.parts, known) for name in own))
 
 
 def _check_sliced(groups: Sequence[Group]) -> None:
@@ -201,9 +202,10 @@ def _check_sliced(groups: Sequence[Group]) -> None:
         )
 
 
-def _check_learns(name: str, weight: Tensor) -> None:
-    if not weight.requires_grad:
-        raise PruneError(
-            f"{name} {shape(weight)} is frozen (requires_grad=False): no gradient reaches its scores. Call "
-            ".requires_grad_(True) on it, or leave it out with exclude=[...]"
-        )
+def _check_learns(weights: Mapping[str, Tensor]) -> None:
+    for name, weight in weights.items():
+        if not weight.requires_grad:
+            raise PruneError(
+                f"{name} {shape(weight)} is frozen (requires_grad=False): no gradient reaches its scores. Call "
+                ".requires_grad_(True) on it, or leave it out with exclude=[...]"
+            )

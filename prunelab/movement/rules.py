@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..allocation import check_sparsity, choose, is_structure
+from ..checks import check_number
 from ..core import Group, Keep, PruneError
 from ..selection import lowest
 
@@ -76,10 +77,9 @@ class Threshold:
     tau: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 < self.tau < 0.5:
-            raise PruneError(f"tau={self.tau!r}: give a threshold between 0 and 0.5, what sigmoid(0) is, such as 0.1")
-        if not 0 <= self.penalty < float("inf"):
-            raise PruneError(f"penalty={self.penalty!r}: give a number of at least 0, such as 10")
+        wanted = "give a threshold between 0 and 0.5, what sigmoid(0) is, such as 0.1"
+        check_number("tau", self.tau, wanted, above=0, below=0.5)
+        check_number("penalty", self.penalty, "give a number of at least 0, such as 10", least=0)
 
     def keep(self, scores: Values, groups: Sequence[Group], progress: float) -> Keep:
         """All above tau * progress; of a structure at least one."""

@@ -13,14 +13,15 @@ from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 
 from .. import criteria, schedules
-from ..allocation import expand, of_model, report, unit_scores
-from ..calibration import Calibration, Loss
+from ..allocation import unit_scores
+from ..calibration import Calibration
+from ..calibration.samples import Loss
 from ..checks import check_number
 from ..core import Criterion, Group, Keep, PruneError, Schedule
-from ..masking import apply, current_masks, restore
-from ..pipeline import Pruned
-from ..recovery import History, Objective, train
-from ..recovery.run import Described
+from ..masking import apply, current_masks, expand, restore
+from ..pipeline import Pruned, report
+from ..recovery import History, train
+from ..recovery.run import Objective
 from . import gates
 from .rules import Rule, TopV
 
@@ -71,7 +72,8 @@ def finetune(
     (0.5, 4)
     """
     share = schedules.by_name(schedule)
-    _check_rates(lr=lr, scores_lr=scores_lr)
+    for name, rate in (("lr", lr), ("scores_lr", scores_lr)):
+        check_number(name, rate, "give a positive learning rate, such as 0.001", above=0)
     check_number("weight_decay", weight_decay, "give a number of at least 0, such as 0.01", least=0)
     _check_rule(rule, "keep", "cost")
     gates.attach(model, groups)
@@ -84,9 +86,9 @@ def finetune(
 
     objective = Objective(lambda _, outputs, targets: loss(outputs, targets) + rule.cost(learned, now), loss)
     made = optimizer or (lambda _: _two_rates(model, lr, scores_lr, weight_decay))
-    on_step = Described(after, f"movement.finetune({rule}, {share})")
+    after.__qualname__ = f"movement.finetune({rule}, {share})"  # what a checkpoint knows it by
     with _sound(model):
-        history = train(model, data, loss=objective, optimizer=made, on_step=on_step, **options)
+        history = train(model, data, loss=objective, optimizer=made, on_step=after, **options)
         found = gates.scores(model)
         keep = rule.keep(found, groups, 1.0)
     gates.detach(model)
@@ -134,16 +136,10 @@ def gradual(
 
     scores()  # a criterion that can't score this model says so before anything is changed
     units = {g.name: g.units for g in groups}
-    on_step = Described(after, f"movement.gradual({rule}, {judge}, {share}, {units})")
+    after.__qualname__ = f"movement.gradual({rule}, {judge}, {share}, {units})"  # what a checkpoint knows it by
     with _sound(model):
-        history = train(model, data, on_step=on_step, **options)
+        history = train(model, data, on_step=after, **options)
         return Learned(_settled(model, groups, keep), scores(), history)
-
-
-def _check_rates(**rates: Any) -> None:
-    for name, rate in rates.items():
-        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < float("inf"):
-            raise PruneError(f"{name}={rate!r}: give a positive learning rate, such as 0.001")
 
 
 def _check_rule(rule: Any, *methods: str) -> None:
@@ -164,7 +160,7 @@ def _settled(model: nn.Module, groups: Sequence[Group], keep: Keep) -> Pruned:
     """Mask all that leaves: of a structure so far only what reads it."""
     masks = expand(model, groups, keep)
     apply(model, masks)
-    return Pruned(tuple(groups), keep, masks, of_model(report(groups, keep), groups, model, {}))
+    return Pruned(tuple(groups), keep, masks, report(groups, keep, model))
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,17 +16,16 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..allocation import NM, check_sparsity, check_target
-from ..calibration import Calibration, sequences
-from ..calibration.samples import wide
-from ..core import Masks, PruneError, join, shape
-from ..criteria.registry import finite_weights
+from ..calibration import Calibration
+from ..calibration.samples import sequences, wide
+from ..core import Masks, PruneError, check_loaded, find, join, named, shape
+from ..criteria.registry import finite
 from ..data import tensors
 from ..decoders import Block, blocks
 from ..layers import CONV1D, layer_of, prunable
 from ..masking import current_masks
-from ..running import attempt, check_plain, hooked, leaving, uncached, undisturbed
+from ..running import attempt, check_plain, entering, hooked, leaving, uncached, undisturbed
 from ..text import listed
-from ..units import find, named
 from .sparsegpt import cheapest_gone, kept_before, sparsegpt
 
 
@@ -127,11 +125,11 @@ def blockwise(
     check_plain(model, ours=False)
     found = blocks(model)
     each = _of_layers(sparsity, [path for block in found for path in _linear(block).values()])
-    _check_present(model)
-    finite_weights(model)
+    check_loaded(model)
+    finite(prunable(model))
     kept = _kept_before(model, within or {})
-    packed: dict[str, Packed] = {}
-    with undisturbed(model), uncached(model), torch.no_grad(), _journal(model) as note:
+    packed: dict[str, np.ndarray[Any, Any]] = {}
+    with undisturbed(model), uncached(model), torch.no_grad(), _journal() as note:
         passing: Passing = []
         for block in tqdm(found, desc="blocks", unit="block", disable=not progress, leave=False):
             stack = [b for b in found if b.stack == block.stack]
@@ -141,33 +139,26 @@ def blockwise(
             packed |= _prune_block(model, block, [(x, told[at]) for x, told in passing], method, each, kept)
             for i, (x, told) in enumerate(passing):  # in place: two lists of them would be held at once
                 passing[i] = _through(block.module, x, told[at]), told
-    return {name: packed.pop(name).whole() for name in list(packed)}
+    weights = named(model)
+    return {name: _unpacked(packed.pop(name), weights[name]) for name in list(packed)}
 
 
-@dataclass(frozen=True)
-class Packed:
-    """A mask, eight entries a byte: a fifth of a float32 model's size would else stand beside the statistics."""
+def _packed(mask: Tensor) -> np.ndarray[Any, Any]:
+    """Eight entries a byte: a fifth of a float32 model's size would else stand beside the statistics."""
+    return np.packbits(mask.cpu().numpy())
 
-    bits: np.ndarray[Any, Any]
-    size: torch.Size
-    device: torch.device
 
-    @classmethod
-    def of(cls, mask: Tensor) -> Packed:
-        """The mask, packed."""
-        return cls(np.packbits(mask.cpu().numpy()), mask.shape, mask.device)
-
-    def whole(self) -> Tensor:
-        """The mask again, on its device."""
-        found = np.unpackbits(self.bits, count=self.size.numel()).view(bool)
-        return torch.from_numpy(found).view(self.size).to(self.device)
+def _unpacked(bits: np.ndarray[Any, Any], weight: Tensor) -> Tensor:
+    """The weight's mask again, on its device."""
+    found = np.unpackbits(bits, count=weight.numel()).view(bool)
+    return torch.from_numpy(found).view(weight.shape).to(weight.device)
 
 
 def _kept_before(model: nn.Module, within: Mapping[str, Tensor]) -> Masks:
     """What earlier prunings kept, by tensor: the masks worn, and `within` in the tensors' shapes."""
     kept, tensors = current_masks(model), named(model)
     for name, mask in within.items():
-        weight = find(model, tensors, name)
+        weight = find(tensors, name)
         if mask.dtype != torch.bool or mask.numel() != weight.numel():
             raise PruneError(
                 f"within has {mask.dtype} {shape(mask)} for {name} {shape(weight)}: give a bool for each, True = keep"
@@ -207,21 +198,20 @@ def _prune_block(
     method: Method,
     sparsity: Mapping[str, float | NM],
     kept: Masks,
-) -> dict[str, Packed]:
+) -> dict[str, np.ndarray[Any, Any]]:
     paths = _linear(block)
     other = [n for n in prunable(model) if n.startswith(f"{block.path}.") and n not in paths.values()]
     if other:
         warnings.warn(f"not pruned, for they are no linear layers: {', '.join(other)}", stacklevel=3)
     tensors = named(model)
-    weights = {layer: find(model, tensors, path) for layer, path in paths.items()}  # those under masks
+    weights = {layer: find(tensors, path) for layer, path in paths.items()}  # those under masks
     for layer, path in paths.items():
         if path in kept:  # what comes out of a layer goes into the others
             weights[layer].masked_fill_(~kept[path], 0)
     gathered: dict[nn.Module, Tensor] = {}
 
     def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs = args[0] if args else next(iter(kwargs.values()))
-        found = method.gather(wide(inputs.flatten(0, -2)))
+        found = method.gather(wide(entering(args, kwargs).flatten(0, -2)))
         gathered[layer] = gathered[layer].add_(found) if layer in gathered else found
 
     with hooked(paths, note):
@@ -236,11 +226,11 @@ def _prune_block(
             continue
         if not torch.isfinite(statistic).all():
             raise PruneError(f"the inputs of {full} {shape(weight)} are not finite: look for NaN in the weights")
-        turned = layer_of(layer) is CONV1D  # its weight is (in, out)
-        earlier = {"within": kept[full].T if turned else kept[full]} if full in kept else {}
-        new, mask = method(weight.detach().T if turned else weight.detach(), statistic, sparsity[full], full, **earlier)
-        packed[full] = Packed.of(mask.T if turned else mask)
-        weight.copy_(new.T if turned else new)
+        turn = Tensor.t if layer_of(layer) is CONV1D else Tensor.detach  # the one's weight is (in, out)
+        before = turn(kept[full]) if full in kept else None
+        new, mask = method(turn(weight.detach()), statistic, sparsity[full], full, before)
+        packed[full] = _packed(turn(mask))
+        weight.copy_(turn(new))
     return packed
 
 
@@ -273,7 +263,7 @@ def _caught(model: nn.Module, watched: list[nn.Module], given: Any) -> tuple[Ten
 
     def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not hidden:
-            hidden.append(args[0] if args else kwargs["hidden_states"])
+            hidden.append(entering(args, kwargs))
         told.append((args[1:], {k: v for k, v in kwargs.items() if args or k != "hidden_states"}))
         if module is watched[-1]:
             raise _Reached
@@ -305,35 +295,25 @@ def _through(block: nn.Module, x: Tensor, told: Told) -> Tensor:
     return leaving(block(x, *more, **named))
 
 
-def _check_present(model: nn.Module) -> None:
-    away = [name for name, p in model.named_parameters() if p.device.type == "meta"]
-    if away:
-        raise PruneError(
-            f"{away[0]} and {len(away) - 1} more weights of this {type(model).__name__} are offloaded (device 'meta'), "
-            "where pruning in place can't reach them: load the model with all its weights in memory, on any devices"
-        )
-
-
 @contextmanager
-def _journal(model: nn.Module) -> Iterator[Any]:
+def _journal() -> Iterator[Any]:
     """Gives a function that writes a block's weights to disk; if the block of code fails, all of them come back."""
     with tempfile.TemporaryDirectory(prefix="prunelab-") as folder:
-        noted: list[tuple[Block, Path]] = []
+        noted: list[tuple[nn.Module, str]] = []
 
         def note(block: Block) -> None:
-            path = Path(folder) / f"{len(noted)}.safetensors"
-            state = {n: p.detach().contiguous() for n, p in block.module.named_parameters()}
+            path = f"{folder}/{len(noted)}.safetensors"
             try:
-                save_file(state, path)
+                save_file({n: p.detach().contiguous() for n, p in block.module.named_parameters()}, path)
             except Exception as error:  # safetensors' own, or the system's
                 raise PruneError(f"no copy of {block.path} could be kept in {folder} ({error}): make room") from error
-            noted.append((block, path))
+            noted.append((block.module, path))
 
         try:
             yield note
         except BaseException:
-            for block, path in noted:
+            for module, path in noted:
                 saved = load_file(path)
-                for name, parameter in block.module.named_parameters():
+                for name, parameter in module.named_parameters():
                     parameter.data.copy_(saved[name])
             raise

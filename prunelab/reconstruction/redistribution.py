@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..core import Place, PruneError, lookup_all, shape
+from ..core import PruneError, lookup_all, shape
 from ..layers import check_layout, from_out_in, layout_of, to_out_in
 from ..masking import apply
 
@@ -66,22 +66,21 @@ def redistribute(model: nn.Module, masks: Mapping[str, Tensor], scope: str = "ro
     [[0.0, 2.5, 3.5]]
     """
     everywhere = lookup_all(model, masks)
-    new = {name: _redistributed_at(everywhere[name][0], mask, scope) for name, mask in masks.items()}
+    new = {}
+    for name, mask in masks.items():
+        place = everywhere[name][0]
+        layout, size = layout_of(place), place.tensor.shape
+        _check(place.tensor, mask, scope)
+        if scope == "row":
+            check_layout(name, size, layout, 'scope "row"')
+        table = redistributed(to_out_in(place.tensor, layout), to_out_in(mask, layout), scope)
+        new[name] = from_out_in(table, layout, size)
     apply(model, masks)
     with torch.no_grad():
         for name, weight in new.items():
             mask, tensor = masks[name], everywhere[name][0].tensor
             tensor.copy_(torch.where(mask, weight, tensor))  # what lies under the mask stays as it was
     return model
-
-
-def _redistributed_at(place: Place, mask: Tensor, scope: str) -> Tensor:
-    _check(place.tensor, mask, scope)
-    layout = layout_of(place)
-    if scope == "row":
-        check_layout(place.name, place.tensor.shape, layout, 'scope "row"')
-    table = redistributed(to_out_in(place.tensor, layout), to_out_in(mask, layout), scope)
-    return from_out_in(table, layout, place.tensor.shape)
 
 
 def _check(weight: Tensor, mask: Tensor, scope: str) -> None:

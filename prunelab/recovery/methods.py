@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..calibration import Loss
+from ..calibration.samples import Loss
 from ..checks import check_number
-from ..core import PruneError, device_of, mode, network, places, shape
+from ..core import PruneError, device_of, mode, network, places, put_back, shape
 from ..data import batches, count, to
 from ..layers import BATCH_NORM
 from ..running import attempt, call, pair, undisturbed
-from .run import ONE_CYCLE, History, Rate, Tail
-from .training import Objective, finetune, train
+from .run import ONE_CYCLE, History, Objective, Rate, Tail
+from .training import finetune, train
 
 
 @dataclass(frozen=True)
@@ -210,8 +210,7 @@ def recalibrate_batchnorm(model: nn.Module, data: Any, *, batch_size: int = 64, 
         )
     count(data, size=batch_size)
     dice, device = torch.Generator().manual_seed(seed), device_of(model)
-    momenta = [n.momentum for n in norms]
-    before = [{name: b.clone() for name, b in n.named_buffers(recurse=False)} for n in norms]
+    before = [(n, n.momentum, {name: b.clone() for name, b in n.named_buffers(recurse=False)}) for n in norms]
     try:
         with undisturbed(model), torch.no_grad():
             for norm in norms:
@@ -221,11 +220,10 @@ def recalibrate_batchnorm(model: nn.Module, data: Any, *, batch_size: int = 64, 
             for batch in batches(data, size=batch_size, shuffle=dice):
                 attempt(model, to(pair(batch)[0], device))
     except BaseException:
-        for norm, held in zip(norms, before, strict=True):
-            for name, buffer in norm.named_buffers(recurse=False):
-                buffer.copy_(held[name])
+        for norm, _, buffers in before:
+            put_back(norm, buffers)
         raise
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, momentum, _ in before:
             norm.momentum = momentum
     return len(norms)

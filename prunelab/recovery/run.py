@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,16 +9,18 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
+from torch.utils.data import DataLoader
 
+from ..calibration.samples import Loss
 from ..checks import check_count, check_number
 from ..core import PruneError, device_of, lookup, places, put_back, unsaved
-from ..data import batches, split_of, tensors
+from ..data import has_splits, split_of
 from ..masking import current_masks, restore
-from ..measurement import Evaluation
-from ..text import describe, percent
+from ..measurement import Evaluation, evaluate
+from ..text import percent
 
 
 @dataclass
@@ -44,68 +45,6 @@ class History:
             return "History(no steps)"
         last = f", validation accuracy {percent(self.valid[-1].accuracy)}" if self.valid else ""
         return f"History({self.steps} steps in {self.seconds:.1f} s, last loss {self.losses[-1]:.3f}{last})"
-
-
-FEW = 32  # examples to know data by; of so many, chance makes at least one differ
-VARYING = "not the same at each reading"
-
-
-@dataclass(frozen=True, eq=False)
-class Described:
-    """An on_step that a checkpoint knows by a text: a function's name says nothing of what it was made with."""
-
-    act: Callable[[int, int], None]
-    text: str
-
-    def __call__(self, done: int, total: int) -> None:
-        self.act(done, total)
-
-    def __repr__(self) -> str:
-        return self.text
-
-
-def digest(named: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of tensors and their names."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(named.items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
-
-
-def examples(data: Any) -> str:
-    """A digest of the first training examples; for data that streams, shuffles or changes them, that it does.
-
-    No random number of torch's is spent, a loader's own generator's included.
-    """
-    source = _in_order(split_of(data, "train"))
-    if source is None:
-        return VARYING
-    first, again = (_first_batch(source, seed) for seed in (0, 1))
-    return first if first == again else VARYING
-
-
-def _in_order(source: Any) -> Any:
-    """What reads the source's examples from the first on, or None if it has no fixed order."""
-    if not isinstance(source, DataLoader):
-        return (
-            source if isinstance(source, (tuple, list, Dataset)) and not isinstance(source, IterableDataset) else None
-        )
-    order = source.batch_sampler
-    if type(order) is not BatchSampler or type(order.sampler) is not SequentialSampler:
-        return None
-    return DataLoader(source.dataset, FEW, collate_fn=source.collate_fn)  # no workers, and none of the loader's dice
-
-
-def _first_batch(source: Any, seed: int) -> str:
-    """A digest of the first batch, as it is with these dice: augmentation shows by another one with others."""
-    with torch.random.fork_rng([]):
-        torch.default_generator.manual_seed(seed)
-        batch = next(batches(source, size=FEW))
-    try:
-        return digest({str(i): t for i, t in enumerate(tensors(batch))})
-    except (RuntimeError, TypeError):  # sparse, say, or on the meta device: no bytes to read
-        return VARYING
 
 
 @dataclass(frozen=True)
@@ -142,6 +81,12 @@ def _wear(model: nn.Module, names: Sequence[str]) -> None:
         restore(model, new | {name: mask for name, mask in worn.items() if name in new})
 
 
+def finite(model: nn.Module) -> bool:
+    """Whether every parameter is, as the masks show it: what lies under a mask may be anything."""
+    seen = [getattr(p.module, p.attribute) for p in places(model) if isinstance(p.tensor, nn.Parameter)]
+    return all(bool(torch.isfinite(w).all()) for w in seen)
+
+
 Rate: TypeAlias = Callable[[float], float]  # progress in [0, 1) -> factor of the optimizer's learning rate
 
 
@@ -158,28 +103,30 @@ class Tail:
 
     def __post_init__(self) -> None:
         check_count("of", self.of)
-        check_schedule(self.schedule)
+        rate_of(self.schedule)
 
 
-def check_schedule(schedule: str | Rate | Tail) -> None:
-    """PruneError unless it is a known name, a Tail, or a function to finite factors that are not negative."""
-    if isinstance(schedule, Tail) or (isinstance(schedule, str) and schedule in (ONE_CYCLE, *RATES)):
-        return
-    if not callable(schedule):
+def rate_of(schedule: str | Rate) -> Rate | None:
+    """The function of a schedule, None for one-cycle; PruneError for what gives no finite factors from 0 up."""
+    if schedule == ONE_CYCLE:
+        return None
+    rate = RATES.get(schedule) if isinstance(schedule, str) else schedule
+    if not callable(rate):
         raise PruneError(
             f"no learning-rate schedule is called {schedule!r}: give {', '.join((ONE_CYCLE, *RATES))}, "
             "a function progress -> factor, or a Tail"
         )
     for progress in (0.0, 0.5):
-        factor = schedule(progress)
+        factor = rate(progress)
         wanted = f"the learning rate's factor is {factor} at progress {progress}: give a number from 0 up"
         check_number("lr_schedule", factor, wanted, least=0)
+    return rate
 
 
 def scheduler(optimizer: Optimizer, schedule: str | Rate | Tail, total: int) -> LRScheduler:
     """A torch scheduler for `total` steps in which each parameter group's own rate is multiplied by the factor.
 
-    Raises PruneError for a Tail of a run that had fewer steps.
+    Raises PruneError for what is no schedule, and for a Tail of a run that had fewer steps.
     """
     if isinstance(schedule, Tail):
         if total > schedule.of:
@@ -188,13 +135,13 @@ def scheduler(optimizer: Optimizer, schedule: str | Rate | Tail, total: int) -> 
             )
         made = scheduler(optimizer, schedule.schedule, schedule.of)
         return stepped(made, schedule.of - total)
-    if schedule == ONE_CYCLE:
-        peaks = [group["lr"] for group in optimizer.param_groups]
-        # Whether there is a momentum to cycle against the rate: torch would give plain SGD one.
-        momentum = "betas" in optimizer.defaults or bool(optimizer.defaults.get("momentum"))
-        return OneCycleLR(optimizer, max_lr=peaks, total_steps=total, cycle_momentum=momentum)
-    factor = RATES[schedule] if isinstance(schedule, str) else schedule
-    return LambdaLR(optimizer, lambda step: factor(step / total))
+    factor = rate_of(schedule)
+    if factor:
+        return LambdaLR(optimizer, lambda step: factor(step / total))
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    # Whether there is a momentum to cycle against the rate: torch would give plain SGD one.
+    momentum = "betas" in optimizer.defaults or bool(optimizer.defaults.get("momentum"))
+    return OneCycleLR(optimizer, max_lr=peaks, total_steps=total, cycle_momentum=momentum)
 
 
 def stepped(rates: LRScheduler, steps: int) -> LRScheduler:
@@ -206,68 +153,75 @@ def stepped(rates: LRScheduler, steps: int) -> LRScheduler:
     return rates
 
 
+@dataclass(frozen=True)
+class Objective:
+    """A training loss that sees the inputs too, as a teacher must: of(inputs, outputs, targets) -> a scalar.
+
+    `report` is the loss of (outputs, targets) that validation shows.
+    """
+
+    of: Callable[[Any, Any, Tensor], Tensor]
+    report: Loss = F.cross_entropy
+
+
 @dataclass
 class Run:
-    """What changes while a model trains, and the settings that tell this run from others."""
+    """What a model learns from, and all that changes while it does."""
 
     model: nn.Module
+    data: Any
+    batch_size: int
+    objective: Objective
     optimizer: Optimizer
     rates: LRScheduler
     total: int  # optimizer steps to make
-    dice: torch.Generator  # decides the order of the data
+    generators: dict[str, torch.Generator]  # what decides the order of the data
     safe: Snapshot  # what the model gets back if the run diverges
-    settings: dict[str, str]
+    first: Snapshot | None  # the model as it was given, until a step is made
+    settings: dict[str, str] = field(default_factory=dict)  # what tells this run from others, for a checkpoint
     history: History = field(default_factory=History)
     position: int = 0  # batches of this epoch that are done
     epoch: dict[str, Tensor] = field(default_factory=dict)  # the random states with which this epoch began
     resumed: Tensor | None = None  # the random state in which a saved run stood
-    first: Snapshot | None = None  # the model as it was given, until a step is made
 
     @property
     def done(self) -> int:
         """Optimizer steps made."""
         return self.history.steps
 
+    @property
+    def watched(self) -> bool:
+        """Whether there is a validation split."""
+        return has_splits(self.data) and hasattr(self.data, "valid")
 
-def begin(
-    model: nn.Module, optimizer: Optimizer, schedule: str | Rate | Tail, total: int, batch_size: int, seed: int
-) -> Run:
-    """A run of no steps yet."""
-    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    settings = {
-        "network": type(model).__name__ + str([(p.name, tuple(p.tensor.shape)) for p in places(model)]),
-        "number of steps": str(total),
-        "batch size": str(batch_size),
-        "seed": str(seed),
-        "learning-rate schedule": describe(schedule),
-        "optimizer": f"{type(optimizer).__name__} {groups}",
-    }
-    rates = scheduler(optimizer, schedule, total)
-    given = Snapshot.of(model)
-    return Run(model, optimizer, rates, total, torch.Generator().manual_seed(seed), given, settings, first=given)
+    def examine(self) -> Evaluation:
+        """The validation result."""
+        return evaluate(self.model, self.data, "valid", loss=self.objective.report)
+
+    def random_states(self) -> dict[str, Tensor]:
+        """Those of the data's generators; "random" is torch's where the model runs: the CPU's, a GPU's behind it."""
+        own = {name: dice.get_state() for name, dice in self.generators.items()}
+        device = device_of(self.model)
+        gpu = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+        return {"random": torch.cat([torch.get_rng_state(), *gpu]), **own}
+
+    def set_random_states(self, states: Mapping[str, Tensor]) -> None:
+        """Put back those that `random_states` gave."""
+        device, size = device_of(self.model), len(torch.get_rng_state())
+        torch.set_rng_state(states["random"][:size])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(states["random"][size:], device)
+        for name in states.keys() & self.generators.keys():
+            self.generators[name].set_state(states[name])
 
 
-def generators(data: Any) -> dict[str, torch.Generator]:
-    """A training DataLoader's own generators, by where it has them; one may be in several places."""
+def generators(data: Any, seed: int) -> dict[str, torch.Generator]:
+    """What shuffles the data: "dice", ours, and a DataLoader's own, by where it has them, perhaps in several places."""
     loader = split_of(data, "train")
-    if not isinstance(loader, DataLoader):
-        return {}
-    batcher = loader.batch_sampler
-    owners = {"loader": loader, "sampler": loader.sampler, "batches": batcher, "order": getattr(batcher, "sampler", 0)}
+    owners: dict[str, Any] = {}
+    if isinstance(loader, DataLoader):
+        owners = {"loader": loader, "sampler": loader.sampler, "batches": loader.batch_sampler}
+        owners["order"] = getattr(loader.batch_sampler, "sampler", None)
     found = {f"{name}.generator": getattr(owner, "generator", None) for name, owner in owners.items()}
-    return {name: dice for name, dice in found.items() if isinstance(dice, torch.Generator)}
-
-
-def random_state(model: nn.Module) -> Tensor:
-    """Torch's random state where the model runs (uint8): the CPU's, and a GPU's behind it."""
-    device = device_of(model)
-    gpu = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
-    return torch.cat([torch.get_rng_state(), *gpu])
-
-
-def set_random_state(model: nn.Module, state: Tensor) -> None:
-    """Put back what `random_state` gave."""
-    device, size = device_of(model), len(torch.get_rng_state())
-    torch.set_rng_state(state[:size])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state[size:], device)
+    theirs = {name: dice for name, dice in found.items() if isinstance(dice, torch.Generator)}
+    return {"dice": torch.Generator().manual_seed(seed), **theirs}

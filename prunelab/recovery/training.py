@@ -6,62 +6,28 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from os import PathLike
 from typing import Any, TypeAlias
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 from tqdm.auto import tqdm
 
-from ..calibration import Loss, scalar_loss
+from ..calibration.samples import Loss, scalar_loss
 from ..checks import check_count, check_number
-from ..core import PruneError, check_loaded, device_of, mode, places
-from ..data import Batch, batches, count, has_splits, to
-from ..measurement import Evaluation, evaluate
+from ..core import PruneError, check_loaded, device_of, mode
+from ..data import EMPTY, Batch, batches, count, to
+from ..measurement import Evaluation
 from ..running import attempt, dice_kept, pair, seed_dice
-from ..text import describe, percent
-from .checkpoints import Checkpoint
-from .run import (
-    ONE_CYCLE,
-    History,
-    Rate,
-    Run,
-    Snapshot,
-    Tail,
-    begin,
-    check_schedule,
-    examples,
-    generators,
-    random_state,
-    set_random_state,
-)
+from ..text import percent
+from .checkpoints import Checkpoint, settings_of
+from .run import ONE_CYCLE, History, Objective, Rate, Run, Snapshot, Tail, finite, generators, scheduler
 
 OnStep: TypeAlias = Callable[[int, int], None]  # (steps done, steps in all)
 EPOCHS = 10
-
-
-@dataclass(frozen=True)
-class Objective:
-    """A training loss that sees the inputs too, as a teacher must: of(inputs, outputs, targets) -> a scalar.
-
-    `report` is the loss of (outputs, targets) that validation shows.
-    """
-
-    of: Callable[[Any, Any, Tensor], Tensor]
-    report: Loss = F.cross_entropy
-
-    def on(self, inputs: Any) -> Loss:
-        """The loss of (outputs, targets) on these inputs, under the name of the reported one."""
-
-        def loss(outputs: Any, targets: Tensor) -> Tensor:
-            return self.of(inputs, outputs, targets)
-
-        loss.__name__ = getattr(self.report, "__name__", type(self.report).__name__)
-        return loss
 
 
 def train(
@@ -100,20 +66,21 @@ def train(
     validation those it had before the epoch, and a PruneError says so. An error before the first step is done leaves
     it as it was; an interrupt, or an error later on, with the weights of the moment, finite and usable.
 
+    >>> import torch
     >>> data = torch.randn(64, 8), torch.arange(64) % 4
     >>> train(nn.Linear(8, 4), data, epochs=2, batch_size=16, progress=False).steps  # 64 / 16 in each epoch
     8
     """
     _check_settings(epochs, steps, lr, weight_decay)
-    check_schedule(lr_schedule)
     progress = bool(progress)  # what cannot be a yes or no fails here, before anything is changed
     trained = _trainable(model)
     total = steps or (epochs or EPOCHS) * count(data, size=batch_size)
     made = optimizer(model) if optimizer else AdamW(trained, lr=lr, weight_decay=weight_decay)
-    run = begin(model, made, lr_schedule, total, batch_size, seed)
-    lesson = Lesson(data, batch_size, loss if isinstance(loss, Objective) else Objective(lambda _, *x: loss(*x), loss))
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in made.param_groups]
+    objective = loss if isinstance(loss, Objective) else Objective(lambda _, *given: loss(*given), loss)
+    rates, shuffling, given = scheduler(made, lr_schedule, total), generators(data, seed), Snapshot.of(model)
+    run = Run(model, data, batch_size, objective, made, rates, total, shuffling, safe=given, first=given)
     saved = Checkpoint(checkpoint) if isinstance(checkpoint, (str, PathLike)) else checkpoint
-    device = device_of(model)
     with (
         dice_kept(),
         mode(model, training=True),
@@ -121,9 +88,9 @@ def train(
         tqdm(total=total, desc="training", unit="step", disable=not progress, leave=False) as bar,
     ):
         if saved:
-            run.settings |= _described(data, loss, on_step)
-        seed_dice(seed, device)
-        _go(run, lesson, on_step, saved, bar)
+            run.settings = settings_of(run, groups, seed, lr_schedule, loss, on_step)
+        seed_dice(seed, device_of(model))
+        _go(run, on_step, saved, bar)
     return run.history
 
 
@@ -141,8 +108,8 @@ def finetune(
     Call it before `bake`, while masks hold. Raises PruneError for a model that has nothing to recover with: all of it
     frozen.
 
-    >>> layer = nn.Linear(8, 4)
-    >>> data = torch.randn(64, 8), torch.arange(64) % 4
+    >>> import torch
+    >>> layer, data = nn.Linear(8, 4), (torch.randn(64, 8), torch.arange(64) % 4)
     >>> finetune(layer, data, steps=3, batch_size=16, progress=False).steps
     3
     """
@@ -151,46 +118,18 @@ def finetune(
     return train(model, data, epochs=epochs, steps=steps, lr=lr, **options)
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """What a run learns from."""
-
-    data: Any
-    batch_size: int
-    objective: Objective
-
-    @property
-    def watched(self) -> bool:
-        """Whether there is a validation split."""
-        return has_splits(self.data) and hasattr(self.data, "valid")
-
-    def examine(self, model: nn.Module) -> Evaluation:
-        """The validation result."""
-        return evaluate(model, self.data, "valid", loss=self.objective.report)
-
-
-def _described(data: Any, loss: Loss | Objective, on_step: OnStep | None) -> dict[str, str]:
-    """What besides the numbers decides a run's weights, as far as it can be told."""
-    return {
-        "loss": getattr(loss, "__qualname__", None) or describe(loss),
-        "on_step": getattr(on_step, "__qualname__", None) or describe(on_step),
-        "first training examples": examples(data),
-        "generators of the data": str(sorted(generators(data))),
-    }
-
-
-def _go(run: Run, lesson: Lesson, on_step: OnStep | None, saved: Checkpoint | None, bar: tqdm) -> None:
+def _go(run: Run, on_step: OnStep | None, saved: Checkpoint | None, bar: tqdm) -> None:
     """All the steps that are left: the one training loop of the library."""
     resumed = saved is not None and saved.resume(run)
-    if lesson.watched and not resumed:
-        run.history.start = lesson.examine(run.model)
+    if run.watched and not resumed:
+        run.history.start = run.examine()
     bar.update(run.done)
     start = time.perf_counter() - run.history.seconds
     if on_step:
         on_step(run.done, run.total)
     while run.done < run.total:
-        for batch in islice(_rest_of_epoch(run, lesson), run.total - run.done):
-            run.history.losses.append(_step(run, batch, lesson.objective))
+        for batch in islice(_rest_of_epoch(run), run.total - run.done):
+            run.history.losses.append(_step(run, batch))
             run.first = None
             if not math.isfinite(run.history.losses[-1]):
                 break
@@ -204,7 +143,7 @@ def _go(run: Run, lesson: Lesson, on_step: OnStep | None, saved: Checkpoint | No
                 run.history.seconds = time.perf_counter() - start
                 saved.save(run)
         _refuse_divergence(run)
-        _end_epoch(run, lesson)
+        _end_epoch(run)
         if run.history.valid:
             bar.set_postfix_str(f"validation {percent(run.history.valid[-1].accuracy)}")
     run.history.seconds = time.perf_counter() - start
@@ -212,29 +151,26 @@ def _go(run: Run, lesson: Lesson, on_step: OnStep | None, saved: Checkpoint | No
         saved.save(run)
 
 
-def _rest_of_epoch(run: Run, lesson: Lesson) -> Iterator[Batch]:
+def _rest_of_epoch(run: Run) -> Iterator[Batch]:
     """The epoch's batches from where the run stands; those before are passed over, drawn by the dice they had."""
     if run.position == 0:
-        run.epoch = {"dice": run.dice.get_state(), "random": random_state(run.model)}
-        run.epoch |= {name: dice.get_state() for name, dice in generators(lesson.data).items()}
+        run.epoch = run.random_states()
     else:
-        run.dice.set_state(run.epoch["dice"])
-        set_random_state(run.model, run.epoch["random"])
-        for name, dice in generators(lesson.data).items():
-            dice.set_state(run.epoch[name])
-    stream = batches(lesson.data, size=lesson.batch_size, shuffle=run.dice)
+        run.set_random_states(run.epoch)
+    stream = batches(run.data, size=run.batch_size, shuffle=run.generators["dice"])
     for _ in islice(stream, run.position):
         pass
     if run.resumed is not None:
-        set_random_state(run.model, run.resumed)
+        run.set_random_states({"random": run.resumed})
         run.resumed = None
     yield from stream
 
 
-def _step(run: Run, batch: Batch, objective: Objective) -> float:
+def _step(run: Run, batch: Batch) -> float:
     inputs, targets = to(pair(batch), device_of(run.model))
     run.optimizer.zero_grad(set_to_none=True)
-    value = scalar_loss(objective.on(inputs), attempt(run.model, inputs), targets)
+    outputs = attempt(run.model, inputs)
+    value = scalar_loss(partial(run.objective.of, inputs), outputs, targets, of=run.objective.report)
     value.backward()
     try:
         run.optimizer.step()
@@ -248,14 +184,14 @@ def _step(run: Run, batch: Batch, objective: Objective) -> float:
     return float(value.detach())
 
 
-def _end_epoch(run: Run, lesson: Lesson) -> None:
+def _end_epoch(run: Run) -> None:
     """Validate, and keep the weights to fall back on: the best ones, or without validation these."""
     if run.position == 0:
-        raise PruneError("the train data is empty: there is nothing to run the model on")
+        raise PruneError(EMPTY.format("train"))
     run.position = 0
-    if lesson.watched:
+    if run.watched:
         before = _best(run.history)
-        run.history.valid.append(lesson.examine(run.model))
+        run.history.valid.append(run.examine())
         if _best(run.history) is before:
             return
     run.safe = Snapshot.of(run.model, run.safe)
@@ -278,12 +214,6 @@ def _check_settings(epochs: Any, steps: Any, lr: Any, weight_decay: Any) -> None
     check_number("weight_decay", weight_decay, "give a number of at least 0, such as 0.01", least=0)
 
 
-def _finite(model: nn.Module) -> bool:
-    """Whether every parameter is, as the masks show it: what lies under a mask may be anything."""
-    seen = [getattr(p.module, p.attribute) for p in places(model) if isinstance(p.tensor, nn.Parameter)]
-    return all(bool(torch.isfinite(w).all()) for w in seen)
-
-
 def _trainable(model: nn.Module) -> list[nn.Parameter]:
     check_loaded(model)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -304,7 +234,7 @@ def _left_sound(run: Run) -> Iterator[None]:
     except BaseException as error:  # an interrupt leaves the weights of the moment, if they are usable
         if run.first and isinstance(error, Exception):
             run.first.put_back(run.model)
-        elif not _finite(run.model):
+        elif not finite(run.model):
             run.safe.put_back(run.model)
         raise
     finally:
@@ -317,7 +247,7 @@ def _left_sound(run: Run) -> Iterator[None]:
 def _refuse_divergence(run: Run) -> None:
     """Give the model its safe weights back and raise PruneError if the loss or a weight is not finite."""
     last = run.history.losses[-1] if run.history.losses else 0.0
-    if math.isfinite(last) and _finite(run.model):
+    if math.isfinite(last) and finite(run.model):
         return
     run.safe.put_back(run.model)
     what = "a weight became NaN or infinite" if math.isfinite(last) else f"the loss became {last}"

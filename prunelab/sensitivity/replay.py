@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from itertools import pairwise
 from typing import Any
@@ -13,8 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from ..core import lookup_all
-from ..data import mapped, tensors
-from ..running import call, children, cut, writes_to
+from ..running import apart, call, children, cut, floating
 
 Weights = dict[str, Tensor]  # parameter name -> what to compute with in its place
 PROBED = 8  # samples on which a replay is compared with a whole forward
@@ -42,7 +42,8 @@ class Replay:
     A forward is a sequence of calls. Every submodule that had returned before that layer was entered computed the same
     as it will with other weights: `record` keeps what it returned for a batch, and in `run` it returns that at once.
     No graph is traced, so that any forward will do, residuals and loops included; only the code between the calls runs
-    again. `probe` compares with a whole forward, in case a model uses weights behind its layers' backs.
+    again. `reusable` compares with a whole forward, in case a model uses weights behind its layers' backs.
+    A forward may write into what a module returned: so copies are kept, and copies given back.
 
     The model's forwards are wrapped for good: give a copy, in eval mode and without masks.
     """
@@ -50,10 +51,8 @@ class Replay:
     def __init__(self, model: nn.Module, tensors: Iterable[str]):
         self.called = _Called(model)
         self.outputs: list[Any] = []  # of the calls before the first changing layer, in order
-        self.changed: set[int] = set()  # which of them are overwritten later in a forward: hand out copies of these
-        self._versions: list[list[tuple[Tensor, int]]] = []
         self._doing, self._at = "whole", 0
-        self._open, self._inside, self._probing, self._found = False, False, False, False
+        self._open, self._inside, self._found = False, False, False
         owners = {place.module for places in lookup_all(model, tensors).values() for place in places}
         around = _ancestors(model, owners)
         unmissed = {child for module in around for child in _passed_on(module, around)}
@@ -71,7 +70,7 @@ class Replay:
 
     def record(self, inputs: Any) -> None:
         """Remember what comes before the changing layers, for the next `run`s on the same inputs."""
-        self.outputs, self._versions, self._open, self._found = [], [], True, False
+        self.outputs, self._open, self._found = [], True, False
         self._doing = "record"
         try:
             call(self.called.model, inputs)
@@ -88,15 +87,16 @@ class Replay:
         finally:
             self._doing = "whole"
 
-    def stacked(self, weights: Mapping[str, Tensor], inputs: Any) -> Any:
-        """`run` for several weights (n, ...) at once -> (n, ...): what follows the change is one larger batch."""
-        return vmap(lambda w: self.run(w, inputs))(weights)
+    def stacked(self, several: Sequence[Weights], inputs: Any) -> Tensor:
+        """`run` for several weights at once, their outputs along a new first dimension: one larger batch."""
+        stack = {name: torch.stack([weights[name] for weights in several]) for name in several[0]}
+        return vmap(lambda weights: self.run(weights, inputs))(stack)
 
     def reusable(self, weights: Weights, inputs: Any) -> bool:
         """Whether `run` can be relied on with this model: tried on a few samples of the inputs."""
         try:
             few = cut(inputs, PROBED)
-            self._probe(few)
+            self.record(few)
             splits = self._found or bool(self.outputs)  # nothing comes before a first layer: that is no failure
             return splits and _close(self.run(weights, few), self.whole(weights, few))
         except Exception:  # whatever a model's code says to being run in parts
@@ -109,20 +109,10 @@ class Replay:
             self.record(few)
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # torch warns of operations that it can only batch in a slow loop
-                each = self.stacked({name: torch.stack([w, w]) for name, w in weights.items()}, few)
+                each = self.stacked([weights, weights], few)
             return all(_close(outputs, self.run(weights, few)) for outputs in each)
         except Exception:  # whatever a model's code says to tensors that are several in one
             return False
-
-    def _probe(self, inputs: Any) -> None:
-        """Record to the end of the forward, to see what of it is overwritten later; then once more, with copies."""
-        self._probing, self.changed = True, set()
-        try:
-            self.record(inputs)
-        finally:
-            self._probing = False
-        self.changed = {i for i, kept in enumerate(self._versions) if any(writes_to(t) != v for t, v in kept)}
-        self.record(inputs)
 
     def _remembered(self, forward: Callable, *, keep: bool) -> Callable:
         """A submodule that no weight changes in: its calls before the first changing layer are kept, or given back."""
@@ -131,8 +121,7 @@ class Replay:
         def remembered(*args: Any, **kwargs: Any) -> Any:
             if self._doing == "replay" and self._at < len(self.outputs):
                 self._at += 1
-                kept = self.outputs[self._at - 1]
-                return mapped(Tensor.clone, kept) if self._at - 1 in self.changed else kept
+                return copy.deepcopy(self.outputs[self._at - 1])
             if self._doing != "record" or not self._open or self._inside:
                 return forward(*args, **kwargs)
             self._inside = True
@@ -140,10 +129,7 @@ class Replay:
                 out = forward(*args, **kwargs)
             finally:
                 self._inside = False
-            self._versions.append([(t, writes_to(t)) for t in tensors(out)] if keep and self._probing else [])
-            self.outputs.append(
-                (mapped(Tensor.clone, out) if len(self.outputs) in self.changed else out) if keep else None
-            )
+            self.outputs.append(copy.deepcopy(out) if keep else None)
             return out
 
         return remembered
@@ -155,8 +141,7 @@ class Replay:
         def entered(*args: Any, **kwargs: Any) -> Any:
             if self._doing == "record" and self._open:
                 self._open, self._found = False, True
-                if not self._probing:
-                    raise _Reached
+                raise _Reached
             return forward(*args, **kwargs)
 
         return entered
@@ -173,7 +158,7 @@ class Replay:
             out = forward(*args, **kwargs)
             if self._doing == "record" and self._open:
                 self._open = False
-                del self.outputs[before:], self._versions[before:]
+                del self.outputs[before:]
             return out
 
         return left
@@ -200,7 +185,4 @@ def _passed_on(module: nn.Module, around: set[nn.Module]) -> set[nn.Module]:
 
 
 def _close(given: Any, expected: Any) -> bool:
-    if not isinstance(given, Tensor) or not isinstance(expected, Tensor) or given.shape != expected.shape:
-        return False
-    largest = float(expected.nan_to_num(0, 0, 0).abs().max()) if expected.numel() else 0.0
-    return torch.allclose(given, expected, rtol=0, atol=CLOSE * largest, equal_nan=True)
+    return apart(floating(expected), floating(given)) <= CLOSE

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..core import PruneError
 from ..files import made, read_json, write_whole
 from ..measurement.evaluation import Evaluation, wilson
-from ..text import Lines, Tabular, percent, plural, table
+from ..text import Lines, Tabular, percent
 
 
 @dataclass(frozen=True)
@@ -60,12 +58,12 @@ class Scan(Tabular):
     @property
     def removed(self) -> np.ndarray:
         """How many units went: the counts nearest to the sparsities that the group can reach."""
-        return self._array([c.removed for c in self.curves], int)
+        return self._array("removed")
 
     @property
     def correct(self) -> np.ndarray:
         """How many of `dense.n` labels were predicted right."""
-        return self._array([c.correct for c in self.curves], int)
+        return self._array("correct")
 
     @property
     def accuracy(self) -> np.ndarray:
@@ -75,32 +73,20 @@ class Scan(Tabular):
     @property
     def loss(self) -> np.ndarray:
         """The mean loss."""
-        return self._array([c.loss for c in self.curves], float)
+        return self._array("loss")
 
     @property
     def rise(self) -> np.ndarray:
         """By how much the loss rose above the dense model's; below zero where pruning helped."""
         return self.loss - self.dense.loss
 
-    @property
-    def interval(self) -> np.ndarray:
-        """The accuracies' 95 % Wilson intervals: low and high along a third axis.
-
-        They take the samples for independent draws. Where several are views of one original, as in the zoo's digits,
-        the true intervals are wider; and two columns share their samples, so that the difference of two accuracies
-        is surer than the two intervals make it look.
-        """
-        bounds = [[wilson(int(k), self.dense.n) for k in c.correct] for c in self.curves]
-        return self._array(bounds, float, 2)
-
     def curve(self, name: str) -> Curve:
         """One group's curve; PruneError for a group that was not scanned."""
-        for curve in self.curves:
-            if curve.name == name:
-                return curve
-        late = " was not reached before the scan was interrupted: go on with scan(..., resume=)"
-        known = f" is not among the groups scanned: {', '.join(self.names) or 'none'}"
-        raise PruneError(f"{name!r}{late if name in self.missing else known}")
+        if name in self.names:
+            return self.curves[self.names.index(name)]
+        if name in self.missing:
+            raise PruneError(f"{name!r} was not reached before the scan was interrupted: go on with scan(..., resume=)")
+        raise PruneError(f"{name!r} is not among the groups scanned: {', '.join(self.names) or 'none'}")
 
     def most_sensitive(self, n: int | None = None, at: float | None = None) -> tuple[str, ...]:
         """The groups from most to least sensitive: by the rise of the loss at one sparsity, or its mean over all.
@@ -113,28 +99,19 @@ class Scan(Tabular):
         rise = self.rise.mean(1) if at is None else self.rise[:, self.sparsities.index(at)]
         return tuple(self.names[i] for i in np.argsort(-rise, kind="stable"))[:n]
 
-    def table(self, what: str = "accuracy") -> str:
-        """A row a group, a column a sparsity; what: "accuracy" in per cent with its interval, or "loss"."""
-        return "\n".join([table(*self._lines(what)), *self._notes(what)])
-
-    def _lines(self, what: str = "accuracy") -> Lines:
-        if what not in ("accuracy", "loss"):
-            raise PruneError(f'a table of {what!r}: give "accuracy" or "loss"')
-        title = f"{what} ({self.split}), one group at a time without its {self.granularity} of lowest {self.criterion}"
+    def _lines(self) -> Lines:
+        title = (
+            f"accuracy ({self.split}), one group at a time without its {self.granularity} of lowest {self.criterion}"
+        )
         rows = [[c.name, *map(self._accuracy, c.correct)] for c in self.curves]
-        dense = self._accuracy(self.dense.correct)
-        if what == "loss":
-            rows, dense = [[c.name, *(f"{v:.4f}" for v in c.loss)] for c in self.curves], f"{self.dense.loss:.4f}"
-        head = ["", *(f"{s:.3g}" for s in self.sparsities)]
-        return title, head, [*rows, ["dense", dense, *[""] * (len(self.sparsities) - 1)]]
+        dense = ["dense", self._accuracy(self.dense.correct), *[""] * (len(self.sparsities) - 1)]
+        return title, ["", *(f"{s:.3g}" for s in self.sparsities)], [*rows, dense]
 
     def _accuracy(self, correct: int) -> str:
         return percent(correct / self.dense.n, *wilson(correct, self.dense.n)).replace(" %", "")
 
-    def _notes(self, what: str = "accuracy") -> list[str]:
-        notes = []
-        if what == "accuracy":
-            notes.append(f"per cent of {self.dense.n:,} labels, 95 % Wilson intervals (samples taken as independent)")
+    def _notes(self) -> list[str]:
+        notes = [f"per cent of {self.dense.n:,} labels, 95 % Wilson intervals (samples taken as independent)"]
         whole = [c.name for c in self.curves if c.how == "whole"]
         if whole:
             notes.append(f"run from the model's input every time, because its forward could not be split: {whole}")
@@ -142,8 +119,9 @@ class Scan(Tabular):
             notes.append(f"interrupted; not scanned: {', '.join(self.missing)}")
         return notes
 
-    def _array(self, rows: Sequence[Any], dtype: type, *more: int) -> np.ndarray:
-        return np.array(rows, dtype).reshape(len(self.curves), len(self.sparsities), *more)
+    def _array(self, column: str) -> np.ndarray:
+        values = [getattr(c, column) for c in self.curves]
+        return np.array(values, float if column == "loss" else int).reshape(len(values), len(self.sparsities))
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON. The file is replaced whole: at no moment is it half written."""
@@ -161,11 +139,10 @@ class Scan(Tabular):
             raise PruneError(f"{path} can't be read ({error.strerror})") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PruneError(f"{path} is not a saved scan ({error!r}): delete it, or give another path") from error
-        if any({len(c.removed), len(c.correct), len(c.loss)} != {len(scan.sparsities)} for c in scan.curves):
-            raise PruneError(f"{path} is a damaged scan: its curves are not as long as its sparsities. Delete it")
-        counts = [scan.dense.correct, *(k for c in scan.curves for k in c.correct)]
-        if scan.dense.n < 1 or not all(0 <= k <= scan.dense.n for k in counts):
-            raise PruneError(f"{path} is a damaged scan: of {scan.dense.n} labels {max(counts)} are right. Delete it")
+        n, counts = scan.dense.n, [scan.dense.correct, *(k for c in scan.curves for k in c.correct)]
+        lengths = {len(column) for c in scan.curves for column in (c.removed, c.correct, c.loss)}
+        if n < 1 or not all(0 <= k <= n for k in counts) or lengths - {len(scan.sparsities)}:
+            raise PruneError(f"{path} is a damaged scan: its curves do not fit its sparsities or labels. Delete it")
         return scan
 
 
@@ -175,15 +152,3 @@ class ScanStopped(PruneError):
     def __init__(self, message: str, partial: Scan):
         super().__init__(message)
         self.partial = partial
-
-    @classmethod
-    def by(cls, error: BaseException, partial: Scan) -> ScanStopped:
-        """What stopped it, what is done, what is left."""
-        done = plural(len(partial.curves), "group")
-        which = f" ({', '.join(partial.names)})" if partial.curves else ""
-        reason = str(error).strip() or type(error).__name__
-        return cls(
-            f"the scan stopped: {type(error).__name__}: {reason}. Done: {done}{which}; left: "
-            f"{', '.join(partial.missing)}. The result so far is this error's .partial; give it as resume= to go on",
-            partial,
-        )

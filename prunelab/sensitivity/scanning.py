@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -23,13 +23,13 @@ from .. import criteria, units
 from .. import granularity as granularities
 from ..allocation import allocate, check_sparsity, is_structure
 from ..calibration import Calibration
-from ..checks import check_count
+from ..checks import check_count, known
 from ..core import Criterion, Granularity, Group, Masks, PruneError, Scores, device_of, lookup_all
 from ..data import batches, split_of, to
-from ..masking import bake
+from ..masking import bake, expand
 from ..measurement.evaluation import Evaluation, evaluate, right
 from ..running import check_numbers, check_plain, duplicate, first_inputs, pair, undisturbed
-from ..text import describe
+from ..text import describe, listed, plural
 from .replay import Replay, Weights
 from .result import Curve, Scan, ScanStopped
 
@@ -69,20 +69,27 @@ def packed(job: Job) -> bytes | np.ndarray:
 def measured(sent: Job | bytes | np.ndarray, group: Group, scores: Scores) -> Curve:
     """One group's curve: the task that joblib runs, here or elsewhere."""
     job: Job = sent if isinstance(sent, Job) else cloudpickle.loads(sent)
-    model = _own(job.model)
-    counts = _counts(group, job.sparsities)
-    masks = {k: _masks(model, group, scores, k) for k in sorted(set(counts)) if k}
-    with steady(model), torch.no_grad():
-        found, how = _tallied(job, model, masks) if masks else ({}, "suffix")
-    found[0] = (job.dense.correct, job.dense.loss)
-    correct, loss = zip(*(found[k] for k in counts), strict=True)
-    return Curve(group.name, group.units, counts, correct, loss, how)
+    most = group.units - is_structure(group)  # `allocate` leaves a structure its last unit
+    counts = tuple(min(round(s * group.units), most) for s in job.sparsities)
+    masks = {k: _masks(job.model, group, scores, k) for k in sorted(set(counts)) if k}
+    names = dict.fromkeys(name for own in masks.values() for name in own)  # of whole modules only those that go
+    correct, total, n, how = dict.fromkeys(masks, 0), dict.fromkeys(masks, 0.0), 0, "suffix"
+    with steady(job.model), torch.no_grad():
+        data = batches(job.data, job.split, size=job.batch_size) if masks else ()
+        for targets, way, each in under(job.model, names, masks.__getitem__, list(masks), data):
+            how, n = way, n + targets.numel()
+            for count, outputs in each:
+                correct[count] += right(outputs, targets)
+                total[count] += float(job.loss(outputs, targets)) * targets.numel()
+    found = {0: (job.dense.correct, job.dense.loss)} | {k: (correct[k], total[k] / n) for k in masks}
+    rights, losses = zip(*(found[k] for k in counts), strict=True)
+    return Curve(group.name, group.units, counts, rights, losses, how)
 
 
-def _own(model: nn.Module) -> nn.Module:
-    """A copy to prune, whose convolutions run channels-last: pooling alone is ten times faster so on a CPU."""
-    twin = bake(duplicate(model))
-    return twin.to(memory_format=torch.channels_last) if any(p.dim() == 4 for p in twin.parameters()) else twin
+def _masks(model: nn.Module, group: Group, scores: Scores, count: int) -> Masks:
+    if count == group.units:
+        return expand(model, [group], {group.name: torch.zeros(count, dtype=torch.bool)})
+    return expand(model, [group], allocate(scores, [group], count / group.units, "layer"))
 
 
 def steady(model: nn.Module) -> ExitStack:
@@ -92,69 +99,62 @@ def steady(model: nn.Module) -> ExitStack:
     return stack
 
 
-def _counts(group: Group, sparsities: tuple[float, ...]) -> tuple[int, ...]:
-    """How many units go: as many as `allocate` takes of a layer, which leaves a structure its last unit."""
-    most = group.units - is_structure(group)
-    return tuple(min(round(s * group.units), most) for s in sparsities)
+def under(
+    model: nn.Module,
+    names: Iterable[str],
+    masks: Callable[[int], Masks],
+    keys: Sequence[int],
+    data: Iterable[tuple[Any, Tensor]],
+) -> Iterator[tuple[Tensor, str, Iterator[tuple[int, Tensor]]]]:
+    """For every batch its targets, the way it is run, and (key, outputs) for each key, with zeros where masks(key) say.
 
-
-def _masks(model: nn.Module, group: Group, scores: Scores, count: int) -> Masks:
-    if count == group.units:
-        return units.expand(model, [group], {group.name: torch.zeros(count, dtype=torch.bool)})
-    return units.expand(model, [group], allocate(scores, [group], count / group.units, "layer"))
-
-
-def _tallied(job: Job, model: nn.Module, masks: Mapping[int, Masks]) -> tuple[dict[int, tuple[int, float]], str]:
-    """The labels right and the mean loss by count of units removed, from one pass over the data."""
-    names = dict.fromkeys(name for own in masks.values() for name in own)  # of whole modules only those that go
-    dense = {name: places[0].tensor.detach() for name, places in lookup_all(model, names).items()}
-    size = sum(w.numel() * w.element_size() for w in dense.values()) * len(masks)
-    counts, device = list(masks), device_of(model)
-    lanes = LANES.get(device.type, LANES_ELSEWHERE)
+    names: of all tensors that any of the masks is for. The model is copied, and runs each time from the first layer
+    that holds one of these tensors, where that can be done: for several keys at once where that pays.
+    """
+    twin = bake(duplicate(model)).eval()
+    if any(p.dim() == 4 for p in twin.parameters()):
+        twin = twin.to(memory_format=torch.channels_last)  # on a CPU pooling alone is ten times faster so
+    dense = {name: places[0].tensor.detach() for name, places in lookup_all(twin, names).items()}
+    size, device = sum(w.nbytes for w in dense.values()) * len(keys), device_of(twin)
 
     @lru_cache(maxsize=None if size <= HELD else 0)
-    def weights(count: int) -> Weights:
+    def weights(key: int) -> Weights:
         # Cloned first: masked_fill alone would give the mask's memory format, and all that follows would be in it.
-        own = masks[count]
+        own = masks(key)
         return {n: w.clone().masked_fill_(~own[n].to(w.device), 0) if n in own else w for n, w in dense.items()}
 
-    runs, how, n = Replay(model, names), "", 0
-    correct, total = dict.fromkeys(counts, 0), dict.fromkeys(counts, 0.0)
-    for batch in batches(job.data, job.split, size=job.batch_size):
+    runs, how = Replay(twin, dense), ""
+    for batch in data:
         inputs, targets = to(pair(batch), device)
         if not len(targets):
             continue
-        if not how:
-            how = _how(runs, weights(counts[-1]), inputs, stack=min(lanes // len(targets), len(counts)) > 1)
-        at_once = max(1, lanes // len(targets)) if how == "stacked" else 1
-        chunks = [counts[i : i + at_once] for i in range(0, len(counts), at_once)]
-        for count, outputs in _outputs(runs, how, chunks, weights, inputs):
-            correct[count] += right(outputs, targets)
-            total[count] += float(job.loss(outputs, targets)) * targets.numel()
-        n += targets.numel()
-    return {k: (correct[k], total[k] / n) for k in counts}, how
+        lanes = max(1, LANES.get(device.type, LANES_ELSEWHERE) // len(targets))
+        how = how or _how(runs, weights(keys[-1]), inputs, stack=min(lanes, len(keys)) > 1)
+        at_once = lanes if how == "stacked" else 1
+        yield (
+            targets,
+            how,
+            _each(runs, how, [keys[i : i + at_once] for i in range(0, len(keys), at_once)], weights, inputs),
+        )
 
 
-def _how(runs: Replay, weights: Weights, inputs: Any, *, stack: bool) -> str:
-    if not runs.reusable(weights, inputs):
-        return "whole"
-    return "stacked" if stack and runs.stackable(weights, inputs) else "suffix"
-
-
-def _outputs(
-    runs: Replay, how: str, chunks: list[list[int]], weights: Callable[[int], Weights], inputs: Any
+def _each(
+    runs: Replay, how: str, chunks: list[Sequence[int]], weights: Callable[[int], Weights], inputs: Any
 ) -> Iterator[tuple[int, Tensor]]:
-    """(count, outputs) for every count of units removed, a chunk of them at a time."""
     if how != "whole":
         runs.record(inputs)
     run = runs.whole if how == "whole" else runs.run
     for chunk in chunks:
         if len(chunk) == 1:
             yield chunk[0], run(weights(chunk[0]), inputs)
-            continue
-        each = [weights(k) for k in chunk]
-        stack = {name: torch.stack([w[name] for w in each]) for name in each[0]}
-        yield from zip(chunk, runs.stacked(stack, inputs), strict=True)
+        else:
+            yield from zip(chunk, runs.stacked([weights(key) for key in chunk], inputs), strict=True)
+
+
+def _how(runs: Replay, weights: Weights, inputs: Any, *, stack: bool) -> str:
+    if not runs.reusable(weights, inputs):
+        return "whole"
+    return "stacked" if stack and runs.stackable(weights, inputs) else "suffix"
 
 
 SPARSITIES = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -209,7 +209,10 @@ def scan(
     if example is None:
         with undisturbed(model):  # a loader that shuffles throws dice
             example = first_inputs(data, split, batch_size)
-    groups = _groups(model, granularity, only, example)
+    groups = granularities.by_name(granularity)(model, example)
+    if only is not None:
+        wanted = known("only", only, [g.name for g in groups])
+        groups = [g for g in groups if g.name in wanted]
     scores = criteria.by_name(criterion)(model, calib)
     with steady(model):
         dense = evaluate(model, data, split, batch_size=batch_size, loss=loss)
@@ -227,13 +230,18 @@ def scan(
                 if isinstance(resume, str | Path):
                     _collected(empty, done).save(resume)
         except KeyboardInterrupt:
-            partial = _collected(empty, done)
             where = f"resume={str(resume)!r}" if isinstance(resume, str | Path) else "resume= and the result"
             said = f"interrupted: {len(done)} of {len(groups)} groups are scanned. To go on, call it again with {where}"
             warn(said, stacklevel=2)
-            return partial
         except Exception as error:
-            raise ScanStopped.by(error, _collected(empty, done)) from error
+            partial = _collected(empty, done)
+            reason = str(error).strip() or type(error).__name__
+            raise ScanStopped(
+                f"the scan stopped: {type(error).__name__}: {reason}. Done: {plural(len(done), 'group')} "
+                f"({listed(partial.names)}); left: {listed(partial.missing)}. The result so far is this error's "
+                ".partial; give it as resume= to go on",
+                partial,
+            ) from error
     return _collected(empty, done)
 
 
@@ -244,17 +252,6 @@ def _checked(sparsities: Sequence[float]) -> tuple[float, ...]:
     if list(shares) != sorted(set(shares)):
         raise PruneError(f"sparsities={shares}: give each once, from low to high")
     return shares
-
-
-def _groups(model: nn.Module, how: str | Granularity, only: Collection[str] | None, example: Any) -> list[Group]:
-    found = granularities.by_name(how)(model, example)
-    names = [g.name for g in found]
-    if only is None:
-        return found
-    unknown = [n for n in only if n not in names]
-    if unknown or isinstance(only, str) or not only:
-        raise PruneError(f"only={only!r}: give a list of names among the groups {', '.join(names)}")
-    return [g for g in found if g.name in only]
 
 
 def _resumed(resume: Any, empty: Scan, groups: list[Group]) -> dict[str, Curve]:

@@ -1,8 +1,9 @@
 """Physical removal: a smaller model instead of a zeroed one, and files to rebuild it from."""
 
-from .difference import difference
+from ..registry import renamed
 from .plans import load_plan, save_plan
-from .removal import Absent
-from .shrinking import shrink
+from .shrinking import difference, shrink
 
-__all__ = ["Absent", "difference", "load_plan", "save_plan", "shrink"]
+__all__ = ["difference", "load_plan", "save_plan", "shrink"]
+
+__getattr__ = renamed(__name__, {"Absent": "prunelab.surgery.removal.Absent"})

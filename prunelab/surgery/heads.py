@@ -54,13 +54,9 @@ def settle(model: nn.Module, groups: Sequence[Group], keep: Keep, lines: Mapping
     There `from_pretrained` refuses the weights, and `load_plan` rebuilds the model.
     """
     at = {path: module for module, path in paths(model).items()}
-    for module in at.values():
-        if isinstance(module, nn.TransformerEncoder) and any(
-            isinstance(m, PrunedMultiheadAttention) for m in module.modules()
-        ):
-            module.use_nested_tensor = (
-                False  # it asked its layers when it was made, and only their old kernels take nests
-            )
+    for encoder in (m for m in at.values() if isinstance(m, nn.TransformerEncoder)):
+        if any(isinstance(m, PrunedMultiheadAttention) for m in encoder.modules()):
+            encoder.use_nested_tensor = False  # it asked its layers when it was made; only their old kernels take nests
     known(model)  # refuses less than a head
     done: set[str] = set()
     cut: dict[str, dict[str, int]] = {}

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from .. import units
-from ..core import Group, Keep, Member, Part, PruneError, mask_of, paths, places, shape
+from ..core import Group, Keep, Member, Part, PruneError, find, mask_of, named, paths, places, shape
 from ..files import LARGEST, alone, made, read_json, read_whole, write_whole
 from ..text import size
 from .removal import gone, renamed
@@ -95,7 +95,7 @@ def load_plan(path: str | os.PathLike[str], fresh_model: nn.Module) -> nn.Module
     2
     """
     folder = Path(path)
-    most = max(FEW, sum(t.numel() for t in units.named(fresh_model).values()) + len(paths(fresh_model)))
+    most = max(FEW, sum(t.numel() for t in named(fresh_model).values()) + len(paths(fresh_model)))
     plan, saved = _read_both(folder, most)
     groups, keep = plan["groups"], plan["keep"]
     try:
@@ -113,9 +113,8 @@ def load_plan(path: str | os.PathLike[str], fresh_model: nn.Module) -> nn.Module
 def _described(group: Group, keep: Keep) -> dict[str, Any]:
     kept = units.kept_of(group, keep).nonzero().squeeze(1).tolist()
     told = {"name": group.name, "units": group.units, "exact": group.exact, "kept": kept}
-    parts = {"parts": _without_defaults(group.parts)} if group.parts else {}
-    norms = {"norms": _without_defaults(group.norms)} if group.norms else {}
-    return told | {"members": _without_defaults(group.members)} | parts | norms
+    owned: dict[str, Sequence[Member | Part]] = {"members": group.members, "parts": group.parts, "norms": group.norms}
+    return told | {what: _without_defaults(things) for what, things in owned.items() if things or what == "members"}
 
 
 def _without_defaults(things: Sequence[Member | Part]) -> list[dict[str, Any]]:
@@ -134,7 +133,7 @@ def _check_shrunk(groups: Sequence[Group], keep: Keep, model: nn.Module) -> None
     masked = [p.name for p in places(model) if mask_of(p.module, p.attribute) is not None]
     if masked:
         raise PruneError(f"the model wears masks, on {masked[0]} and perhaps others: bake(model) first")
-    tensors = units.named(model)
+    tensors = named(model)
     parts = gone(groups, keep)
     _check_removed(groups, parts, tensors, model)
     for group in groups:
@@ -143,7 +142,7 @@ def _check_shrunk(groups: Sequence[Group], keep: Keep, model: nn.Module) -> None
             name = renamed(member.tensor, parts)
             if name is None:
                 continue
-            tensor = units.find(model, tensors, name)
+            tensor = find(tensors, name)
             if member.dim is None:
                 raise PruneError(f"{group.name} holds single weights: a plan is of structures, such as filters")
             size, least = tensor.shape[member.dim], int(kept.sum()) * member.block
@@ -172,15 +171,12 @@ def _check_removed(groups: Sequence[Group], parts: list[Part], tensors: dict[str
 
 def _check_length(above: str, every: list[Part], parts: list[Part], tensors: dict[str, Tensor]) -> None:
     """PruneError if a list has as many entries as before: then its first ones stand where the kept ones should."""
-    known = {
-        max(int(index) + 1, p.of)
-        for p in every
-        for at, _, index in [p.path.rpartition(".")]
-        if at == above and index.isdigit()
-    }
-    had, left = max(known), sum(p.path.rpartition(".")[0] == above for p in parts)
-    entries = {n.removeprefix(f"{above}.").partition(".")[0] for n in tensors if n.startswith(f"{above}.")}
-    if len(entries) != had - left:
+    listed = [p for p in every if p.path.rpartition(".")[0] == above and p.path.rpartition(".")[2].isdigit()]
+    had = max(max(int(p.path.rpartition(".")[2]) + 1, p.of) for p in listed)
+    left = sum(p in parts for p in listed)
+    now = renamed(f"{above}.", parts)  # None of a list within a module that left
+    entries = {n.removeprefix(now).partition(".")[0] for n in tensors if now and n.startswith(now)}
+    if now and len(entries) != had - left:
         raise PruneError(
             f"{above} has {len(entries)} entries, and these groups and keep leave {had - left} of {had}: give the "
             "model that shrink returned"
@@ -257,11 +253,9 @@ def _members_of(raw: Sequence[dict[str, Any]], count: int, version: str, most: i
             if not 1 <= count * block <= most:
                 raise ValueError(f"{count} units of {block} entries are more than the model has")
             values["index"] = [list(range(first + u * block, first + (u + 1) * block)) for u in range(count)]
-        table = values.pop("index", None)
-        member = made(Member, values)
-        if table is not None:
-            member = replace(member, index=torch.tensor(table, dtype=torch.int64).view(count, -1))
-        found.append(member)
+        if values.get("index") is not None:
+            values["index"] = torch.tensor(values["index"], dtype=torch.int64).view(count, -1)
+        found.append(made(Member, values))
     return tuple(found)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import units
-from ..core import Group, Keep, Part, PruneError
+from ..core import Group, Keep, Part, PruneError, join
 from ..decoders import config_of, configs, stacks
 
 LAYER_NUMBERS = ("layer_idx", "layer_id", "layer_number", "block_idx")
@@ -57,7 +56,8 @@ def remove(model: nn.Module, parts: Sequence[Part]) -> None:
             setattr(parent, name, Absent(parent.get_submodule(name), part.outputs, part.passes))
             if isinstance(parent, nn.TransformerEncoderLayer):
                 parent.activation_relu_or_gelu = 0  # as it says of itself where its one kernel for all does not fit
-    for path in dict.fromkeys(_list_of(p) for p in listed):
+    lists = sorted(dict.fromkeys(map(_list_of, listed)), key=lambda path: -path.count("."))
+    for path in lists:  # the inner ones first: they move when an outer one is cut
         _shorten(model, path, [p.path.rpartition(".")[2] for p in listed if _list_of(p) == path])
     if parts:
         _renumber(model)
@@ -65,23 +65,19 @@ def remove(model: nn.Module, parts: Sequence[Part]) -> None:
 
 def renamed(name: str, parts: Sequence[Part]) -> str | None:
     """What a tensor of the whole model is called when the parts have left; None if it left with them."""
-    if any(name.startswith(f"{part.path}.") for part in parts):
-        return None
-    for above in dict.fromkeys(_list_of(part) for part in parts):
-        index, _, tail = name.removeprefix(f"{above}.").partition(".")
-        if name.startswith(f"{above}.") and index.isdigit():
-            return f"{above}.{int(index) - sum(_list_of(p) == above and _index(p) < int(index) for p in parts)}.{tail}"
-    return name
+    went = {part.path for part in parts}
+    path, words = "", []
+    for word in name.split("."):
+        gone_before = sum(join(path, str(i)) in went for i in range(int(word))) if word.isdigit() else 0
+        words.append(str(int(word) - gone_before) if gone_before else word)
+        path = join(path, word)
+        if path in went:
+            return None
+    return ".".join(words)
 
 
 def _list_of(part: Part) -> str:
     return part.path.rpartition(".")[0]
-
-
-def _index(part: Part) -> float:
-    """The place of the part in its list; infinite where it is no entry of one."""
-    last = part.path.rpartition(".")[2]
-    return int(last) if last.isdigit() else math.inf
 
 
 def _parent(model: nn.Module, path: str) -> nn.Module:
@@ -97,13 +93,12 @@ def _shorten(model: nn.Module, path: str, without: Sequence[str]) -> None:
     entries = dict(model.get_submodule(path).named_children())
     stay = [i for i, name in enumerate(entries) if name not in without]
     left = {name: m for name, m in entries.items() if name not in without}
-    parent, _, name = path.rpartition(".")
     chain = type(model.get_submodule(path)) is nn.Sequential
     made = nn.Sequential(*left.values()) if chain else nn.ModuleList(left.values())
     if not all(name.isdigit() for name in entries):  # torchvision's names stay with their entries
         vars(made)["_modules"] = left
-    holder: Any = model.get_submodule(parent)
-    setattr(holder, name, made)
+    holder: Any = _parent(model, path)
+    setattr(holder, path.rpartition(".")[2], made)
     for count in [n for n, v in vars(holder).items() if n.endswith("layers") and v == len(entries)]:
         setattr(holder, count, len(stay))
     for config in configs(model, path):

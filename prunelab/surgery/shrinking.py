@@ -1,8 +1,12 @@
-"""`shrink`: cut the units that go out of every tensor they own entries of. Knows layers, and no architecture."""
+"""`shrink`: cut the units that go out of every tensor they own entries of. Knows layers, and no architecture.
+
+And `difference`: whether removing computes the same as zeroing is measured, not assumed.
+"""
 
 from __future__ import annotations
 
 import collections
+import copy
 import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -11,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import layers, units
-from ..core import Group, Keep, PruneError, copied, lookup_all, masks_on, paths, places, shape
-from ..masking import bake
+from ..core import Group, Keep, PruneError, copied, device_of, find, lookup_all, masks_on, named, paths, places, shape
+from ..data import to
+from ..masking import bake, expand, masked
+from ..running import apart, outputs
 from . import experts, heads, widths
 from .removal import gone, remove
 
@@ -41,7 +47,8 @@ def shrink(model: nn.Module, groups: Sequence[Group], keep: Keep) -> nn.Module:
     >>> small[0].weight.equal(net[0].weight[[0, 3]]), small[2].in_features, net[2].in_features
     (True, 2, 4)
     """
-    lines, bare = cuts(model, groups, keep), _norm_cuts(model, groups, keep)
+    lines = cuts(model, groups, keep)
+    bare = {name: lines.pop((name, 0)) for name in {norm.tensor for group in groups for norm in group.norms}}
     if any(map(masks_on, paths(model))):
         model = bake(_copied(model, {}))
     small = _copied(model, _pieces(model, lines))
@@ -63,6 +70,23 @@ def shrink(model: nn.Module, groups: Sequence[Group], keep: Keep) -> nn.Module:
     return small
 
 
+def difference(model: nn.Module, groups: Sequence[Group], keep: Keep, example: Any) -> float:
+    """The largest difference of outputs between the masked and the shrunk model, relative to the largest output.
+
+    In eval mode, on `example`. Near 1e-6 in float32 where all groups are exact. The model is left as it is.
+
+    >>> from prunelab import granularity
+    >>> net, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.ones(1, 3)
+    >>> groups = granularity.neurons(net, x)
+    >>> difference(net, groups, {groups[0].name: torch.tensor([True, False, False, True])}, x) < 1e-6
+    True
+    """
+    plain, inputs = bake(copy.deepcopy(model)), to(example, device_of(model))
+    with masked(plain, expand(plain, groups, keep)):
+        zeroed = outputs(plain, inputs)
+    return apart(zeroed, outputs(shrink(plain, groups, keep), inputs))
+
+
 def _groups_left(groups: int, line: Tensor, name: str) -> int:
     """How many groups a convolution has left when whole ones went, or the same number of channels from each."""
     each = line.view(groups, -1).sum(1)
@@ -77,8 +101,8 @@ def _groups_left(groups: int, line: Tensor, name: str) -> int:
 
 
 def cuts(model: nn.Module, groups: Sequence[Group], keep: Keep) -> Lines:
-    """Which indices stay along each dimension of each tensor: all groups and members combined."""
-    tensors = units.named(model)
+    """Which indices stay along each dimension of each tensor, or norm without parameters: all groups combined."""
+    tensors, modules = named(model), {path: module for module, path in paths(model).items()}
     first = {id(t): name for name, t in reversed(tensors.items())}  # a tied tensor is cut once, under its first name
     lines: Lines = {}
     for group in groups:
@@ -89,35 +113,23 @@ def cuts(model: nn.Module, groups: Sequence[Group], keep: Keep) -> Lines:
                 "Keep at least one unit, as allocate does by default (floor=1)"
             )
         units.check_parts(group, tensors)
-        for member in group.members:
-            tensor = units.find(model, tensors, member.tensor)
+        owned = [(m, find(tensors, m.tensor)) for m in group.members]
+        owned += [(m, _channels(modules.get(m.tensor), m.tensor, group.name)) for m in group.norms]
+        for member, tensor in owned:
             if member.dim is None:
                 raise PruneError(
                     f"{group.name} holds single weights or blocks of {member.tensor} {shape(tensor)}: zeroing them "
                     "leaves no hole to close. shrink removes structures, such as granularity.filters gives"
                 )
             units.check(member, tensor, group.units)
-            where = first[id(tensor)], member.dim % tensor.dim()
+            where = first.get(id(tensor), member.tensor), member.dim % tensor.dim()
             line = units.line(member, kept, tensor.shape[where[1]])
             lines[where] = lines[where] & line if where in lines else line
     return lines
 
 
-def _norm_cuts(model: nn.Module, groups: Sequence[Group], keep: Keep) -> dict[str, Tensor]:
-    """Which channels stay of each norm without parameters, by its path: bools, all groups combined."""
-    modules = {path: module for module, path in paths(model).items()}
-    lines: dict[str, Tensor] = {}
-    for group in (g for g in groups if g.norms):
-        kept = units.kept_of(group, keep)
-        for member in group.norms:
-            size = _channels(modules.get(member.tensor), member.tensor, group.name)
-            units.check(member, torch.empty(size, device="meta"), group.units)
-            line = units.line(member, kept, size)
-            lines[member.tensor] = lines[member.tensor] & line if member.tensor in lines else line
-    return lines
-
-
-def _channels(norm: Any, path: str, group: str) -> int:
+def _channels(norm: Any, path: str, group: str) -> Tensor:
+    """For want of a parameter, a tensor of a norm's size, and without values."""
     size = layers.channels(norm)
     if size is None:
         given = "nothing" if norm is None else f"a {type(norm).__name__}"
@@ -125,12 +137,12 @@ def _channels(norm: Any, path: str, group: str) -> int:
             f"{path}, a norm of {group}, is {given} in this model: the groups are of another model, or name something "
             "else than a GroupNorm, LayerNorm, BatchNorm or InstanceNorm"
         )
-    return size
+    return torch.empty(size, device="meta")
 
 
 def _pieces(model: nn.Module, lines: Lines) -> dict[int, Tensor]:
     """What is left of each tensor, by the id of the whole."""
-    tensors = units.named(model)
+    tensors = named(model)
     pieces: dict[int, Tensor] = {}
     for (name, dim), line in lines.items():
         whole = tensors[name]

@@ -1,13 +1,20 @@
 """Data sets, the course's networks, and trained checkpoints of them; nothing here knows of pruning."""
 
-from .data import Data, ZooError, more_views, scans
-from .downloads import cache_dir, load
-from .llama import Llama, llama, llama_folder, reference_text
-from .networks import VisionTransformer, cnn, mlp, resnet, vit
-from .trained import ARCHITECTURES, cards, checkpoint, checkpoints, data_dir, save_checkpoint
+from ..registry import moved, renamed
+from .data import Data, ZooError, scans
+from .downloads import load
+from .llama import Llama, llama, reference_text
+from .networks import cnn, mlp, resnet, vit
+from .trained import checkpoint, checkpoints
 
 __all__ = [
-    "ARCHITECTURES", "Data", "Llama", "VisionTransformer", "ZooError", "cache_dir", "cards", "checkpoint",
-    "checkpoints", "cnn", "data_dir", "llama", "llama_folder", "load", "mlp", "more_views", "reference_text", "resnet",
-    "save_checkpoint", "scans", "vit",
+    "Data", "Llama", "ZooError", "checkpoint", "checkpoints", "cnn", "llama", "load", "mlp", "reference_text",
+    "resnet", "scans", "vit",
 ]  # fmt: skip
+
+__getattr__ = renamed(
+    __name__,
+    moved("prunelab.zoo.trained", "ARCHITECTURES cards data_dir save_checkpoint")
+    | {"VisionTransformer": "prunelab.zoo.networks.VisionTransformer", "cache_dir": "prunelab.zoo.downloads.cache_dir"}
+    | {"llama_folder": "prunelab.zoo.llama.llama_folder", "more_views": "prunelab.zoo.data.more_views"},
+)

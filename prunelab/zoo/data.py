@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,9 +15,29 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
+from ..files import read_whole
+
 
 class ZooError(ValueError):
     """What is wrong, with which file or name, what was found there, and what to do about it."""
+
+
+def verified(path: Path, size: int, algorithm: str, wanted: str, remedy: str) -> bytes:
+    """The content of a file that has the size and hash it should; ZooError, with the remedy, for another.
+
+    What was hashed is what is returned, so nothing can change in between.
+    """
+    try:
+        content = read_whole(path, size + SPARE)
+    except OSError as error:
+        raise ZooError(f"{path} can't be read ({error.strerror}). {remedy}") from error
+    found = hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()
+    if found != wanted:
+        raise ZooError(
+            f"{path} is damaged or another file: its {len(content)} bytes have the {algorithm.upper()} {found}, the "
+            f"published file's {size} bytes have {wanted}. {remedy}"
+        )
+    return content
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -41,6 +63,7 @@ class Data:
         return f"Data({self.name!r}: {size} images of {len(self.classes)} classes; {sizes})"
 
 
+SPARE = 1 << 20  # bytes more than a file should have are read, and found to be wrong
 SIZES = {"train": 1000, "valid": 300, "test": 497}  # scans, of 1797
 VIEWS = 4  # pictures rendered from each scan
 PIXELS = 16
@@ -66,10 +89,7 @@ def scans() -> tuple[Tensor, Tensor]:
 def digits() -> Data:
     """Four 16x16 views of each scan; the scans were split first, so no scan is seen in two splits."""
     # Copies: whoever writes into their tensors must not change what the next caller gets.
-    parts = {
-        split: (images.clone(), labels.clone(), origin.clone())
-        for split, (images, labels, origin) in _rendered().items()
-    }
+    parts = {split: [t.clone() for t in part] for split, part in _rendered().items()}
     return Data(
         name="digits",
         **{split: TensorDataset(images, labels) for split, (images, labels, _) in parts.items()},

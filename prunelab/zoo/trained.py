@@ -15,15 +15,14 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from ..files import alone, read_json, read_whole, write_whole
+from ..files import alone, read_json, write_whole
 from ..text import percent
-from .data import ZooError
+from .data import ZooError, verified
 from .networks import cnn, mlp, resnet, vit
 
 REMAKE = "python -m prunelab.lab checkpoints"
 CARDS = "checkpoints.json"
 SMALL = 1000  # sizes up to here need no weight to show for it
-SPARE = 1 << 20  # bytes more than a card says are read, and found to be wrong
 EVERY = {"architecture": str, "parameters": int, "bytes": int, "sha256": str}  # what each card says
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"cnn": cnn, "mlp": mlp, "vit": vit, "resnet": resnet}
 NEW = ".safetensors.new"  # the weights of a card just written, until they have their name
@@ -52,15 +51,17 @@ def cards(folder: Path | None = None) -> dict[str, dict[str, Any]]:
     path = (folder or data_dir()) / CARDS
     try:
         found = read_json(path)
+        if not isinstance(found, dict) or not all(_whole(card) for card in found.values()):
+            raise ValueError(f"it lacks {', '.join(sorted(EVERY))} for some name")
     except OSError as error:
         raise ZooError(f"{path} can't be read ({error.strerror}). To make it again: {REMAKE}") from error
     except ValueError as error:
-        raise ZooError(f"{path} is not valid JSON ({error}). Delete it and run: {REMAKE}") from error
-    if not isinstance(found, dict) or not all(isinstance(c, dict) and EVERY.keys() <= c.keys() for c in found.values()):
-        raise ZooError(f"{path} lacks {', '.join(sorted(EVERY))} for some name. Delete it and run: {REMAKE}")
-    if any(type(card[key]) is not kind for card in found.values() for key, kind in EVERY.items()):
-        raise ZooError(f"{path} has a card whose {' or '.join(sorted(EVERY))} is none. Delete it and run: {REMAKE}")
+        raise ZooError(f"{path} is damaged ({error}). Delete it and run: {REMAKE}") from error
     return found
+
+
+def _whole(card: Any) -> bool:
+    return isinstance(card, dict) and all(type(card.get(key)) is kind for key, kind in EVERY.items())
 
 
 def checkpoints(folder: Path | None = None) -> tuple[str, ...]:
@@ -117,7 +118,6 @@ def save_checkpoint(
         "torch": torch.__version__,
     }
     _build(name, full, content)
-    _json(full)  # an error before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder / CARDS):
         _write(name, full, content, folder)
@@ -127,25 +127,21 @@ def save_checkpoint(
 def _write(name: str, card: dict[str, Any], content: bytes, folder: Path) -> None:
     # A damaged card file is not overwritten: it may be a learner's only copy of the other cards.
     everything = {**(cards(folder) if (folder / CARDS).exists() else {}), name: card}
-    readme = folder / "README.md"
-    table = with_table(readme.read_text(encoding="utf-8"), everything).encode() if readme.exists() else None
-    text = _json(everything).encode()
-    path, new = folder / f"{name}.safetensors", folder / f"{name}{NEW}"
-    # Interrupted before the card is there, the old one describes the old weights; after it, `_content` finds the new.
-    write_whole(new, content)
-    write_whole(folder / CARDS, text)
-    os.replace(new, path)
-    if table is not None:
-        write_whole(readme, table)
-
-
-def _json(everything: Mapping[str, Any]) -> str:
     try:
-        return json.dumps(everything, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps(everything, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise ZooError(
             f"the card can't be written as JSON ({error}): use text, finite numbers, lists, dicts"
         ) from error
+    readme = folder / "README.md"
+    table = with_table(readme.read_text(encoding="utf-8"), everything).encode() if readme.exists() else None
+    path, new = folder / f"{name}.safetensors", folder / f"{name}{NEW}"
+    # Interrupted before the card is there, the old one describes the old weights; after it, `_content` finds the new.
+    write_whole(new, content)
+    write_whole(folder / CARDS, text.encode())
+    os.replace(new, path)
+    if table is not None:
+        write_whole(readme, table)
 
 
 def with_table(readme: str, everything: Mapping[str, Mapping[str, Any]]) -> str:
@@ -170,20 +166,14 @@ def _percent(card: Mapping[str, Any], split: str) -> str:
 
 def _content(path: Path, card: Mapping[str, Any]) -> bytes:
     """The bytes of a checkpoint, hashed before anybody looks at what they say."""
+    wanted = (card["bytes"], "sha256", card["sha256"], f"To make it again: {REMAKE}")
     new = path.with_name(f"{path.stem}{NEW}")
     try:
-        content = read_whole(path, card["bytes"] + SPARE) if path.exists() or not new.exists() else b""
-        if new.exists() and hashlib.sha256(content).hexdigest() != card.get("sha256"):
-            content = read_whole(new, card["bytes"] + SPARE)
-    except OSError as error:
-        raise ZooError(f"{path} can't be read ({error.strerror}). To make it again: {REMAKE}") from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != card.get("sha256"):
-        raise ZooError(
-            f"{path} is damaged or another file: its {len(content)} bytes have the SHA-256 {found}, the card in "
-            f"{CARDS} says {card.get('bytes')} bytes and {card.get('sha256')}. To make it again: {REMAKE}"
-        )
-    return content
+        return verified(path, *wanted)
+    except ZooError:
+        if not new.exists():
+            raise
+        return verified(new, *wanted)
 
 
 def _build(name: str, card: Mapping[str, Any], content: bytes) -> nn.Module:

@@ -43,7 +43,7 @@ def plain(model: nn.Module, data, batch_size: int) -> Points:
     """Allocate, mask, evaluate."""
     groups, scores, found = pl.granularity.weights(model), pl.criteria.magnitude(model), []
     for group in groups:
-        for s in sensitivity.SPARSITIES:
+        for s in sensitivity.scanning.SPARSITIES:
             keep = pl.allocate(scores, [group], s, "layer")
             with pl.masked(model, pl.expand(model, [group], keep)):
                 found.append(evaluate(model, data, batch_size=batch_size))
@@ -62,7 +62,7 @@ def lean_channels_last(model: nn.Module, data, batch_size: int) -> Points:
     for group in groups:
         weight = pl.prunable(model)[group.name].data
         dense = weight.clone()
-        for s in sensitivity.SPARSITIES:
+        for s in sensitivity.scanning.SPARSITIES:
             keep = pl.allocate(scores, [group], s, "layer")[group.name].view(weight.shape)
             weight.copy_(dense * keep)
             found.append(evaluate(model, data, batch_size=batch_size))

@@ -280,8 +280,7 @@ def test_an_exported_page_moves_offline(exported, open_file):
 
 def test_all_stands_where_styles_and_scripts_are_taken_out(exported, open_file):
     nb, place = exported
-    every = [out.get("data", {}) for cell in notebook.code_cells(nb) for out in cell.outputs]
-    html = [bare(notebook.joined(data.get("text/html"))) for data in every]
+    html = [bare(notebook.shown(out, "text/html")) for _, out in notebook.outputs(nb)]
     left = place.with_suffix(".bare.html")
     left.write_text(bare(place.read_text(encoding="utf-8")), encoding="utf-8")
     page = open_file(left, scripts=False)

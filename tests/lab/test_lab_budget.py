@@ -16,7 +16,7 @@ from prunelab.lab.author import exam as solution
 from prunelab.lab.learn import exam, network_choice, workbench
 from prunelab.lab.lessons import lesson_16
 from prunelab.lab.show import fronts
-from prunelab.measurement import Speedup
+from prunelab.measurement.timing import Speedup
 
 SCARCE = 0.12  # of the MACs: what a network of three tenths of the time has left
 
@@ -104,16 +104,11 @@ RUNS = [
 ]
 
 
-def test_stored_fronts(capsys):
+def test_stored_fronts():
     assert lesson_16.within(RUNS, "one", 0.5)["name"] == "taylor, global, all structures"
     assert lesson_16.within(RUNS, "one", 0.46)["accuracy"] == 0.93
     assert lesson_16.within(RUNS, "one", 0.3) is None
-    assert lesson_16.networks(RUNS) == ["one"]
-    assert lesson_16.leads(RUNS) == pytest.approx({"one": 0.02})
-    assert lesson_16.losses(RUNS)["one"] == pytest.approx({"validation": 0.02, "test": 0.03})
     assert lesson_16.best(RUNS, "one", 0.5)["time"] == "≈ 48.0 %"
-    lesson_16.stored_table(RUNS)
-    assert "one | ≈ 48.0 %" in capsys.readouterr().out
     for budget, title in ((0.5, "one: taylor, global"), (0.3, "one: nothing that was tried is within the budget")):
         ax = Figure().subplots()
         lesson_16.stored_front(ax, RUNS, "one", budget)

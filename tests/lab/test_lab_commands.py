@@ -106,4 +106,4 @@ def test_help_does_not_wait_for_torch():
     code = "import sys, prunelab.lab.__main__ as l\ntry: l.main(['--help'])\nfinally: assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "is this machine ready" in done.stdout
+    assert "Is this machine ready" in done.stdout

@@ -66,6 +66,6 @@ def test_a_folder_that_cant_be_made_is_said(shelf, tmp_path):
 
 
 def test_an_installation_without_notebooks_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(course.zoo, "data_dir", lambda: tmp_path / "data")
+    monkeypatch.setattr(course.zoo.trained, "data_dir", lambda: tmp_path / "data")
     with pytest.raises(PruneError, match="install prunelab again"):
         course.folder()

@@ -103,7 +103,7 @@ def test_a_page_without_scripts_styles_and_our_attributes_says_everything(model,
     for way in (found.weights, found.filters):
         for step, reading in way.fresh.items():
             assert f"{way.weights[step]:,}" in bare
-            assert f"{way.parameters[step]:,}" in bare
+            assert f"{way.sizes[step][0]:,}" in bare
             assert lab.measured(reading.accuracy, "%") in bare
 
 

@@ -81,7 +81,7 @@ def test_the_hosted_one_installs_before_anything_else(name):
 def test_the_hosted_one_installs_from_the_projects_own_address():
     import tomllib
 
-    project = course.zoo.data_dir().parent / "pyproject.toml"
+    project = course.zoo.trained.data_dir().parent / "pyproject.toml"
     if not project.is_file():
         pytest.skip("installed: no pyproject.toml to compare with")
     assert tomllib.loads(project.read_text())["project"]["urls"]["Homepage"] == editions.SOURCE

@@ -7,14 +7,9 @@ import torch
 from prunelab import lab
 from prunelab.lab.learn import exercise as exercises
 from prunelab.lab.learn import progress
+from prunelab.lab.workshop.bank import answer_of
 
 EVERY = exercises.registry()
-
-
-def answer_of(exercise, source):
-    names = {"torch": torch}
-    exec(compile(source, f"<{exercise.id}>", "exec"), names)
-    return names[exercise.answer]
 
 
 @pytest.mark.parametrize("exercise", EVERY.values(), ids=EVERY)
@@ -90,6 +85,13 @@ def test_not_implemented_is_not_attempted():
         raise NotImplementedError
 
     assert exercises.judge(EVERY["01-3"], magnitude_mask)[0] == "unattempted"
+
+
+def test_a_share_near_the_right_one_is_wrong():
+    """Of all weights 370 / 440 are zero, of the last layer's 0.9."""
+    verdict, message = exercises.judge(exercises.get("00-2"), lambda masks: 0.9)
+    assert verdict == "wrong"
+    assert "the last layer only" in message
 
 
 def test_check_shows_a_line_and_keeps_the_result(capsys):

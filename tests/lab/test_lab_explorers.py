@@ -96,7 +96,7 @@ def test_an_untrusted_page_keeps_a_picture_every_text_and_says_what_is_missing(s
     assert picture["alt"] == describe(0.5, "local")
     assert picture["src"].startswith("data:image/png;base64,")
     assert "Run this cell to make it move." in left.text
-    for text in ("sparsity", "rule", "50 %", "<global>", "1.8 times"):
+    for text in ("sparsity", "rule", "50\N{NO-BREAK SPACE}%", "<global>", "1.8 times"):
         assert text in left.text
     assert not [tag for tag, _ in left.tags if tag in ("input", "button", "svg")], "nothing dead to press"
 
@@ -151,7 +151,7 @@ def test_the_table_says_what_every_picture_shows(shown, monkeypatch):
     data, _ = make(shown, **options)
     assert data["text/html"].count("<tr>") == 1 + 6
     assert "<details open>" in data["text/html"], "a short table stands open where no control lives"
-    for text in ("share removed", "rule", "double", ">50 %<", ">1.8<"):
+    for text in ("share removed", "rule", "double", ">50&nbsp;%<", ">1.8<"):
         assert text in data["text/html"]
     assert data["text/plain"] == describe(0.0, "local"), "the line of text is the picture's alone"
     monkeypatch.setattr(explorer, "LONG_TABLE", 5)

@@ -241,12 +241,8 @@ DRAWINGS = {
             axes,
             torch.linspace(-0.01, 0.1, 32),
             torch.linspace(0.01, 0.12, 32),
-            {"leaving out (600 pictures)": [0.5, 0.9], "V, O, within a block": [0.4, 0.5], "Q, K": [-0.6, -0.4]},
+            {"leaving out, within a block": [0.5, 0.9], "V, O, within a block": [0.4, 0.5], "Q, K": [-0.6, -0.4]},
         ),
-    ),
-    "pair": (
-        shape(figsize=(7, 2.2)),
-        lambda ax: lesson_12.pair(ax, {"without head 2": 0.04, "the two added": 0.09, "without both": 0.149}),
     ),
     "orders": (
         shape(figsize=(9.5, 4), ncols=2, sharey=True),
@@ -277,10 +273,6 @@ DRAWINGS = {
             17.5,
         ),
     ),
-    "shouts": (
-        shape(figsize=(8.5, 6), nrows=2),
-        lambda axes: lesson_14.shouts(axes, torch.rand(576), {k: [3.0] * 30 for k in ("in", "out", "up", "down")}),
-    ),
     "said": (
         shape(figsize=(8, 1.6)),
         lambda ax: llamas.said(ax, "8 layers out", {"perplexity": 105.5, "text": "word and " * 60}),
@@ -299,7 +291,7 @@ DRAWINGS = {
             ax, [{"way": way, "untuned": [0.5] * 5, "accuracy": [0.7] * 5} for way in lesson_10.WAYS]
         ),
     ),
-    "pair of ways": (
+    "pair": (
         shape(figsize=(6.5, 2.8)),
         lambda ax: lesson_10.pair(
             ax, {"one full cycle": [0.8, 0.9], "weights rewound": [0.7, 0.9]}, "one full cycle", "weights rewound"
@@ -307,7 +299,7 @@ DRAWINGS = {
     ),
     "stored_front": (
         shape(figsize=(7, 4)),
-        lambda ax: lesson_16.stored_front(ax, lab.grid("fronts"), lesson_16.networks(lab.grid("fronts"))[0], 0.5),
+        lambda ax: lesson_16.stored_front(ax, lab.grid("fronts"), "the course's CNN", 0.5),
     ),
 }
 

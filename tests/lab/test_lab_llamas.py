@@ -104,16 +104,6 @@ def test_by_shares(capsys):
     assert "Wanda + OWL | ≈ 9.00 | ≈ 0.400 [-0.871, 1.67]" in capsys.readouterr().out
 
 
-def test_inputs_of_a_layer():
-    model = decoder()
-    layer = model.model.layers[1].mlp.down_proj
-    x = lesson_14.inputs_of(model, layer, CALIB.batches[0][0])
-    assert x.shape == (4 * 11, 48)
-    wanted = pl.calibration.input_norms(model, CALIB)["model.layers.1.mlp.down_proj.weight"]
-    assert torch.allclose(x.norm(dim=0), wanted, rtol=1e-4)
-    assert not layer._forward_pre_hooks
-
-
 @pytest.mark.parametrize("way", ["blocks", "neurons", "heads", "width"])
 def test_ways_at_equal_parameters(way, monkeypatch):
     """As many parameters leave as two blocks have, as far as whole units let them."""
@@ -202,9 +192,7 @@ def test_right_is_the_likeliest(monkeypatch):
     assert questions.answered(None, None, asked, "blind") == {"facts": "0", "grammar": "0"}
 
 
-def test_agreement_and_streams():
-    assert lesson_13.agreement([1, 2, 3], [10, 30, 50]) == pytest.approx(1)
-    assert lesson_13.agreement([1, 2, 3], [5, 4, 1]) == pytest.approx(-1)
+def test_streams():
     model, ids = decoder(), token_ids(2, 8)
     found = llamas.streams(model, ids)
     assert [tuple(x.shape) for x in found] == [(2, 8, found[0].shape[-1])] * 5
@@ -224,8 +212,6 @@ def test_drawings():
     dots = {"a": ([0.1, 0.2], [20.0, 30.0]), "b": ([0.3], [40.0])}
     for paint, shape in (
         (lambda ax: lesson_13.damage(ax, dots, {"low": (0.1, 20.0)}, 17.0), {}),
-        (lambda axes: lesson_14.shouts(axes, torch.ones(8), {"in": [1.0, 2.0]}), {"nrows": 2}),
-        (lambda ax: lesson_15.neurons_seen(ax, torch.ones(8), torch.ones(8), torch.arange(8) < 3), {}),
         (lambda axes: lesson_15.judges(axes, lesson_15.stored()["whole", "", "", 0, False]), {"ncols": 2}),
         (lambda ax: llamas.said(ax, "2 out", {"perplexity": 30.0, "text": "It costs $5 and $6. " * 60}), {}),
         (lambda ax: llamas.said(ax, "all out", {"perplexity": 3e5, "text": ""}), {}),

@@ -41,6 +41,14 @@ def test_a_measured_value_has_one_form_and_one_rule_finds_all_of_it(text, want):
     assert sanitized(f"a: {text}, b") == "a: (measured), b"
 
 
+def test_a_number_and_its_unit_stay_on_one_line_of_a_table():
+    _, html = figure.render_table("Half", {"": None, "read": "%"}, [["50 % zero, in 5 networks", 0.944]])
+    assert "50&nbsp;% zero, in 5 networks" in html
+    assert "≈&nbsp;94.4&nbsp;%" in html
+    assert sanitized(html) == sanitized(html.replace("&nbsp;", " "))
+    assert "≈" not in sanitized(html)
+
+
 def test_the_rule_in_the_file_is_the_pattern_in_the_code():
     assert dict(RULES)[measuring.PATTERN] == "(measured)"
 

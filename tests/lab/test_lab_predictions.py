@@ -43,6 +43,7 @@ def test_a_locked_guess_is_stored_and_taken_up_again():
     assert progress.current().read()["predictions"]["01-test"]["guess"] == "twice as fast"
     again = ask()
     assert (again.value, again.locked, again.button.disabled) == ("twice as fast", True, True)
+    again.control.value = "just as fast"
     again.lock()
     assert again.value == "twice as fast"
 

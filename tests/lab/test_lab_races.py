@@ -1,7 +1,8 @@
 """Timings as tables: what is written, and what is returned."""
 
 from prunelab.lab import race
-from prunelab.measurement import Comparison, Latency, Speedup
+from prunelab.measurement import Comparison, Latency
+from prunelab.measurement.timing import Speedup
 
 TIMES = {"dense": Latency(2e-3, 1e-3, 3e-3, 64, 1, "cpu", 7), "small": Latency(1e-3, 1e-3, 3e-3, 64, 1, "cpu", 7)}
 RATIOS = {"dense": Speedup(1.0, 1.0, 1.0), "small": Speedup(2.5, 2.0, 3.0)}

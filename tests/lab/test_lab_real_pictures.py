@@ -73,12 +73,3 @@ def test_one_class_may_pay_in_every_picture_and_not_in_every_network(monkeypatch
     assert real_pictures.tolls("90 %")[0, :, 0].tolist() == first
     assert real_pictures.agreement("90 %") == pytest.approx(1)
     assert real_pictures.agreement("90 %", networks=True) == pytest.approx(networks)
-
-
-def test_what_changes_is_counted_by_network(monkeypatch):
-    runs = [{"kind": kind, "right": bits} for kind, bits in (("trained on", "f0" * 1250), ("70 %", "c1" * 1250))]
-    monkeypatch.setattr(stored_grid, "grid", lambda name: runs)
-    assert {key: counts.tolist() for key, counts in real_pictures.changes("70 %").items()} == {
-        "lost": [2500],
-        "gained": [1250],
-    }

@@ -10,7 +10,7 @@ import torch
 from prunelab import zoo
 from prunelab.lab.learn import stored_grid
 from prunelab.lab.lessons import lesson_09
-from prunelab.lab.lessons.lesson_09 import last_return, no_return, said
+from prunelab.lab.lessons.lesson_09 import edge, last_return, no_return
 from prunelab.lab.lessons.pruned_networks import CNNS, pruned
 from prunelab.layers import prunable
 
@@ -61,10 +61,10 @@ def test_a_crossing_outside_is_none(enough):
 
 def test_each_network_is_held_against_its_own_dense_self():
     table = np.array([[0.9, 0.7], [0.8, 0.6]])
-    at = no_return([0.5, 0.7], table, [0.9, 0.8], 0.1)
-    assert (at.mean, at.low, at.high) == pytest.approx((0.6, 0.6, 0.6))
-    assert said(at) == "≈ 60.0 % [60.0 %, 60.0 %]"
-    assert said(no_return([0.5, 0.7], table, [0.9, 0.8], 0.5)) == "beyond the curve's ends"
+    assert no_return([0.5, 0.7], table, [0.9, 0.8], 0.1) == pytest.approx([0.6, 0.6])
+    said = edge([0.5, 0.7], table, [0.9, 0.8], 0.1)
+    assert said == {"comes back up to": "≈ 60.0 % [60.0 %, 60.0 %]"}
+    assert edge([0.5, 0.7], table, [0.9, 0.8], 0.5) == {"comes back up to": "beyond the curve's ends"}
 
 
 def test_the_stored_grid_is_whole():

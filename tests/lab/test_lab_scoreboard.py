@@ -6,7 +6,8 @@ from torch import nn
 
 from prunelab import lab
 from prunelab.lab.learn import progress, scoreboard
-from prunelab.measurement import Speedup, measure
+from prunelab.measurement import measure
+from prunelab.measurement.timing import Speedup
 
 ROW = {"accuracy": 0.944, "bytes": 328_000, "macs": 1_200_000, "speed": Speedup(2.5, 2.4, 2.62)}
 

@@ -103,14 +103,18 @@ def test_the_verbs_are_there():
     assert {"prune", "apply", "bake", "measure", "allocate", "Recipe"} <= set(reference.public(pl))
 
 
+def test_a_reference_is_the_same_tomorrow():
+    assert "loss: Loss = cross_entropy" in reference.page(pl)
+    assert not any(re.search(r"at 0x[0-9a-f]+", reference.page(module)) for module in reference.modules())
+
+
 def test_a_docstring_becomes_markdown():
     text = reference.prose("One line.\n\n>>> f(1)\n2\n\n  a  b\n  c  d\n\nThe end.")
     assert text == "One line.\n\n```python\n>>> f(1)\n2\n```\n\n```\n  a  b\n  c  d\n```\n\nThe end."
 
 
 def test_a_page_escapes_its_title_and_marks_where_it_is():
-    nav = pages.navigation({"a": "a.html", "b": "b.html"}, "b.html")
-    text = pages.markdown("# <x>", "a < b", nav)
+    text = pages.markdown("# <x>", "a < b", {"a": "a.html", "b": "b.html"}, "b.html")
     assert "<title>a &lt; b</title>" in text
     assert '<a href="b.html" aria-current=page>b</a>' in text
     assert text.count("aria-current=page") == 1

@@ -22,7 +22,7 @@ def exported(request) -> tuple[object, str]:
 
 
 def html_of(cell) -> list[str]:
-    return [unescape(notebook.joined(out.get("data", {}).get("text/html"))) for out in cell.get("outputs", [])]
+    return [unescape(notebook.shown(out, "text/html")) for out in cell.get("outputs", [])]
 
 
 @pytest.mark.slow

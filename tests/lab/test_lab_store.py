@@ -171,6 +171,19 @@ def test_reset_asks_first_and_keeps_a_backup(home, capsys):
     lab.reset(confirm=True)  # nothing there: nothing happens
 
 
+def test_a_reset_that_cannot_write_leaves_the_file_where_it_was(home, monkeypatch):
+    progress.current().record("exercises", "01-1", {"solved": True})
+    before = {path.name: path.read_bytes() for path in home.glob("*.json")}
+
+    def full(self, content):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(progress.Store, "_write", full)
+    with pytest.warns(UserWarning, match="it is as it was"):
+        lab.reset(confirm=True)
+    assert {path.name: path.read_bytes() for path in home.glob("*.json")} == before
+
+
 def test_a_reset_makes_no_other_learner(home):
     progress.current().record("exercises", "01-1", {"solved": True})
     (before,) = (json.loads(p.read_text())["learner"] for p in home.glob("*.json"))

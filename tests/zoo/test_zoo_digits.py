@@ -135,12 +135,12 @@ def test_an_unknown_name_is_told_the_known_ones(name):
 
 
 def test_more_views_are_of_the_training_scans_and_new(data):
-    more = zoo.more_views(2)
+    more = zoo.data.more_views(2)
     images, labels = more.tensors
     assert images.shape == (2000, 1, 16, 16)
     own, own_labels = data.train.tensors
     assert torch.equal(labels, own_labels[:1000].repeat(2))
     assert ((images[:1000] - own[:1000]).abs().mean(dim=(1, 2, 3)) > 0.05).all(), "pictures of the set itself"
     assert ((images[:1000] - images[1000:]).abs().mean(dim=(1, 2, 3)) > 0.05).all(), "the same picture twice"
-    assert torch.equal(zoo.more_views(1).tensors[0], images[:1000])
-    assert not torch.equal(zoo.more_views(1, seed=2).tensors[0], images[:1000])
+    assert torch.equal(zoo.data.more_views(1).tensors[0], images[:1000])
+    assert not torch.equal(zoo.data.more_views(1, seed=2).tensors[0], images[:1000])

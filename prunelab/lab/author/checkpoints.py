@@ -20,7 +20,7 @@ from ..lessons import real_pictures
 
 @dataclass(frozen=True)
 class Plan:
-    """How one checkpoint is made: a network of `zoo.ARCHITECTURES`, its arguments, and its training."""
+    """How one checkpoint is made: a network of `zoo.trained.ARCHITECTURES`, its arguments, and its training."""
 
     architecture: str
     arguments: dict[str, Any]
@@ -73,12 +73,12 @@ def remake(names: Sequence[str] = ()) -> None:
     for name in names or PLANS:
         plan = PLANS[name]
         data = zoo.load(plan.data)
-        model = zoo.ARCHITECTURES[plan.architecture](**plan.arguments, seed=plan.seed)
+        model = zoo.trained.ARCHITECTURES[plan.architecture](**plan.arguments, seed=plan.seed)
         model = model.to(memory_format=LAYOUTS[plan.data])
-        pictures = zoo.more_views(plan.views) if plan.views else exam.split()[0] if plan.spares else data
+        pictures = zoo.data.more_views(plan.views) if plan.views else exam.split()[0] if plan.spares else data
         how: dict[str, Any] = {"lr": plan.lr, "weight_decay": plan.weight_decay, "batch_size": plan.batch_size}
         history = train(model, pictures, epochs=plan.epochs, **how, seed=plan.seed)
-        card = zoo.save_checkpoint(name, model, _card(plan, model, data, history.seconds))
+        card = zoo.trained.save_checkpoint(name, model, _card(plan, model, data, history.seconds))
         print(f"{name}: test {percent(card['accuracy']['test']['value'], digits=2)}, sha256 {card['sha256'][:16]}")
 
 
@@ -91,11 +91,7 @@ def _card(plan: Plan, model: nn.Module, data: zoo.Data, seconds: float) -> dict[
         "license": "MIT",
         "training": {
             "optimizer": "AdamW, one-cycle",
-            "epochs": plan.epochs,
-            "lr": plan.lr,
-            "weight_decay": plan.weight_decay,
-            "batch_size": plan.batch_size,
-            "seed": plan.seed,
+            **{key: getattr(plan, key) for key in ("epochs", "lr", "weight_decay", "batch_size", "seed")},
             "initial_seed": plan.seed,
             **({"views_of_each_scan": plan.views} if plan.views else {}),
             **({"training_scans_not_seen": plan.spares} if plan.spares else {}),

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
-from ...budget import SearchOptions, fit_budget
+from ...budget import fit_budget
 from ...surgery import shrink
-from ..learn.exam import Exam
-
-EQUAL = SearchOptions(criteria=("magnitude",), rules=("uniform",), finalists=1, front=())
+from ..learn.exam import EQUAL_SHARES, Exam
 
 
 def by_teacher(paper: Exam) -> nn.Module:
     """Passes: the search says how narrow, and the dense network teaches the narrow one."""
-    found = fit_budget(paper.model, paper.data, latency=paper.budget - 0.02, recover_steps=0, how=EQUAL, progress=False)
+    narrow: dict[str, Any] = {"latency": paper.budget - 0.02, "recover_steps": 0, "how": EQUAL_SHARES}
+    found = fit_budget(paper.model, paper.data, **narrow, progress=False)
     small = shrink(paper.model, found.groups, found.keep)
     paper.retrain(small, paper.steps, teacher=paper.model, lr=1e-2, progress=False)
     return small

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import tempfile
 from pathlib import Path
 
@@ -26,16 +25,10 @@ BAR = re.compile(r"(\w[\w ]*:) +\d+%\|[^|]*\| *\d+/(\d+) \[[^\]]*\]")
 def publish(path: Path, timeout: float = 180) -> None:
     """Execute the notebook in its folder and store it."""
     nb = nbformat.read(path, as_version=4)
-    before = os.environ.get("PRUNELAB_HOME")
+    resources = {"metadata": {"path": str(path.parent)}}
     with tempfile.TemporaryDirectory() as empty:
-        os.environ["PRUNELAB_HOME"] = empty  # the kernel inherits it
-        try:
-            resources = {"metadata": {"path": str(path.parent)}}
-            NotebookClient(nb, timeout=timeout, store_widget_state=False, resources=resources).execute()
-        finally:
-            os.environ.pop("PRUNELAB_HOME")
-            if before is not None:
-                os.environ["PRUNELAB_HOME"] = before
+        client = NotebookClient(nb, timeout=timeout, store_widget_state=False, resources=resources)
+        client.execute(env={**os.environ, "PRUNELAB_HOME": empty})
     store_notebook(strip_views(nb), path)
 
 
@@ -51,15 +44,9 @@ def strip_views(nb: Notebook) -> Notebook:
         cell.metadata.pop("execution", None)
         if cell.cell_type != "code":
             continue
-        for out in cell.outputs:
-            data = out.get("data", {})
+        for data in (out.get("data", {}) for out in cell.outputs):
             data.pop(WIDGET_VIEW, None)
             if "text/plain" in data:
                 data["text/plain"] = BAR.sub(r"\1 100%|██████████| \2/\2 [done]", data["text/plain"])
         cell.outputs = [out for out in cell.outputs if out.get("data", True)]
     return nb
-
-
-if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        publish(Path(name))

@@ -38,19 +38,18 @@ MOST_RUNS = 9  # older ones are dropped
 
 def measure(numbers: list[str] | None = None, runs: int = 5) -> None:
     """Run notebooks, all or some, that often, and add to the stored measurements after each run."""
-    _store({"made_by": "python -m prunelab.lab timings", "machine": _machine(), "trial": round(doctor.trial(), 4)})
+    python, machine = platform.python_version(), platform.machine()
+    where = f"{os.cpu_count()} cores, {machine}, Python {python}, torch {torch.__version__}"
+    _store({"made_by": "python -m prunelab.lab timings", "machine": where, "trial": round(doctor.trial(), 4)})
     for turn in range(runs):
         for notebook in course.notebooks():
             number = notebook.stem[:2]
             if numbers and number not in numbers:
                 continue
-            found = run(notebook)
+            wall, cpu, peak = found = run(notebook)
             _add(number, found)
-            wall, cpu, peak = found
-            print(
-                f"{number}, run {turn + 1} of {runs}: {cpu:.0f} s of CPU in {wall:.0f} s, {peak / 1e9:.2f} GB",
-                flush=True,
-            )
+            said = f"{cpu:.0f} s of CPU in {wall:.0f} s, {peak / 1e9:.2f} GB"
+            print(f"{number}, run {turn + 1} of {runs}: {said}", flush=True)
 
 
 def run(notebook: Path) -> list[float]:
@@ -77,9 +76,3 @@ def _add(number: str, found: list[float]) -> None:
 
 def _store(news: dict[str, Any]) -> None:
     write_whole(stored_timings.path(), (json.dumps(stored_timings.stored() | news, indent=1) + "\n").encode())
-
-
-def _machine() -> str:
-    return (
-        f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
-    )

@@ -27,46 +27,41 @@ class Bound:
     limit: Any
 
     def __post_init__(self) -> None:
-        if self.kind == "equals":
-            limits: tuple[Any, ...] = (self.limit,) if isinstance(self.limit, float) else ()
-        elif self.kind == "between":
-            limits = tuple(self.limit)
-            if len(limits) != 2 or not limits[0] < limits[1]:
-                raise ValueError(f"between={self.limit!r}: give (low, high) with low < high")
-        else:
-            limits = (self.limit,)
-        if not all(_is_number(x) and math.isfinite(x) for x in limits):
+        if self.kind == "between" and not (len(self.limit) == 2 and self.limit[0] < self.limit[1]):
+            raise ValueError(f"between={self.limit!r}: give (low, high) with low < high")
+        counted = self.kind == "equals" and not isinstance(self.limit, float)  # or a name, a list, a truth
+        if not counted and not all(_is_number(x) and math.isfinite(x) for x in self._limits):
             raise ValueError(f"{self.kind}={self.limit!r}: a bound must be a finite number, or the claim can't fail")
+
+    @property
+    def _limits(self) -> tuple[Any, ...]:
+        return tuple(self.limit) if self.kind == "between" else (self.limit,)
 
     def holds(self, value: Any) -> bool:
         """Whether the value keeps the bound; NaN never does."""
         if self.kind == "equals":
             return _equal(value, self.limit)
-        if not _is_number(value) or math.isnan(value):
-            return False
         low, high = self.interval
-        return low <= value <= high
+        return _is_number(value) and low <= value <= high
 
     @property
     def interval(self) -> tuple[float, float]:
         """The closed interval of values that keep the bound."""
-        if self.kind == "between":
-            return self.limit
-        return (self.limit, math.inf) if self.kind == "at_least" else (-math.inf, self.limit)
+        low = -math.inf if self.kind == "at_most" else self._limits[0]
+        return low, math.inf if self.kind == "at_least" else self._limits[-1]
 
     def __str__(self) -> str:
         return self.said()
 
     def said(self, unit: str = "") -> str:
         """The bound in words; with "%", of a share."""
-        limits = self.limit if self.kind == "between" else (self.limit,)
-        words = " and ".join(exact(limit, unit) if unit else repr(limit) for limit in limits)
+        words = " and ".join(exact(limit, unit) if unit else repr(limit) for limit in self._limits)
         return f"{self.kind.replace('_', ' ')} {words}"
 
 
 def bound(kinds: dict[str, Any]) -> Bound:
     """The one bound of a claim; none or several raise ValueError."""
-    if len(kinds) != 1 or not set(kinds) <= set(KINDS):
+    if len(kinds) != 1 or not kinds.keys() <= set(KINDS):
         raise ValueError(f"a claim takes exactly one of {', '.join(KINDS)}; it got {', '.join(kinds) or 'none'}")
     return Bound(*next(iter(kinds.items())))
 
@@ -112,24 +107,20 @@ class Number:
         try:
             found = plain(eval(self.value, dict(names)))
         except Exception as error:
-            raise ClaimError(
-                f'"{self.says}": `{self.value}` can\'t be computed here ({type(error).__name__}: {error})'
-            ) from error
-        return None if self.bound.holds(found) else f'"{self.says}" ({self.bound}). Here it is {_short(found)}.'
+            why = f"can't be computed here ({type(error).__name__}: {error})"
+            raise ClaimError(f'"{self.says}": `{self.value}` {why}') from error
+        short = f"{found:.4g}" if isinstance(found, float) else repr(found)
+        return None if self.bound.holds(found) else f'"{self.says}" ({self.bound}). Here it is {short}.'
 
 
 def numbers_of(notebook: str) -> tuple[Number, ...]:
     """The numbers of a lesson's prose, from `[[numbers]]` in its data file; one without a bound raises ValueError."""
-    entries = exercise.texts(notebook).get("numbers", ())
-    return tuple(
-        Number(
-            one["says"],
-            one["value"],
-            bound({k: v for k, v in one.items() if k not in ("says", "value", "clock")}),
-            one.get("clock", False),
-        )
-        for one in entries
-    )
+    return tuple(_number(dict(entry)) for entry in exercise.texts(notebook).get("numbers", ()))
+
+
+def _number(entry: dict[str, Any]) -> Number:
+    says, value, clock = entry.pop("says"), entry.pop("value"), entry.pop("clock", False)
+    return Number(says, value, bound(entry), clock)
 
 
 def check_numbers(notebook: str, names: dict[str, Any]) -> None:
@@ -143,18 +134,11 @@ def check_numbers(notebook: str, names: dict[str, Any]) -> None:
     wrong = [failure for number, failure in failed if not number.clock]
     if wrong:
         raise ClaimError("\n".join([f"{len(wrong)} of {len(every)} numbers of this text do not hold here:", *wrong]))
-    verdict = _verdict(len(every), [failure for _, failure in failed])
+    verdict = "all hold."
+    if failed:
+        other = " And with ".join(failure for _, failure in failed)
+        verdict = f"{len(every) - len(failed)} hold. {OWN_TIMES}; here it is otherwise with {other}"
     _show(f"{len(every)} numbers of this text were compared with your run: {verdict}")
-
-
-def _verdict(count: int, other: list[str]) -> str:
-    if not other:
-        return "all hold."
-    return f"{count - len(other)} hold. {OWN_TIMES}; here it is otherwise with {' And with '.join(other)}"
-
-
-def _short(found: Any) -> str:
-    return f"{found:.4g}" if isinstance(found, float) else repr(found)
 
 
 def plain(value: Any) -> Any:

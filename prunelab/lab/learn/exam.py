@@ -25,6 +25,7 @@ STEPS = 100  # of retraining, at most
 LOST = 0.05  # of the hidden digits, at most
 TIE = 0.01  # of the hidden digits: fewer than 8 of 800 pictures apart, nobody has beaten anybody
 NETWORK, ID = "exam", "16-exam"
+EQUAL_SHARES = SearchOptions(criteria=("magnitude",), rules=("uniform",), finalists=1, front=())
 HELD_BACK = 200  # of the course's 1,000 training scans: the exam's network has learnt from the other 800
 
 
@@ -62,23 +63,26 @@ class Exam:
         4. Its retraining was counted, and short enough. Every marking is an attempt; attempts outlast `lab.reset`.
         """
         if answer is None or answer is Ellipsis:
-            text = (
+            display.say(
                 "○ The exam: not attempted yet. Put your smaller network in place of the `...`, and run the cell again."
             )
-            display.show(text, html=display.box(display.prose(text)))
             return
         marks = self.marks(answer)
-        exercise.record(ID, all(m.kept for m in marks))
-        _show(marks)
+        kept = sum(m.kept for m in marks)
+        exercise.record(ID, kept == len(marks))
+        grade = (
+            f"{kept} of {len(marks)} rules kept. Attempt {exercise.tries(ID)}: the more you take, the more of a good "
+        )
+        lines = [*(f"{'✓' if m.kept else '✗'} {m.rule}: {m.found}." for m in marks), f"{grade}mark is luck."]
+        display.say(*lines, edge=display.GOOD if kept == len(marks) else display.WARN)
 
     def marks(self, answer: Any) -> tuple[Mark, ...]:
         """The marks alone; shows and stores nothing."""
         if not isinstance(answer, nn.Module):
             return (Mark("The answer is a network", False, f"it is a {type(answer).__name__}: hand in an nn.Module"),)
         if answer is self.model:
-            return (
-                Mark("The answer is a smaller network", False, "it is the exam's own: hand in what you made of it"),
-            )
+            own = "it is the exam's own: hand in what you made of it"
+            return (Mark("The answer is a smaller network", False, own),)
         rival = equal_shares(self)
         try:
             ratio, hidden = self._worth(answer.eval(), rival)
@@ -128,11 +132,9 @@ def split() -> tuple[Pair, TensorDataset]:
 
 def equal_shares(paper: Exam) -> nn.Module:
     """The rival: magnitude, the same share of every layer, the same budget and steps."""
-    how = SearchOptions(criteria=("magnitude",), rules=("uniform",), finalists=1, front=())
+    options: dict[str, Any] = {"latency": paper.budget, "recover_steps": paper.steps, "how": EQUAL_SHARES}
     try:
-        return fit_budget(
-            paper.model, paper.data, latency=paper.budget, recover_steps=paper.steps, how=how, progress=False
-        ).model
+        return fit_budget(paper.model, paper.data, **options, progress=False).model
     except GoalNotMet as missed:
         if missed.result is None:
             raise
@@ -145,22 +147,9 @@ def judged(ratio: float, hidden: dict[str, float], budget: float = BUDGET) -> tu
     lead = hidden["yours"] - hidden["equal shares"]
     beaten = "ahead by" if lead >= 0 else "behind by"
     close = " (too little to tell)" if abs(lead) < TIE else ""
+    takes = f"it takes {measured(ratio, '%')} of the time, {percent(budget, digits=0)} allowed"
     return (
-        Mark(
-            "It is within the budget",
-            ratio <= budget,
-            f"it takes {measured(ratio, '%')} of the time, {percent(budget, digits=0)} allowed",
-        ),
+        Mark("It is within the budget", ratio <= budget, takes),
         Mark("It still reads", lost <= LOST, f"{measured(lost, 'points')} of the hidden digits lost, 5 allowed"),
         Mark("It beats equal shares", lead >= TIE, f"{beaten} {measured(abs(lead), 'points')}{close}"),
     )
-
-
-def _show(marks: tuple[Mark, ...]) -> None:
-    lines = [f"{'✓' if m.kept else '✗'} {m.rule}: {m.found}." for m in marks]
-    tries = exercise.tries(ID)
-    grade = f"{sum(m.kept for m in marks)} of {len(marks)} rules kept. Attempt {tries}: the more you take, the more of "
-    grade += "a good mark is luck."
-    text = "\n".join([*lines, grade])
-    edge = display.GOOD if all(m.kept for m in marks) else display.WARN
-    display.show(text, html=display.box("".join(display.prose(x) for x in (*lines, grade)), edge))

@@ -96,8 +96,9 @@ def lesson(number: str) -> ModuleType:
 
 @functools.cache
 def texts(number: str) -> dict[str, Any]:
-    """A lesson's data, lessons/NN.toml: its teaching notes, and the texts of its exercises."""
-    return tomllib.loads((LESSONS / f"{number}.toml").read_text(encoding="utf-8"))
+    """A lesson's data, lessons/NN.toml: its teaching notes, and the texts of its exercises; empty without the file."""
+    path = LESSONS / f"{number}.toml"
+    return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def registry() -> dict[str, Exercise]:
@@ -113,16 +114,16 @@ def of_lesson(number: str) -> tuple[Exercise, ...]:
 
 def _exercise(entry: dict[str, Any], module: ModuleType) -> Exercise:
     """TOML ends a text of several lines with a line break, which is not part of it."""
-    plain = {key: value.strip("\n") if isinstance(value, str) else value for key, value in entry.items()}
-    wrong = tuple(WrongAnswer(one["source"].strip("\n"), one["says"]) for one in entry["wrong"])
-    made = {"check": getattr(module, entry["check"]), "wrong": wrong, "hints": tuple(entry["hints"])}
+    made: dict[str, Any] = {key: value.strip("\n") if isinstance(value, str) else value for key, value in entry.items()}
+    made["check"] = getattr(module, entry["check"])
+    made["wrong"] = tuple(WrongAnswer(one["source"].strip("\n"), one["says"]) for one in entry["wrong"])
     made["right"] = tuple(source.strip("\n") for source in entry.get("right", ()))
-    return Exercise(**{**plain, **made})
+    return Exercise(**{**made, "hints": tuple(entry["hints"])})
 
 
 def get(id: str) -> Exercise:
     """An exercise by its id; an unknown one raises KeyError with those there are."""
-    every = {one.id: one for one in of_lesson(id[:2])} if id[:2] in numbers() else {}
+    every = {one.id: one for one in of_lesson(id[:2])}
     if id not in every:
         raise KeyError(f"no exercise {id!r}; there are {', '.join(registry())}")
     return every[id]
@@ -133,17 +134,14 @@ def by_lesson() -> dict[str, set[str]]:
     return {number: {entry["id"] for entry in texts(number).get("exercises", ())} for number in numbers()}
 
 
-def solved() -> set[str]:
-    """The ids of the exercises that this learner has solved."""
-    kept = progress.current().read()["exercises"]
-    return {id for id, record in kept.items() if isinstance(record, dict) and record.get("solved")}
-
-
 def exercise(id: str) -> None:
     """Show an exercise: its task, how hard and how long, and its hints and a solution, folded each behind the last."""
     asked = get(id)
-    head, body = _card(asked)
-    display.show(f"{head}\n{body}", html=_card_html(asked) + _folded(asked))
+    stars = "★" * asked.difficulty + "☆" * (3 - asked.difficulty)
+    head, task = f"Exercise {id}: {asked.title} ({asked.kind}, {stars}, {asked.minutes} min)", asked.task.strip()
+    level = f'<span role="img" aria-label="difficulty {asked.difficulty} of 3">{stars}</span>'
+    card = display.box(f"<strong>{escape(head).replace(stars, level)}</strong>{display.prose(task)}")
+    display.show(f"{head}\n{task}", html=card + _folded(asked))
 
 
 def check(id: str, answer: Any) -> None:
@@ -163,7 +161,7 @@ def check(id: str, answer: Any) -> None:
 
 def _ending(notebook: str) -> str:
     """What is left of a notebook, or that it is finished and what comes next."""
-    left = sorted(by_lesson()[notebook] - solved())
+    left = sorted(by_lesson()[notebook] - progress.current().solved())
     if left:
         return f"Still open in this notebook: {', '.join(left)}."
     later = [number for number in numbers() if number > notebook]
@@ -200,23 +198,24 @@ def hint(id: str, level: int | None = None) -> None:
         raise ValueError(f"level={level!r}: hints count from 1 to {len(asked.hints)}")
     shown = _levels[id] = min(wanted, len(asked.hints))
     lines = [f"Hint {n} of {len(asked.hints)}: {text}" for n, text in enumerate(asked.hints[:shown], 1)]
-    if shown < wanted or shown == len(asked.hints):
-        lines.append(f"There are no more hints; lab.solution({id!r}) shows a solution.")
-    display.show("\n".join(lines), html=_hints_html(asked, shown))
+    if shown == len(asked.hints):
+        lines.append(f"There are no more hints; `lab.solution({id!r})` shows a solution.")
+    display.say(*lines)
 
 
 def solution(id: str) -> None:
     """Show a solution's source."""
-    asked = get(id)
-    display.show(f"A solution of {id}:\n{asked.solution.strip()}", html=_solution_html(asked))
+    source = get(id).solution
+    html = f"A solution of {id}, one of several:{display.code_block(source)}"
+    display.show(f"A solution of {id}:\n{source.strip()}", html=html)
 
 
 def record(id: str, solved: bool) -> None:
     """Count one more try at an exercise; what was solved once stays solved."""
 
     def counted(before: Any) -> dict[str, Any]:
-        before = before if isinstance(before, dict) else {}
-        return {"solved": solved or bool(before.get("solved")), "tries": int(before.get("tries", 0)) + 1}
+        done, tried = (before.get("solved"), before.get("tries", 0)) if isinstance(before, dict) else (False, 0)
+        return {"solved": solved or bool(done), "tries": int(tried) + 1}
 
     progress.current().update("exercises", id, counted)
 
@@ -231,7 +230,7 @@ def tries(id: str) -> int:
 def _put_back() -> Iterator[list[str]]:
     """What a learner's function may change for all that comes after it is put back; the list says what it was."""
     changed: list[str] = []
-    before = {what: get() for what, (get, _set) in _STATE.items()}
+    before = {what: get() for what, (get, _put) in _STATE.items()}
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     printed = io.StringIO()
     try:
@@ -257,34 +256,12 @@ _STATE: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 }
 
 
-def _card(asked: Exercise) -> tuple[str, str]:
-    stars = "★" * asked.difficulty + "☆" * (3 - asked.difficulty)
-    return f"Exercise {asked.id}: {asked.title} ({asked.kind}, {stars}, {asked.minutes} min)", asked.task.strip()
-
-
-def _card_html(asked: Exercise) -> str:
-    head, body = _card(asked)
-    level = f'<span role="img" aria-label="difficulty {asked.difficulty} of 3">'
-    stars = head[head.rindex("★" * asked.difficulty) :].split(",")[0]
-    titled = escape(head).replace(stars, f"{level}{stars}</span>")
-    return display.box(f"<strong>{titled}</strong>{display.prose(body)}")
-
-
-def _hints_html(asked: Exercise, level: int) -> str:
-    shown = enumerate(asked.hints[:level], 1)
-    return display.box("".join(display.prose(f"Hint {n} of {len(asked.hints)}: {text}") for n, text in shown))
-
-
 def _folded(asked: Exercise) -> str:
     """The hints and the solution, each behind the one before; they open without a kernel, and by keyboard."""
     html = display.folded("A solution, one of several", display.code_block(asked.solution))
     for n in range(len(asked.hints), 0, -1):
         html = display.folded(f"Hint {n} of {len(asked.hints)}", display.prose(asked.hints[n - 1]) + html)
     return html
-
-
-def _solution_html(asked: Exercise) -> str:
-    return f"A solution of {asked.id}, one of several:{display.code_block(asked.solution)}"
 
 
 def _kind(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def pick(name: str = "digits-cnn", *, pixels: int = 32, steps: int = STEPS, prog
 
 def checkpoints() -> list[str]:
     """The zoo's networks that read digits."""
-    return [name for name, card in zoo.cards().items() if card.get("data") == "digits"]
+    return [name for name, card in zoo.trained.cards().items() if card.get("data") == "digits"]
 
 
 def _torchvision(name: str, pixels: int, steps: int, progress: bool) -> tuple[nn.Module, Any]:
@@ -78,18 +78,16 @@ def _new_head(net: nn.Module, classes: int) -> None:
 
 
 def _own(path: Path) -> tuple[Any, Any]:
-    spec = importlib.util.spec_from_file_location("own_model", path) if path.is_file() else None
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py" or not path.is_file():
         raise PruneError(f"{path} is no Python file: it should define model() and data()")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    lacking = [f for f in ("model", "data") if not callable(getattr(module, f, None))]
+    defined = runpy.run_path(str(path))
+    lacking = [f"{name}()" for name in ("model", "data") if not callable(defined.get(name))]
     if lacking:
-        raise PruneError(f"{path} does not define {' and '.join(f'{f}()' for f in lacking)}")
-    data = module.data()
+        raise PruneError(f"{path} does not define {' and '.join(lacking)}")
+    data = defined["data"]()
     if isinstance(data, tuple) and len(data) == 2:
         data = Pair(*data)
-    return module.model(), data
+    return defined["model"](), data
 
 
 class Pair:

@@ -27,7 +27,6 @@ class Prediction:
     question: str
     options: tuple[str, ...] = ()
     slider: Slider | None = None
-    default: Any = None
     value: Any = None
     locked: bool = False
     control: Any = field(default=None, repr=False)
@@ -36,13 +35,11 @@ class Prediction:
 
     def lock(self, _button: object = None) -> None:
         """Keep the control's value as the guess, here and in the progress file."""
-        if self.locked or self.control.value is None:
-            self._say()
-            return
         chosen = self.control.value
-        self.value, self.locked = chosen if self.slider is None else round(chosen / self.scale, 9), True
-        when = datetime.now(UTC).isoformat(timespec="seconds")
-        progress.current().record("predictions", self.id, {"guess": self.value, "at": when})
+        if not self.locked and chosen is not None:
+            self.value, self.locked = chosen if self.slider is None else round(chosen / self.scale, 9), True
+            when = datetime.now(UTC).isoformat(timespec="seconds")
+            progress.current().record("predictions", self.id, {"guess": self.value, "at": when})
         self._say()
 
     def restore(self) -> None:
@@ -51,7 +48,7 @@ class Prediction:
         guess = record.get("guess") if isinstance(record, dict) else None
         if guess is not None and self.allows(guess):
             self.value, self.locked = guess, True
-            self.control.value = guess if isinstance(guess, str) else self.scale * guess
+            self.control.value = guess if self.slider is None else self.scale * guess
         self._say()
 
     def allows(self, guess: Any) -> bool:
@@ -75,24 +72,18 @@ class Prediction:
             return self.written(answer)
         return measured(answer, self.slider[3])
 
-    def _say(self) -> None:
+    def _say(self, _change: object = None) -> None:
         self.control.disabled = self.button.disabled = self.locked
+        text = "A guess is only yours once it is locked in."
         if self.locked:
             text = f"Locked in: <strong>{escape(self.written(self.value))}</strong>. Now let the result surprise you."
         elif self.control.value is None:
             text = "Choose first; a wrong guess teaches more than none."
-        else:
-            text = "A guess is only yours once it is locked in."
         self.status.value = f'<span aria-live="polite">{text}</span>'
 
 
 def predict(
-    id: str,
-    question: str,
-    *,
-    options: Sequence[str] = (),
-    slider: Slider | None = None,
-    default: Any = None,
+    id: str, question: str, *, options: Sequence[str] = (), slider: Slider | None = None, default: Any = None
 ) -> Prediction:
     """Ask for a guess before any result; Run All goes on with the default.
 
@@ -104,26 +95,22 @@ def predict(
     """
     _check(options, slider)
     asked = Prediction(id, question, tuple(options), slider)
-    asked.default = _seeded(asked) if default is None else default
-    if not asked.allows(asked.default):
+    asked.value = _seeded(asked) if default is None else default
+    if not asked.allows(asked.value):
         raise ValueError(f"default={default!r} is not a possible answer to {id!r}")
-    asked.value = asked.default
-    asked.control = _control(asked)
+    asked.control = _choices(asked) if slider is None else _slider(asked, slider)
     asked.button = widgets.Button(description="Lock in my guess", icon="lock", tooltip="Keep this guess")
     asked.status = display.panel_html()
     asked.status.layout.margin = "0 0 0 0.6em"
     asked.button.on_click(asked.lock)
     asked.restore()
-    asked.control.observe(lambda _change: asked._say(), "value")
-    heading = f"<strong>Your prediction.</strong> {escape(question)}"
+    asked.control.observe(asked._say, "value")
     choices = list(options) if slider is None else [f"{asked.written(slider[0])} to {asked.written(slider[1])}"]
     listed = "".join(f"<li>{escape(c)}</li>" for c in choices)
+    html = f'<strong>Your prediction.</strong> {escape(question)}<ul style="margin: 0.3em 0">{listed}</ul>'
     row = widgets.HBox([asked.button, asked.status], layout=widgets.Layout(align_items="center", flex_flow="row wrap"))
-    display.live(
-        f"Your prediction: {question} [{' / '.join(choices)}]",
-        display.box(f'{heading}<ul style="margin: 0.3em 0">{listed}</ul>'),
-        widgets.VBox([asked.control, row]),
-    )
+    text = f"Your prediction: {question} [{' / '.join(choices)}]"
+    display.live(text, display.box(html), widgets.VBox([asked.control, row]))
     return asked
 
 
@@ -140,20 +127,18 @@ def reveal(prediction: Prediction, answer: Any, explain: Mapping[Any, str] | str
     painted = _paint_options if prediction.slider is None else _paint_slider
     height = 0.35 + 0.36 * len(prediction.options) if prediction.slider is None else 1.5
     drawn, picture = figure.drawing(lambda ax: painted(ax, prediction, answer), alt, figsize=(7.0, height))
-    reasons = [("", explain)] if isinstance(explain, str) else [(f"“{k}”: ", v) for k, v in explain.items()]
-    reasons = [(who, why) for who, why in reasons if why]
-    text = "\n".join([alt, *(f"- {who}{why}" for who, why in reasons)])
-    items = "".join(f"<li>{escape(who)}{escape(why)}</li>" for who, why in reasons)
-    why_all = f"<p style='margin: 0.4em 0 0'>Why a wrong guess attracts:</p><ul>{items}</ul>" if items else ""
-    found = drawn + why_all
+    reasons = {None: explain} if isinstance(explain, str) else explain
+    reasons = {option: why for option, why in reasons.items() if why}
+    lines = [why if option is None else f"“{option}”: {why}" for option, why in reasons.items()]
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    found = drawn + (f"<p style='margin: 0.4em 0 0'>Why a wrong guess attracts:</p><ul>{items}</ul>" if items else "")
     if prediction.locked:
-        mine = display.box(_verdict(prediction, answer, result, explain), display.GOOD)
-        html = display.yours(mine) + found + display.yours("")
+        verdict = _verdict(prediction, answer, result, reasons)
+        html = display.yours(display.box(verdict, display.GOOD)) + found + display.yours("")
     else:
         asked = f"<summary>Show the result for: {escape(prediction.question)}</summary>"
-        html = display.yours(f"{INVITATION}<details>{asked}") + found
-        html += display.yours("</details>")
-    display.show(text, html=html, png=picture, alt=alt)
+        html = display.yours(f"{INVITATION}<details>{asked}") + found + display.yours("</details>")
+    display.show("\n".join([alt, *(f"- {line}" for line in lines)]), html=html, png=picture, alt=alt)
 
 
 INVITATION = display.box(
@@ -162,11 +147,11 @@ INVITATION = display.box(
 )
 
 
-def _verdict(prediction: Prediction, answer: Any, result: str, explain: Mapping[Any, str] | str) -> str:
+def _verdict(prediction: Prediction, answer: Any, result: str, reasons: Mapping[Any, str]) -> str:
     guess = escape(prediction.written(prediction.value))
     if prediction.slider is None and prediction.value == answer:
         return f"You guessed <strong>{guess}</strong>, and so it is."
-    own = "" if isinstance(explain, str) else explain.get(prediction.value, "")
+    own = reasons.get(prediction.value, "")
     own = escape(own[:1].upper() + own[1:])
     return f"You guessed <strong>{guess}</strong>; the result is <strong>{escape(result)}</strong>. {own}"
 
@@ -174,9 +159,9 @@ def _verdict(prediction: Prediction, answer: Any, result: str, explain: Mapping[
 def _check(options: Sequence[str], slider: Slider | None) -> None:
     if (slider is None) == (len(options) == 0):
         raise ValueError("give either options=[...] or slider=(low, high, step, unit)")
+    if slider is None and (len(options) < 2 or len(set(options)) != len(options)):
+        raise ValueError(f"options={list(options)!r}: give at least two, all different")
     if slider is None:
-        if len(options) < 2 or len(set(options)) != len(options):
-            raise ValueError(f"options={list(options)!r}: give at least two, all different")
         return
     if len(slider) != 4 or not slider[0] < slider[1] or not 0 < slider[2] <= slider[1] - slider[0]:
         raise ValueError(f"slider={slider!r}: give (low, high, step, unit) with low < high and a step that fits")
@@ -194,33 +179,22 @@ def _seeded(asked: Prediction) -> Any:
     return round(low + step * source.randint(0, round((high - low) / step)), 9)
 
 
-def _control(asked: Prediction) -> widgets.Widget:
-    style = {"description_width": "6em"}
-    if asked.slider is None:
-        layout = widgets.Layout(width="auto", max_width=display.WIDTH)
-        radios = widgets.RadioButtons(
-            options=asked.options,
-            value=None,
-            description="My guess",
-            tooltip=asked.question,
-            style=style,
-            layout=layout,
-        )
-        radios.add_class("prunelab-keys")
-        return radios
-    low, high, step = (asked.scale * x for x in asked.slider[:3])
-    unit = asked.slider[3]
-    return widgets.FloatSlider(
-        value=asked.scale * asked.default,
-        min=low,
-        max=high,
-        step=step,
-        description="My guess" + (f" ({unit})" if unit else ""),
-        tooltip=asked.question,
-        readout_format=f".{len(f'{step:g}'.partition('.')[2])}f",
-        style={"description_width": "initial"},
-        layout=widgets.Layout(width="34em", max_width="100%"),
-    )
+def _choices(asked: Prediction) -> widgets.Widget:
+    radios = widgets.RadioButtons(options=asked.options, value=None, description="My guess", tooltip=asked.question)
+    radios.style.description_width = "6em"
+    radios.layout = widgets.Layout(width="auto", max_width=display.WIDTH)
+    radios.add_class("prunelab-keys")
+    return radios
+
+
+def _slider(asked: Prediction, slider: Slider) -> widgets.Widget:
+    low, high, step, value = (asked.scale * x for x in (*slider[:3], asked.value))
+    name = "My guess" + (f" ({slider[3]})" if slider[3] else "")
+    bar = widgets.FloatSlider(value=value, min=low, max=high, step=step, description=name, tooltip=asked.question)
+    bar.readout_format = f".{len(f'{step:g}'.partition('.')[2])}f"
+    bar.style.description_width = "initial"
+    bar.layout = widgets.Layout(width="34em", max_width="100%")
+    return bar
 
 
 def _paint_options(ax: Any, prediction: Prediction, answer: str) -> None:

@@ -8,7 +8,6 @@ import os
 import re
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import datetime
 from html import escape
 from pathlib import Path
@@ -71,6 +70,11 @@ class Store:
             change(content)
         return content
 
+    def solved(self) -> set[str]:
+        """The ids of the exercises that are solved."""
+        kept = self.read()["exercises"]
+        return {id for id, one in kept.items() if isinstance(one, dict) and one.get("solved")}
+
     def record(self, section: str, key: str, value: Any) -> None:
         """Put one entry into a section, keeping what other notebooks have written meanwhile."""
         self.update(section, key, lambda _old: value)
@@ -102,14 +106,16 @@ class Store:
         try:
             with alone(self.path, LOCK_SECONDS):
                 before = self.read()
+                taken = {k: one for k, one in before["exercises"].items() if k.endswith(EXAM) and isinstance(one, dict)}
+                exams = {id: {"solved": False, "tries": one.get("tries", 0)} for id, one in taken.items()}
+                fresh = _empty() | {"learner": before.get("learner"), "exercises": exams}
                 kept = self._move("backup")
-                exams = {
-                    id: {"solved": False, "tries": one.get("tries", 0)}
-                    for id, one in before["exercises"].items()
-                    if id.endswith(EXAM) and isinstance(one, dict)
-                }
-                self.pending, self.seen = [], _empty() | {"learner": before.get("learner"), "exercises": exams}
-                self._write(self.seen)
+                try:
+                    self._write(fresh)
+                except OSError:
+                    kept.replace(self.path)
+                    raise
+                self.pending, self.seen = [], fresh
         except OSError as error:
             display.notice(f"The progress file could not be moved ({error}); it is as it was.")
             return None
@@ -194,9 +200,8 @@ _stores: dict[Path, Store] = {}
 
 def current() -> Store:
     """The store in PRUNELAB_HOME, or in the system's place for a program's data."""
-    folder = Path(os.environ.get("PRUNELAB_HOME") or platformdirs.user_data_dir("prunelab", appauthor=False))
-    with suppress(RuntimeError):  # a "~" of nobody's is a folder's name
-        folder = folder.expanduser()
+    place = os.environ.get("PRUNELAB_HOME") or platformdirs.user_data_dir("prunelab", appauthor=False)
+    folder = Path(os.path.expanduser(place))  # a "~" of nobody's is a folder's name
     return _stores.setdefault(folder, Store(folder))
 
 
@@ -204,31 +209,28 @@ def progress() -> None:
     """Show what is recorded, and where the file lies."""
     place = current()
     content = place.read()
-    solved = sorted(k for k, v in content["exercises"].items() if isinstance(v, dict) and v.get("solved"))
-    tried = sorted(set(content["exercises"]) - set(solved))
+    solved = place.solved()
     rows = [
-        ("Exercises solved", ", ".join(solved) or "none yet"),
-        ("Exercises tried", ", ".join(tried) or "none"),
+        ("Exercises solved", ", ".join(sorted(solved)) or "none yet"),
+        ("Exercises tried", ", ".join(sorted(content["exercises"].keys() - solved)) or "none"),
         ("Predictions locked in", ", ".join(sorted(content["predictions"])) or "none yet"),
         ("Scoreboard rows", str(len(content["scoreboard"]))),
         ("Kept in", f"{place.path} (not yet: it can't be written)" if place.pending else str(place.path)),
     ]
     items = "".join(f"<li><strong>{escape(a)}</strong>: {escape(b)}</li>" for a, b in rows)
-    fixed = "Your progress. `lab.reset(confirm=True)` starts afresh."
     mine = display.yours(f'<ul style="margin: 0; padding-left: 1.2em">{items}</ul>')
-    display.show(fixed, html=display.box(display.prose(fixed) + mine))
+    display.say("Your progress. `lab.reset(confirm=True)` starts afresh.", more=mine)
 
 
 def reset(confirm: bool = False) -> None:
     """Start afresh: move the progress file to a backup beside it (nothing is lost)."""
     if not confirm:
-        text = "Nothing was reset. `lab.reset(confirm=True)` moves your progress to a backup and starts afresh."
-        display.show(text, html=display.box(display.prose(text)))
+        display.say("Nothing was reset. `lab.reset(confirm=True)` moves your progress to a backup and starts afresh.")
         return
     kept = current().reset()
     text = "A fresh start: no answers, no solved exercises, an empty scoreboard. Attempts at the exam still count."
     where = f"The old progress is kept as `{kept}`." if kept else "There was nothing to keep."
-    display.show(text, html=display.box(display.prose(text) + display.yours(display.prose(where))))
+    display.say(text, more=display.yours(display.prose(where)))
 
 
 def _empty() -> dict[str, Any]:

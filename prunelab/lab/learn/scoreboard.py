@@ -8,12 +8,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import nn
 
-from ...measurement import Measurement, Speedup, stored_bytes
+from ...measurement import Measurement, stored_bytes
 from ...measurement import macs as count_macs
+from ...measurement.timing import Speedup
+from ...text import plural
 from ..show import display, figure
 from ..show.measuring import measured, quantity
 from . import progress
 
+NEEDED = {"accuracy", "spread", "seeds", "bytes", "macs"}  # in a row of the file
 COLUMNS = ["network", "accuracy ± spread (seeds)", "stored, indices included", "MACs"]
 # The one clock: timed in turns with the dense network. Seconds would differ from notebook to notebook
 # with whatever else the machine does. A column only where there is a figure.
@@ -76,7 +79,7 @@ def show(notebook: str) -> None:
     others: dict[str, dict[str, Any]] = {}
     for key, row in progress.current().read()["scoreboard"].items():
         number, _, name = key.partition(" ")
-        if _whole(row) and number != notebook:
+        if isinstance(row, dict) and row.keys() >= NEEDED and number != notebook:
             others.setdefault(number, {})[name] = {"speed": None} | row  # rows of before hold seconds, which say little
     tables = [_table(f"Notebook {number}", rows)[1] for number, rows in sorted(others.items())]
     more = display.folded("The other notebooks you have run", "".join(tables)) if tables else ""
@@ -129,13 +132,6 @@ def rows(notebook: str) -> dict[str, dict[str, Any]]:
 
 def _cells(name: str, row: dict[str, Any]) -> list[str]:
     accuracy = measured(row["accuracy"], "%", spread=row["spread"])
-    seeds = f"{row['seeds']} seed" + ("s" if row["seeds"] != 1 else "")
-    counts = [
-        v if isinstance(v, str) else quantity(v, unit) for v, unit in ((row["bytes"], "B"), (row["macs"], "MACs"))
-    ]
+    counts = [v if isinstance(v, str) else quantity(v, u) for v, u in ((row["bytes"], "B"), (row["macs"], "MACs"))]
     speed = measured(row["speed"][0], "×", interval=row["speed"][1:]) if row["speed"] else "not timed"
-    return [name, f"{accuracy} ({seeds})", *counts, speed]
-
-
-def _whole(row: Any) -> bool:
-    return isinstance(row, dict) and set(row) >= {"accuracy", "spread", "seeds", "bytes", "macs"}
+    return [name, f"{accuracy} ({plural(row['seeds'], 'seed')})", *counts, speed]

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 from ..show import display, figure
 from ..show.measuring import NO_CUDA, measured
-from . import exercise
+from . import exercise, progress
 
 SEED = 0
 
@@ -45,7 +45,7 @@ def start(notebook: str) -> None:
 
 def _journey(notebook: str) -> str:
     """Where the learner is: each lesson with what is solved of it, and the one that comes next."""
-    solved, all_of = exercise.solved(), exercise.by_lesson()
+    solved, all_of = progress.current().solved(), exercise.by_lesson()
     steps = []
     for number in exercise.numbers():
         done, total = len(solved & all_of.get(number, set())), len(all_of.get(number, ()))

@@ -12,7 +12,7 @@ import numpy as np
 from ... import zoo
 from ...core import PruneError
 from ...files import read_json
-from ...measurement import mean_interval
+from ...measurement.evaluation import mean_interval
 
 Run = dict[str, Any]
 Resumable = tuple[Iterable[Run], Callable[[Run], Run]]  # the points of a long grid, and what is found at one of them
@@ -67,4 +67,4 @@ def ahead(one: np.ndarray, other: np.ndarray) -> Ahead:
 
 def path(name: str) -> Path:
     """Where a grid lies."""
-    return zoo.data_dir() / f"grid-{name}.json"
+    return zoo.trained.data_dir() / f"grid-{name}.json"

@@ -12,34 +12,22 @@ from ..show import display, fronts
 from .network_choice import checkpoints, pick
 
 COSTS = {"time": "latency", "bytes": "bytes", "MACs": "macs"}
-WIDTH = widgets.Layout(width="34em", max_width="100%")
-STYLE = {"description_width": "9em"}
 
 
 class Workbench:
     """The live panel. `.network`, `.cost`, `.share` and `.steps` are its controls; `.result` is the last search's."""
 
     def __init__(self) -> None:
-        self.network = widgets.Combobox(
-            value="digits-cnn", options=[*checkpoints(), "torchvision:resnet18"], description="network",
-            placeholder="a checkpoint, torchvision:NAME, or my_model.py", style=STYLE, layout=WIDTH,
-        )  # fmt: skip
-        self.cost = widgets.Dropdown(
-            options=list(COSTS), value="time", description="budget of", style=STYLE, layout=WIDTH
-        )
-        self.share = widgets.FloatSlider(
-            value=0.5, min=0.1, max=0.95, step=0.05, description="share of dense", style=STYLE,
-            layout=WIDTH,
-        )  # fmt: skip
-        self.steps = widgets.IntSlider(
-            value=100, min=0, max=1000, step=50, description="recovery steps", style=STYLE, layout=WIDTH
-        )
-        self.folder = widgets.Text(
-            value="", placeholder="a folder, to keep the result", description="save in", style=STYLE, layout=WIDTH
-        )
-        self.button = widgets.Button(
-            description="Search", icon="search", tooltip="Starts the search: about half a minute"
-        )
+        look = {"style": {"description_width": "9em"}, "layout": widgets.Layout(width="34em", max_width="100%")}
+        self.network = widgets.Combobox(value="digits-cnn", description="network", **look)
+        self.network.options = [*checkpoints(), "torchvision:resnet18"]
+        self.network.placeholder = "a checkpoint, torchvision:NAME, or my_model.py"
+        self.cost = widgets.Dropdown(options=list(COSTS), value="time", description="budget of", **look)
+        self.share = widgets.FloatSlider(0.5, min=0.1, max=0.95, step=0.05, description="share of dense", **look)
+        self.steps = widgets.IntSlider(100, min=0, max=1000, step=50, description="recovery steps", **look)
+        self.folder = widgets.Text(placeholder="a folder, to keep the result", description="save in", **look)
+        self.button = widgets.Button(description="Search", icon="search")
+        self.button.tooltip = "Starts the search: about half a minute"
         self.button.on_click(lambda _button: self.search())
         self.picture, self.report = display.panel_html(), display.panel_html()
         self.result: Result | None = None
@@ -65,11 +53,9 @@ class Workbench:
         watch = fronts.Watch(self.share.value if self.cost.value == "time" else None)
         watch.picture = self.picture
         folder = self.folder.value.strip() or None
-        goal = {COSTS[self.cost.value]: self.share.value}
+        how = {COSTS[self.cost.value]: self.share.value, "recover_steps": self.steps.value, "save": folder}
         try:
-            self.result = fit_budget(
-                model, data, **goal, recover_steps=self.steps.value, save=folder, on_trial=watch, progress=False
-            )
+            self.result = fit_budget(model, data, **how, on_trial=watch, progress=False)
         except GoalNotMet as missed:
             self.result = missed.result
             raise

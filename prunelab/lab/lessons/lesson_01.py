@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from ... import zoo
-from ...allocation import allocate, expand
+from ...allocation import allocate
 from ...criteria import Random, magnitude
 from ...granularity import weights
 from ...layers import prunable
-from ...masking import apply, bake
+from ...masking import apply, bake, expand
 from ...text import percent
 from ..learn.claim import plain
 from ..learn.exercise import call

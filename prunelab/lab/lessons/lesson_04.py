@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from torch import nn
 
 from ... import zoo
-from ...allocation import report
 from ...granularity import weights
 from ...measurement import evaluate
+from ...pipeline import report
 from ...recovery import finetune
 from ...text import percent
 from ..learn.claim import plain

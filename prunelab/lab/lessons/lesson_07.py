@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from ... import zoo
-from ...allocation import allocate, expand
+from ...allocation import allocate
 from ...calibration import Calibration
 from ...core import Criterion, Group, Keep
 from ...criteria import Mama, Random, magnitude, taylor
 from ...granularity import weights
 from ...layers import prunable
-from ...masking import apply
+from ...masking import apply, expand
 from ...measurement import evaluate
 from ...movement import TopV, by_group, finetune, gradual
 from ...recovery import train

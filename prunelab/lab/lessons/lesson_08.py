@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from matplotlib.axes import Axes
-from torch import Tensor, nn
+from torch import Tensor
 
 from ... import zoo
 from ...masking import current_masks
 from ...measurement import evaluate
-from ...reconstruction import as_published, redistribute
+from ...reconstruction import as_published, redistribute, redistributed
 from ...recovery import recalibrate_batchnorm
 from ..learn.claim import plain
 from ..learn.exercise import call
 from ..learn.stored_grid import Grid, Resumable, Run
 from ..show.figure import COLOURS
-from ..show.measuring import measured
 from ..show.vector import INK
 from .pruned_networks import CNNS, pruned
 
@@ -31,22 +28,18 @@ LEVELS = (0.7, 0.9)
 WAYS = ("magnitude alone", "handed on", "statistics alone", "handed on, statistics")
 
 
-def four(whole: nn.Module, data: Any, sparsity: float) -> list[float]:
-    """Test accuracy of one network, pruned globally by magnitude, in the four WAYS."""
-    alone = pruned(whole, "global", sparsity)
-    handed = redistribute(copy.deepcopy(whole), current_masks(alone))
-    stale = [evaluate(model, data, "test").accuracy for model in (alone, handed)]
-    for model in (alone, handed):
-        recalibrate_batchnorm(model, data)
-    return stale + [evaluate(model, data, "test").accuracy for model in (alone, handed)]
-
-
 def inheritance() -> Resumable:
     """Notebook 08: five networks pruned by magnitude, with and without redistribution, statistics old and new."""
     data = zoo.load("digits")
 
     def run(point: Run) -> Run:
-        reads = four(zoo.checkpoint(CNNS[point["network"]]), data, point["sparsity"])
+        whole = zoo.checkpoint(CNNS[point["network"]])
+        alone = pruned(whole, "global", point["sparsity"])
+        both = alone, redistribute(whole, current_masks(alone))
+        reads = [evaluate(model, data, "test").accuracy for model in both]
+        for model in both:
+            recalibrate_batchnorm(model, data)
+        reads += [evaluate(model, data, "test").accuracy for model in both]
         return dict(zip(WAYS, (round(x, 4) for x in reads), strict=True))
 
     return [{"network": n, "sparsity": s} for s in LEVELS for n in range(len(CNNS))], run
@@ -67,16 +60,6 @@ def handed_on(axes: Sequence[Axes], rows: Mapping[str, Tensor]) -> None:
             ax.text(0.5, 0.56, "0", transform=ax.transAxes, ha="center", fontsize=60, fontweight="bold")
         ax.set(title=title, xlabel="row of fc1")
     axes[0].set_ylabel("value handed to those that stay")
-
-
-def reads(runs: Sequence[Mapping[str, Any]], sparsity: float) -> dict[str, list[float]]:
-    """The five networks' test accuracies at one sparsity, by way."""
-    return {way: [r[way] for r in runs if r["sparsity"] == sparsity] for way in WAYS}
-
-
-def shown(found: Mapping[str, Sequence[float]]) -> dict[str, str]:
-    """The means, as a reader sees them."""
-    return {way: measured(float(np.mean(values)), "%") for way, values in found.items()}
 
 
 # The checks of the exercises, whose texts stand in 08.toml
@@ -102,48 +85,37 @@ def check_holds(answer: Any) -> str | None:
 
 def check_inherit(answer: Any) -> str | None:
     """What is pruned, shared out among the kept of its row; a row without heirs becomes 0."""
-    for weight, mask in _inheritances():
-        result = call(answer, weight.clone(), mask.clone())
-        found = torch.as_tensor(plain(result), dtype=weight.dtype)
-        message = _inherited(found, weight, mask)
-        if message:
-            return message
-    return None
-
-
-def _inheritances() -> list[tuple[Tensor, Tensor]]:
     dice = torch.Generator().manual_seed(8)
-    cases = []
     for rows, columns, dtype in ((3, 5, torch.float32), (2, 9, torch.float64), (6, 4, torch.float32)):
         weight = torch.randn(rows, columns, generator=dice, dtype=dtype)
         mask = torch.rand(rows, columns, generator=dice) > 0.5
         mask[0, :2] = torch.tensor([True, False])
         mask[1] = rows == 3  # a row that keeps everything, or one without heirs
-        cases.append((weight, mask))
-    return cases
-
-
-def _inherited(found: Tensor, weight: Tensor, mask: Tensor) -> str | None:
-    if found.shape != weight.shape:
-        return "return a tensor of the weight's shape."
-    removed = weight.masked_fill(mask, 0)
-    estate, heirs = removed.sum(1, keepdim=True), mask.sum(1, keepdim=True).clamp(min=1)
-    if torch.allclose(found, (weight + estate / heirs) * mask, atol=1e-5):
-        return None
-    if found.isnan().any():
-        return "a row that keeps nothing has no heirs: 0 divided by 0 is NaN. Such a row becomes 0."
-    wrong = (
-        (weight * mask, "nothing moved. If you zeroed first and summed then, you summed zeros: that is the very slip "
-                        "of the published code."),
-        (weight + estate / heirs, "the pruned weights are still there: put zeros where the mask is False."),
-        ((weight + estate) * mask, "every heir got the *whole* of it. Divide it among them."),
-        ((weight + estate / weight.shape[1]) * mask, "you divided by all weights of the row; only the kept inherit."),
-        ((weight + removed.abs().sum(1, keepdim=True) / heirs) * mask, "debts are inherited too: no absolute value."),
-        ((weight + removed.sum() / mask.sum()) * mask, "the layer keeps its sum, but the rows do not: each row for "
-                                                       "itself."),
-    )  # fmt: skip
-    near = [message for value, message in wrong if torch.allclose(found, value, atol=1e-5)]
-    return near[0] if near else "check one row by hand: its sum must be the same before and after."
+        found = torch.as_tensor(plain(call(answer, weight.clone(), mask.clone())), dtype=dtype)
+        if found.shape != weight.shape:
+            return "return a tensor of the weight's shape."
+        removed = weight.masked_fill(mask, 0)
+        estate, heirs = removed.sum(1, keepdim=True), mask.sum(1, keepdim=True).clamp(min=1)
+        known = (
+            ((weight + estate / heirs) * mask, None),
+            (weight * mask, "nothing moved. If you zeroed first and summed then, you summed zeros: that is the very "
+             "slip of the published code."),
+            (weight + estate / heirs, "the pruned weights are still there: put zeros where the mask is False."),
+            ((weight + estate) * mask, "every heir got the *whole* of it. Divide it among them."),
+            ((weight + estate / weight.shape[1]) * mask, "you divided by all weights of the row; only the kept "
+             "inherit."),
+            ((weight + removed.abs().sum(1, keepdim=True) / heirs) * mask, "debts are inherited too: no absolute "
+             "value."),
+            ((weight + removed.sum() / mask.sum()) * mask, "the layer keeps its sum, but the rows do not: each row "
+             "for itself."),
+        )  # fmt: skip
+        other = "check one row by hand: its sum must be the same before and after."
+        if found.isnan().any():
+            other = "a row that keeps nothing has no heirs: 0 divided by 0 is NaN. Such a row becomes 0."
+        message = next((says for value, says in known if torch.allclose(found, value, atol=1e-5)), other)
+        if message:
+            return message
+    return None
 
 
 def check_audit(answer: Any) -> str | None:
@@ -164,15 +136,6 @@ def check_audit(answer: Any) -> str | None:
     return f"{name} is judged wrongly. Compare *every* entry with `weight * mask`, not only a sum or a corner."
 
 
-def _row(weight: Tensor, mask: Tensor) -> Tensor:
-    removed = weight.masked_fill(mask, 0).sum(1, keepdim=True)
-    return (weight + removed / mask.sum(1, keepdim=True).clamp(min=1)) * mask
-
-
-def _layer(weight: Tensor, mask: Tensor) -> Tensor:
-    return (weight + weight[~mask].sum() / mask.sum().clamp(min=1)) * mask
-
-
 def _largest(weight: Tensor, mask: Tensor) -> Tensor:
     """All that is removed goes to the one largest weight: the other entries are as if nothing had happened."""
     moved = weight * mask
@@ -181,8 +144,8 @@ def _largest(weight: Tensor, mask: Tensor) -> Tensor:
 
 
 METHODS: dict[str, tuple[Any, bool]] = {
-    "a redistribution by rows": (_row, True),
-    "a redistribution over the layer": (_layer, True),
+    "a redistribution by rows": (redistributed, True),
+    "a redistribution over the layer": (lambda weight, mask: redistributed(weight, mask, "layer"), True),
     "a method that gives all to one weight": (_largest, True),
     "the published order": (as_published, False),
     "magnitude pruning": (lambda weight, mask: weight.masked_fill(~mask, 0), False),

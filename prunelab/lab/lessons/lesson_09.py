@@ -18,7 +18,7 @@ from ...recovery import recalibrate_batchnorm, train
 from ...text import percent
 from ..learn.claim import plain
 from ..learn.exercise import call
-from ..learn.stored_grid import Ahead, Grid, Resumable, Run, ahead, collect
+from ..learn.stored_grid import Ahead, Grid, Resumable, Run, ahead
 from ..show.figure import COLOURS, table
 from ..show.measuring import measured
 from ..show.plots import curves
@@ -42,19 +42,20 @@ def back(model: nn.Module, after: str, data: zoo.Data, seed: int) -> nn.Module:
     if after == "fresh statistics":
         recalibrate_batchnorm(model, data, seed=seed)
     elif AFTER[after]:
-        train(model, data.train, steps=AFTER[after], **_settings(seed))
+        train(model, data.train, steps=AFTER[after], **settings(seed))
     return model
 
 
 def small(dense: nn.Module, sparsity: float, data: zoo.Data, seed: int) -> nn.Module:
     """A narrow dense network, trained for all the steps that the pruned one got before and after the cut."""
     model = zoo.cnn(width=small_width(dense, sparsity), seed=seed)
-    train(model, data.train, steps=FIRST + AFTER[TWO], **_settings(seed))
+    train(model, data.train, steps=FIRST + AFTER[TWO], **settings(seed))
     return model
 
 
-def _settings(seed: int) -> dict[str, Any]:
-    made = zoo.cards()["digits-cnn"]["training"]
+def settings(seed: int) -> dict[str, Any]:
+    """Of the training that made the dense network: its rate, decay and batches; the seed orders them."""
+    made = zoo.trained.cards()["digits-cnn"]["training"]
     return {**{key: made[key] for key in ("lr", "weight_decay", "batch_size")}, "seed": seed, "progress": False}
 
 
@@ -107,31 +108,21 @@ def last_return(sparsities: Sequence[float], accuracy: Sequence[float], enough: 
 
 def no_return(
     sparsities: Sequence[float], accuracy: np.ndarray, reference: Sequence[float], within: float
-) -> Ahead | None:
-    """The mean `last_return` to within so much of each network's own reference, with its 95 % interval; None if none.
+) -> np.ndarray:
+    """Each network's `last_return` to within so much of its own reference: (networks,), NaN where there is none.
 
     accuracy is (networks, sparsities), the reference one value a network.
     """
-    found = [last_return(sparsities, row, own - within) for row, own in zip(accuracy, reference, strict=True)]
-    return None if np.isnan(found).any() else ahead(np.array(found), np.zeros(len(found)))
+    pairs = zip(accuracy, reference, strict=True)
+    return np.array([last_return(sparsities, row, own - within) for row, own in pairs])
 
 
-def further(
-    sparsities: Sequence[float], one: np.ndarray, other: np.ndarray, bases: Sequence[Sequence[float]], within: float
-) -> Ahead:
-    """How much further one curve's points of no return lie than the other's, each against its own base, by network."""
-    ends = []
-    for accuracy, reference in zip((one, other), bases, strict=True):
-        pairs = zip(accuracy, reference, strict=True)
-        ends.append(np.array([last_return(sparsities, row, own - within) for row, own in pairs]))
-    return ahead(*ends)
-
-
-def edge(
-    sparsities: Sequence[float], accuracy: np.ndarray, reference: Sequence[float], within: float
-) -> dict[str, str]:
+def edge(*curve: Any) -> dict[str, str]:
     """`crossing` in words."""
-    return {"comes back up to": said(no_return(sparsities, accuracy, reference, within))}
+    at = ahead(no_return(*curve), np.zeros(1))
+    mean, *interval = (float(x) for x in (at.mean, at.low, at.high))
+    text = "beyond the curve's ends" if math.isnan(mean) else measured(mean, "%", interval=(interval[0], interval[1]))
+    return {"comes back up to": text}
 
 
 def against_small(runs: Sequence[Run]) -> dict[float, Ahead]:
@@ -146,20 +137,6 @@ def against_small(runs: Sequence[Run]) -> dict[float, Ahead]:
         rows.append([percent(sparsity, digits=0), np.mean(both[0]), f"{width} for 32", np.mean(both[1]), by])
     table("Pruned against small: the same parameters, the same steps (95 % interval)", columns, rows)
     return leads
-
-
-def tables(runs: Sequence[Run]) -> dict[str, np.ndarray]:
-    """By what was done after the cut: accuracies (networks, sparsities), of all stages or the deep ones."""
-    ways = [after for after in AFTER if after != TWO]
-    cut = [run for run in runs if run["sparsity"]]
-    return {w: collect([r for r in cut if r["after"] == w], "accuracy", by="after", along="sparsity")[w] for w in ways}
-
-
-def said(at: Ahead | None) -> str:
-    """A point of no return as a table writes it."""
-    if at is None:
-        return "beyond the curve's ends"
-    return measured(float(at.mean), "%", interval=(float(at.low), float(at.high)))
 
 
 # Drawings
@@ -184,11 +161,12 @@ def crossing(ax: Axes, stages: Sequence[float], found: np.ndarray, reference: Se
     curves(ax, stages, {"five networks": found}, ylabel="test accuracy", legend=False)
     enough = float(np.mean(reference)) - within
     ax.axhline(enough, color=INK, lw=1.2, ls=(0, (4, 3)), marker="")
-    at = no_return(stages, found, reference, within)
-    if at is not None:
+    at = ahead(no_return(stages, found, reference, within), np.zeros(1))
+    ax.set_title("no point of no return on this curve")
+    if not np.isnan(at.mean):
         ax.axvspan(float(at.low), float(at.high), color=COLOURS[1], alpha=0.25, lw=0)
         ax.axvline(float(at.mean), color=COLOURS[1], lw=1.6, ls="-", marker="")
-    ax.set_title("no point of no return on this curve" if at is None else f"comes back up to {percent(float(at.mean))}")
+        ax.set_title(f"comes back up to {percent(float(at.mean))}")
     ax.set_xticks(list(stages), [percent(s, digits=0) for s in stages])
     ax.set_ylim(max(0, enough - 0.3), 1)
 
@@ -230,30 +208,27 @@ def _curves() -> list[tuple[list[float], list[float], float]]:
 
 def check_crossing(answer: Any) -> str | None:
     """The last crossing of the line, on straight lines between the points."""
-    for sparsities, accuracy, enough in reversed(_curves()):  # the plain ones first
-        found = plain(call(answer, list(sparsities), list(accuracy), enough))
+    for s, a, enough in reversed(_curves()):  # sparsities and accuracies, the plain ones first
+        found = plain(call(answer, list(s), list(a), enough))
         found = found[0] if isinstance(found, list) and len(found) == 1 else found
         if isinstance(found, bool) or not isinstance(found, (int, float)):
             return "return one number: a sparsity."
-        right = last_return(sparsities, accuracy, enough)
-        if not abs(found - right) < 5e-4:
-            return _of_crossing(found, right, sparsities, accuracy, enough)
+        at = max(i for i in range(len(a) - 1) if a[i] >= enough > a[i + 1])
+        first = min(i for i in range(len(a) - 1) if a[i] >= enough > a[i + 1])
+        share = (a[at] - enough) / (a[at] - a[at + 1])
+        known = (
+            (last_return(s, a, enough), None),
+            (s[at], "that is the last point which is good enough; the curve goes on above the line a little further."),
+            (s[at + 1], "that is the first point which is *not* good enough; the curve crosses the line before it."),
+            ((s[at] + s[at + 1]) / 2, "you took the middle of two points; the crossing divides the stretch as the "
+             "accuracies divide."),
+            (s[at + 1] - (s[at + 1] - s[at]) * share, "you measured the share from the wrong end: it is how much of "
+             "the fall lies *above* the line."),
+            (last_return(s[: first + 2], a[: first + 2], enough), "that is where it falls below first; it comes back "
+             "once more. The point of no return is the last crossing."),
+        )  # fmt: skip
+        other = f"for the sparsities {s} and accuracies {a}, enough {enough:g}, it gave {found:.4g}."
+        message = next((says for value, says in known if abs(found - value) < 5e-4), other)
+        if message:
+            return message
     return None
-
-
-def _of_crossing(found: float, right: float, s: list[float], a: list[float], enough: float) -> str:
-    at = max(i for i in range(len(s) - 1) if a[i] >= enough > a[i + 1])
-    first = min(i for i in range(len(s) - 1) if a[i] >= enough > a[i + 1])
-    share = (a[at] - enough) / (a[at] - a[at + 1])
-    known = (
-        (s[at], "that is the last point which is good enough; the curve goes on above the line a little further."),
-        (s[at + 1], "that is the first point which is *not* good enough; the curve crosses the line before it."),
-        ((s[at] + s[at + 1]) / 2, "you took the middle of two points; the crossing divides the stretch as the "
-         "accuracies divide."),
-        (s[at + 1] - (s[at + 1] - s[at]) * share, "you measured the share from the wrong end: it is how much of the "
-         "fall lies *above* the line."),
-        (last_return(s[: first + 2], a[: first + 2], enough), "that is where it falls below first; it comes back once "
-         "more. The point of no return is the last crossing."),
-    )  # fmt: skip
-    near = [message for value, message in known if abs(found - value) < 5e-4]
-    return near[0] if near else f"for the sparsities {s} and accuracies {a}, enough {enough:g}, it gave {found:.4g}."

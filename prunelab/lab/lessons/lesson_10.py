@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -25,13 +24,12 @@ from ..learn.stored_grid import Ahead, Grid, Resumable, Run, ahead
 from ..show.figure import COLOURS, table
 from ..show.measuring import measured
 from ..show.vector import INK
+from .lesson_09 import EPOCH, FIRST, settings
 from .pruned_networks import CNNS, pruned
 
 # The race: every way gets the same steps after (or, if gradual, around) the cut, and the same search
 
 
-EPOCH = 63  # steps: 4,000 digits in batches of 64
-FIRST = 4 * EPOCH  # steps of the training that made the dense network
 STEPS = 2 * EPOCH  # the budget of every way back
 AS_LONG = 163  # steps of a cycle that take as long as distillation's: a step with a teacher took 1.29 times as long
 SPARSITY = 0.98
@@ -39,60 +37,42 @@ CYCLE_RATE = 0.05  # what the cycle's own search chose: gradual and distillation
 SEEDS = (0, 1, 2, 3, 4)  # of the networks "digits-cnn", "digits-cnn-1", ...
 
 
-def _settings(seed: int, **changed: Any) -> dict[str, Any]:
-    made = zoo.cards()["digits-cnn"]["training"]
-    return {**{key: made[key] for key in ("weight_decay", "batch_size")}, "seed": seed, "progress": False, **changed}
-
-
 def _cut(seed: int) -> nn.Module:
     return pruned(zoo.checkpoint(CNNS[seed]), "global", SPARSITY)
 
 
-def cycle(seed: int, data: zoo.Data, lr: float, steps: int | None = None) -> nn.Module:
-    """Up to the rate and down to nothing, all within the budget."""
+def cycle(seed: int, data: zoo.Data, lr: float, order: int = 0, **changed: Any) -> nn.Module:
+    """Up to the rate and down to nothing, all within the budget; `order` shuffles the batches otherwise."""
     model = _cut(seed)
-    train(model, data.train, steps=steps or STEPS, **_settings(seed, lr=lr))
+    train(model, data.train, **{**settings(seed + len(SEEDS) * order), "lr": lr, "steps": STEPS, **changed})
     return model
 
 
 def fine_tuning(seed: int, data: zoo.Data, lr: float) -> nn.Module:
     """A constant rate."""
-    model = _cut(seed)
-    train(model, data.train, steps=STEPS, lr_schedule="constant", **_settings(seed, lr=lr))
-    return model
+    return cycle(seed, data, lr, lr_schedule="constant")
 
 
 def rates_rewound(seed: int, data: zoo.Data, lr: float) -> nn.Module:
     """The falling half of a first training's rates, with this peak."""
     model = _cut(seed)
-    rewind_rates(model, data.train, steps=STEPS, of=FIRST, **_settings(seed, lr=lr))
+    rewind_rates(model, data.train, **{**settings(seed), "lr": lr}, steps=STEPS, of=FIRST)
     return model
-
-
-class _Enough(Exception):
-    """The first training has come as far as it was wanted."""
 
 
 @cache
 def _halfway(seed: int) -> State:
-    """The state `STEPS` steps before the end of a first training, which is run again from its seed up to there."""
-    model = zoo.cnn(**zoo.cards()["digits-cnn"]["arguments"], seed=seed)
+    """The state `STEPS` steps before the end of a first training, which is run again from its seed."""
+    model = zoo.cnn(**zoo.trained.cards()["digits-cnn"]["arguments"], seed=seed)
     early = Early(model, FIRST - STEPS)
-
-    def stop(done: int, total: int) -> None:
-        early(done, total)
-        if early.state:
-            raise _Enough
-
-    with suppress(_Enough):
-        train(model, zoo.load("digits").train, steps=FIRST, on_step=stop, **_settings(seed))
+    train(model, zoo.load("digits").train, steps=FIRST, on_step=early, **settings(seed))
     return early.state
 
 
 def weights_rewound(seed: int, data: zoo.Data, lr: float) -> nn.Module:
     """The same from the weights of half-time, with the mask of the end."""
     model = _cut(seed)
-    rewind_weights(model, _halfway(seed), data.train, steps=STEPS, of=FIRST, **_settings(seed, lr=lr))
+    rewind_weights(model, _halfway(seed), data.train, **{**settings(seed), "lr": lr}, steps=STEPS, of=FIRST)
     return model
 
 
@@ -100,15 +80,22 @@ def gradual(seed: int, data: zoo.Data, until: float, lr: float = CYCLE_RATE) -> 
     """Nine cuts within a cycle, cubic, the last after a share of it: Zhu and Gupta 2017, arXiv 1710.01878."""
     model = zoo.checkpoint(CNNS[seed])
     step = gradually(model, Recipe(sparsity=SPARSITY, schedule="cubic", rounds=9), until=until)
-    train(model, data.train, steps=STEPS, on_step=step, **_settings(seed, lr=lr))
+    train(model, data.train, **{**settings(seed), "lr": lr}, steps=STEPS, on_step=step)
     return model
 
 
-def distillation(seed: int, data: zoo.Data, temperature: float, alpha: float, lr: float = CYCLE_RATE) -> nn.Module:
+def distillation(
+    seed: int, data: zoo.Data, temperature: float, alpha: float, lr: float = CYCLE_RATE, order: int = 0
+) -> nn.Module:
     """The cycle, learning from the dense network's outputs too: Hinton et al. 2015, arXiv 1503.02531."""
-    model, how = _cut(seed), _settings(seed, lr=lr)
-    distil(model, zoo.checkpoint(CNNS[seed]), data.train, temperature=temperature, alpha=alpha, steps=STEPS, **how)
+    model, how = _cut(seed), {**settings(seed + len(SEEDS) * order), "lr": lr, "steps": STEPS}
+    distil(model, zoo.checkpoint(CNNS[seed]), data.train, temperature=temperature, alpha=alpha, **how)
     return model
+
+
+def softened_labels(seed: int, data: zoo.Data, smoothing: float) -> nn.Module:
+    """The cycle with labels that are softer, as a teacher's outputs are, but without a teacher."""
+    return cycle(seed, data, CYCLE_RATE, loss=nn.CrossEntropyLoss(label_smoothing=smoothing))
 
 
 Way = Callable[..., nn.Module]  # seed, data, a setting
@@ -147,25 +134,60 @@ def race() -> Resumable:
         found = entrant(way := point["way"], data)
         if way != "distillation":
             return found
-        longer = [cycle(seed, data, CYCLE_RATE, AS_LONG) for seed in SEEDS]  # the rival of a teacher: more steps
-        return {**found, "cycle as long": [evaluate(model, data, "test").accuracy for model in longer]}
+        longer = [cycle(seed, data, CYCLE_RATE, steps=AS_LONG) for seed in SEEDS]  # the rival of a teacher: more steps
+        return {**found, "cycle as long": tested(longer, data)}
 
     return [{"way": way} for way in WAYS], run
 
 
 def entrant(way: str, data: zoo.Data) -> Run:
-    """Every setting of a way on the first network's validation digits; the best one on test, once, on all networks."""
+    """A way as it came, on all networks, and after its search."""
     go, settings = WAYS[way]
-    tried = [go(SEEDS[0], data, **setting) for setting in settings]
+    untuned = tested([go(seed, data, **AS_IT_CAME[way]) for seed in SEEDS], data)
+    return {**searched(go, settings, data), "untuned": untuned}
+
+
+def searched(go: Way, settings: Sequence[Mapping[str, float]], data: zoo.Data, seeds: Sequence[int] = SEEDS) -> Run:
+    """Every setting of a way on the first network's validation digits; the best one on test, once, on all networks."""
+    tried = [go(seeds[0], data, **setting) for setting in settings]
     valid = [evaluate(model, data, "valid").accuracy for model in tried]
     best = int(np.argmax(valid))
-    raced = [tried[best], *(go(seed, data, **settings[best]) for seed in SEEDS[1:])]
-    untuned = [go(seed, data, **AS_IT_CAME[way]) for seed in SEEDS]
-    before, after = ([evaluate(model, data, "test").accuracy for model in models] for models in (untuned, raced))
-    return {"settings": list(settings), "valid": valid, "chosen": settings[best], "untuned": before, "accuracy": after}
+    raced = [tried[best], *(go(seed, data, **settings[best]) for seed in seeds[1:])]
+    return {"settings": list(settings), "valid": valid, "chosen": settings[best], "accuracy": tested(raced, data)}
 
 
-GRIDS: dict[str, Grid] = {"race": race}
+def tested(models: Iterable[nn.Module], data: zoo.Data) -> list[float]:
+    """What each reads of the test digits."""
+    return [evaluate(model, data, "test").accuracy for model in models]
+
+
+def controls() -> Resumable:
+    """Notebook 10: rivals of distillation's lead: two other orders of the batches, soft labels, and chance alone."""
+    data = zoo.load("digits")
+
+    def run(point: Run) -> Run:
+        if point["control"] == "soft labels":
+            return searched(softened_labels, _each("smoothing", 0.02, 0.05, 0.1, 0.2, 0.3), data)
+        if point["control"] == "chance":
+            return chance()
+        alone = [cycle(seed, data, CYCLE_RATE, point["order"]) for seed in SEEDS]
+        taught = [distillation(seed, data, 2, 0.7, order=point["order"]) for seed in SEEDS]
+        return {"one full cycle": tested(alone, data), "distillation": tested(taught, data)}
+
+    points: list[Run] = [{"control": "order", "order": order} for order in (1, 2)]
+    return [*points, {"control": "soft labels"}, {"control": "chance"}], run
+
+
+def chance(tables: int = 40_000) -> dict[str, float]:
+    """In how many simulated tables of equal ways, normal and independent, so many of the pairs clear zero."""
+    reads = np.random.default_rng(0).normal(size=(len(SEEDS), len(WAYS), tables))
+    one, other = np.triu_indices(len(WAYS), 1)
+    lead = ahead(reads[:, one], reads[:, other])
+    clear = ((lead.low > 0) | (lead.high < 0)).sum(0)
+    return {f"{least} or more": float((clear >= least).mean()) for least in (1, 5)}
+
+
+GRIDS: dict[str, Grid] = {"race": race, "race-controls": controls}
 
 # Who is ahead, and whether anyone can tell
 
@@ -298,32 +320,26 @@ def check_targets(answer: Any) -> str | None:
         found = plain(call(answer, final, rounds))
         if not isinstance(found, (list, tuple)) or len(found) != rounds:
             return f"return a list of one sparsity a round; for {rounds} rounds that is {rounds} of them."
-        message = _of_rounds([float(plain(x)) for x in found], final, rounds)
+        given, times = [float(plain(x)) for x in found], [n / rounds for n in range(1, rounds + 1)]
+        right = [1 - (1 - final) ** t for t in times]
+        known = (
+            (right, None),
+            ([final * t for t in times], "that is still linear: each round takes the same number of weights, and the "
+             "last one takes nearly all that is left."),
+            ([1 - x for x in right], "those are the shares that *stay*. Give the sparsities, the shares that are "
+             "gone."),
+            ([1 - (1 - final) ** (1 / rounds)] * rounds, "that is what one round takes of what is left. "
+             "Give how much is gone in all, after each round."),
+            ([final**t for t in times], "you shrank the share that goes; what shrinks by the same factor is the share "
+             "that *stays*, 1 - final."),
+            ([final * (1 - (1 - t) ** 3) for t in times], "that is the cubic schedule: a good one, but not this one."),
+        )  # fmt: skip
+        other = f"for {final:g} in {rounds} rounds it gave {[round(x, 4) for x in given]}; (1 - final) ** (n / rounds)"
+        near = (message for values, message in known if np.allclose(given, values, rtol=0, atol=1e-4))
+        message = next(near, f"{other} stays.")
         if message:
             return message
     return None
-
-
-def _of_rounds(given: list[float], final: float, rounds: int) -> str | None:
-    times = [n / rounds for n in range(1, rounds + 1)]
-    right = [1 - (1 - final) ** t for t in times]
-    known = (
-        (right, None),
-        ([final * t for t in times], "that is still linear: each round takes the same number of weights, and the last "
-         "one takes nearly all that is left."),
-        ([1 - x for x in right], "those are the shares that *stay*. Give the sparsities, the shares that are gone."),
-        ([1 - (1 - final) ** (1 / rounds)] * rounds, "that is what one round takes of what is left. "
-         "Give how much is gone in all, after each round."),
-        ([final**t for t in times], "you shrank the share that goes; what shrinks by the same factor is the share that "
-         "*stays*, 1 - final."),
-        ([final * (1 - (1 - t) ** 3) for t in times], "that is the cubic schedule: a good one, but not this one."),
-    )  # fmt: skip
-    for values, message in known:
-        if np.allclose(given, values, rtol=0, atol=1e-4):
-            return message
-    return (
-        f"for {final:g} in {rounds} rounds it gave {[round(x, 4) for x in given]}; (1 - final) ** (n / rounds) stays."
-    )
 
 
 def _divergence(student: Tensor, teacher: Tensor, t_student: float, t_teacher: float) -> Tensor:
@@ -340,33 +356,26 @@ def check_make(answer: Any) -> str | None:
         found = plain(call(answer, student.clone(), teacher.clone(), t))
         if isinstance(found, bool) or not isinstance(found, (int, float)):
             return "return one number: the mean over the samples."
-        message = _of_loss(found, student, teacher, t)
+        right, p = _divergence(student, teacher, t, t), (teacher / t).softmax(1)
+        entropy = -(p * p.log()).sum(1).mean()
+        known = (
+            (t**2 * right, None),
+            (right, "the factor T² is missing: a soft target's gradient shrinks by T², and this makes up for it."),
+            (t * right, "T came in once; it must come in squared, because the gradient shrinks by T²."),
+            (_divergence(student, teacher, 1, 1), "the temperature did nothing: divide both outputs by it first."),
+            (t**2 * _divergence(student, teacher, 1, t), "only the teacher was softened: divide the student's by T."),
+            (t**2 * _divergence(student, teacher, t, 1), "only the student was softened: divide the teacher's by T."),
+            (t**2 * _divergence(teacher, student, t, t), "student and teacher changed places: it is the teacher's "
+             "probabilities that weigh the logarithms."),
+            (t**2 * right * len(student), "that is the sum over the samples; take their mean."),
+            (t**2 * right / student.shape[1], "that is the mean over the classes too: sum over them, and take the mean "
+             "over the samples. (`reduction=\"batchmean\"` does it.)"),
+            (t**2 * (right + entropy), "that is the cross-entropy. Subtract the teacher's own entropy, which is not "
+             "the student's fault."),
+            (-(t**2) * right, "the sign is reversed: a divergence is never negative."),
+        )  # fmt: skip
+        near = (m for value, m in known if abs(found - float(value)) < 1e-5 * max(1.0, abs(float(value))))
+        message = next(near, "it is T² times the mean, over the samples, of the sum of p · (log p - log q).")
         if message:
             return message
     return None
-
-
-def _of_loss(found: float, student: Tensor, teacher: Tensor, t: float) -> str | None:
-    right = _divergence(student, teacher, t, t)
-    p = (teacher / t).softmax(1)
-    entropy = -(p * p.log()).sum(1).mean()
-    known = (
-        (t**2 * right, None),
-        (right, "the factor T² is missing: a soft target's gradient shrinks by T², and this makes up for it."),
-        (t * right, "T came in once; it must come in squared, because the gradient shrinks by T²."),
-        (_divergence(student, teacher, 1, 1), "the temperature did nothing: divide both outputs by it first."),
-        (t**2 * _divergence(student, teacher, 1, t), "only the teacher was softened. Divide the student's by T too."),
-        (t**2 * _divergence(student, teacher, t, 1), "only the student was softened. Divide the teacher's by T too."),
-        (t**2 * _divergence(teacher, student, t, t), "student and teacher changed places: it is the teacher's "
-         "probabilities that weigh the logarithms."),
-        (t**2 * right * len(student), "that is the sum over the samples; take their mean."),
-        (t**2 * right / student.shape[1], "that is the mean over the classes too: sum over them, and take the mean "
-         "over the samples. (`reduction=\"batchmean\"` does it.)"),
-        (t**2 * (right + entropy), "that is the cross-entropy. The teacher's own entropy is not the student's fault: "
-         "subtract it."),
-        (-(t**2) * right, "the sign is reversed: a divergence is never negative."),
-    )  # fmt: skip
-    for value, message in known:
-        if abs(found - float(value)) < 1e-5 * max(1.0, abs(float(value))):
-            return message
-    return "it is T² times the mean, over the samples, of the sum of p · (log p - log q)."

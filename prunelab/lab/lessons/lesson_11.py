@@ -19,7 +19,6 @@ from ..learn.claim import plain
 from ..learn.exercise import call
 from ..learn.stored_grid import Grid, Resumable, Run
 from ..show.figure import COLOURS, SHADES
-from ..show.measuring import measured
 from ..show.vector import FAINT, INK
 from .pruned_networks import CNNS
 
@@ -33,6 +32,7 @@ SMALL = 10  # filters of the small network's first layers: 8,340 parameters, abo
 TILTS = (0.0, 0.45, 0.8)  # radians, to either side; the training pictures end at 0.5
 NOISE = 0.3  # standard deviation of noise that no training picture had, on top of its own 0.15
 BINS = 10
+Reads = dict[str, np.ndarray]
 
 
 def forgotten_grid() -> Resumable:
@@ -105,29 +105,22 @@ def bits(right: Tensor) -> str:
     return np.packbits(right.numpy()).tobytes().hex()
 
 
-def unpacked(text: str, count: int = 1988) -> np.ndarray:
-    """`bits` undone: (count,) of bool."""
-    return np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8))[:count].astype(bool)
+def unpacked(run: Run) -> np.ndarray:
+    """`bits` undone: (pictures,) of bool."""
+    count = sum(pictures for pictures, *_ in run["bins"])
+    return np.unpackbits(np.frombuffer(bytes.fromhex(run["right"]), dtype=np.uint8))[:count].astype(bool)
 
 
-def who_reads(runs: Sequence[Run]) -> dict[str, np.ndarray]:
-    """Which of the test digits each network reads: kind -> (networks, pictures) of bool."""
-    return {kind: np.stack([unpacked(r["right"]) for r in runs if r["kind"] == kind]) for kind in KINDS}
+def who_reads(runs: Sequence[Run]) -> Reads:
+    """Which of the test pictures each network reads: kind -> (networks, pictures) of bool."""
+    kinds = dict.fromkeys(run["kind"] for run in runs)
+    return {kind: np.stack([unpacked(run) for run in runs if run["kind"] == kind]) for kind in kinds}
 
 
 GRIDS: dict[str, Grid] = {"forgotten": forgotten_grid}
 
 
 # What the notebook measures on the grid
-
-
-Reads = dict[str, np.ndarray]
-
-
-def differ(reads: Reads, kind: str) -> dict[str, np.ndarray]:
-    """What each network no longer reads, and newly reads, beside the dense one that was trained on: counts, (5,)."""
-    before, after = reads["trained on"], reads[kind]
-    return {"lost": (before & ~after).sum(1), "gained": (~before & after).sum(1)}
 
 
 def paid(reads: Reads, kind: str, labels: Tensor, scans: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -151,13 +144,6 @@ def halves(reads: Reads, kind: str, labels: Tensor, scans: Tensor, times: int = 
     return [float(f) for f in found]
 
 
-def sureness(runs: Sequence[Run], kind: str) -> tuple[float, float]:
-    """Expected calibration error (Guo 2017, section 2), and confidence minus accuracy; means of five networks."""
-    bins = np.array([run["bins"] for run in runs if run["kind"] == kind])  # (networks, bins, 3)
-    gap = (bins[..., 1] - bins[..., 2]) / bins[..., 0].sum(1, keepdims=True)
-    return float(abs(gap).sum(1).mean()), float(gap.sum(1).mean())
-
-
 # Drawings
 
 
@@ -174,14 +160,9 @@ def wall(ax: Axes, images: Tensor, labels: Tensor, lost: np.ndarray, framed: np.
             x, y = n * PITCH, d * PITCH
             canvas[y : y + 16, x : x + 16] = images[i, 0].clamp(0, 1)
             if framed[i]:
-                ax.plot(
-                    [x - 1, x + 16, x + 16, x - 1, x - 1],
-                    [y - 1, y - 1, y + 16, y + 16, y - 1],
-                    color=COLOURS[1],
-                    lw=2.2,
-                    ls="-",
-                    marker="",
-                )
+                left, right, top, foot = x - 1, x + 16, y - 1, y + 16
+                frame = [left, right, right, left, left], [top, top, foot, foot, top]
+                ax.plot(*frame, color=COLOURS[1], lw=2.2, ls="-", marker="")
     ax.imshow(canvas, cmap=SHADES, vmin=0, vmax=1)
     ax.set_yticks([d * PITCH + 8 for d in range(10)], [f"{d}" for d in range(10)])
     ax.set(title=title, xticks=[])
@@ -189,14 +170,16 @@ def wall(ax: Axes, images: Tensor, labels: Tensor, lost: np.ndarray, framed: np.
     ax.grid(False)
 
 
-def classes(ax: Axes, tolls: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """What each class pays, by kind of network, with two standard errors to either side."""
-    for n, (kind, (mean, error)) in enumerate(tolls.items()):
+def classes(ax: Axes, tolls: dict[str, tuple[Any, Any]], names: Sequence[str] = tuple("0123456789")) -> None:
+    """What each class pays, by kind of network: the mean, and how far a line reaches to either side of it."""
+    for n, (kind, (mean, around)) in enumerate(tolls.items()):
         where = np.arange(10) + 0.2 * (n - (len(tolls) - 1) / 2)
-        ax.errorbar(where, mean, 2 * error, ls="none", marker="os^Dv"[n], color=COLOUR[kind], lw=1.3, label=kind)
+        ax.errorbar(where, mean, around, ls="none", marker="os^Dv"[n], color=COLOUR.get(kind, COLOURS[0]), lw=1.5,
+                    label=kind)  # fmt: skip
     ax.axhline(0, color=INK, lw=0.8, ls="-", marker="")
-    ax.set(xticks=range(10), xlabel="class", ylabel="points lost")
-    ax.legend(ncols=2, loc="upper center")
+    ax.set_xticks(range(10), names, rotation=20 if len(names[0]) > 1 else 0)
+    ax.set(xlabel="class", ylabel="points lost")
+    ax.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))  # no line beneath it
 
 
 def trust(ax: Axes, runs: Sequence[Run], kinds: Sequence[str]) -> None:
@@ -210,23 +193,14 @@ def trust(ax: Axes, runs: Sequence[Run], kinds: Sequence[str]) -> None:
     ax.legend()
 
 
-def panel(ax: Axes, runs: Sequence[Run], reads: Reads, labels: Tensor, kind: str, shown: str) -> None:
-    """One kind of network: pictures lost and gained in each class, mean of five, or its reliability picture."""
-    if shown == "how sure":
-        trust(ax, runs, [kind])
-    else:
-        before, after = reads["trained on"], reads[kind]
-        for name, moved, sign in (("lost", before & ~after, -1), ("gained", ~before & after, 1)):
-            counts = [sign * moved[:, labels.numpy() == d].sum(1).mean() for d in range(10)]
-            ax.bar(range(10), counts, color=COLOURS[sign == -1], label=name, hatch="//" if sign == -1 else "")
-        ax.set(xticks=range(10), xlabel="class", ylabel="pictures", ylim=(-22, 10))
-        ax.legend(ncols=2)
-
-
-def told(runs: Sequence[Run], reads: Reads, kind: str) -> dict[str, str]:
-    """`panel` in words."""
-    moved = {name: measured(counts.mean()) for name, counts in differ(reads, kind).items()}
-    return {**moved, "calibration error": measured(sureness(runs, kind)[0], "%")}
+def panel(ax: Axes, reads: Reads, labels: Tensor, kind: str) -> None:
+    """One kind of network beside the twin: pictures lost and gained in each class, mean of five."""
+    before, after = reads["trained on"], reads[kind]
+    for name, moved, sign in (("lost", before & ~after, -1), ("gained", ~before & after, 1)):
+        counts = [sign * moved[:, labels.numpy() == d].sum(1).mean() for d in range(10)]
+        ax.bar(range(10), counts, color=COLOURS[sign == -1], label=name, hatch="//" if sign == -1 else "")
+    ax.set(xticks=range(10), xlabel="class", ylabel="pictures", ylim=(-22, 10))
+    ax.legend(ncols=2)
 
 
 # The checks of the exercises, whose texts stand in 11.toml

@@ -29,7 +29,6 @@ from ..learn.exercise import call
 from ..learn.stored_grid import Grid, Resumable, Run
 from ..show import plots
 from ..show.figure import COLOURS
-from ..show.measuring import measured
 from ..show.vector import FAINT, INK
 
 # The stored grids: five Vision Transformers, five orders in which their heads leave, and how far a head is missed
@@ -47,22 +46,17 @@ VIEWS, LR = 8, 1e-3  # of the short retraining: new pictures of each training sc
 
 def orders_grid() -> Iterator[dict[str, Any]]:
     """Notebook 12: five networks, five orders of removing heads, before and after a short retraining."""
-    for name in VITS:
-        yield from of_network(name)
-
-
-def of_network(name: str) -> Iterator[dict[str, Any]]:
-    """The runs of one network; with nothing removed, all orders are the same."""
-    data, model, seed = zoo.load("digits"), zoo.checkpoint(name), VITS.index(name)
-    whole = {g.name: torch.ones(g.units, dtype=torch.bool) for g in heads(model)}
-    control = _run(model, data, whole, seed)
-    for order in ORDERS:
-        yield {"network": name, "order": order, "removed": 0, **control}
-        for removed, keep in kept(model, data, order, REMOVED, seed).items():
-            run = _run(model, data, keep, seed)
-            if order == "random":
-                run["before"] = lottery(model, data, removed, seed)
-            yield {"network": name, "order": order, "removed": removed, **run}
+    data = zoo.load("digits")
+    for seed, name in enumerate(VITS):
+        model = zoo.checkpoint(name)
+        control = _run(model, data, {g.name: torch.ones(g.units, dtype=torch.bool) for g in heads(model)}, seed)
+        for order in ORDERS:
+            yield {"network": name, "order": order, "removed": 0, **control}  # with nothing removed, all are the same
+            for removed, keep in kept(model, data, order, REMOVED, seed).items():
+                run = _run(model, data, keep, seed)
+                if order == "random":
+                    run["before"] = lottery(model, data, removed, seed)
+                yield {"network": name, "order": order, "removed": removed, **run}
 
 
 def lottery(model: nn.Module, data: zoo.Data, removed: int, seed: int, draws: int = DRAWS) -> float:
@@ -81,7 +75,7 @@ def _run(model: nn.Module, data: zoo.Data, keep: Keep, seed: int) -> dict[str, A
 
 def retrain(model: nn.Module, seed: int) -> None:
     """A short retraining, in place: once through new pictures of the training scans."""
-    finetune(model, zoo.more_views(VIEWS, seed=2), epochs=1, lr=LR, seed=seed, progress=False)
+    finetune(model, zoo.data.more_views(VIEWS, seed=2), epochs=1, lr=LR, seed=seed, progress=False)
 
 
 def kept(model: nn.Module, data: zoo.Data, order: str, removed: tuple[int, ...], seed: int = 0) -> dict[int, Keep]:
@@ -118,17 +112,13 @@ def one_by_one(model: nn.Module, pictures: tuple[Tensor, Tensor]) -> list[tuple[
     for _ in range(sum(len(units) - 1 for units in left.values())):
         groups = heads(model)  # those of layers with one head left are no longer among them
         rises = leave_one_out(model, [pictures], groups, progress=False)
-        name, unit = min(
-            ((n, u) for n, r in rises.items() for u in range(len(r))), key=lambda x: float(rises[x[0]][x[1]])
-        )
+        _, name, unit = min((float(rise), n, u) for n, every in rises.items() for u, rise in enumerate(every))
         gone.append((name, left[name].pop(unit)))
-        model = shrink(
-            model, groups, {g.name: torch.arange(g.units) != (unit if g.name == name else -1) for g in groups}
-        )
+        model = shrink(model, groups, _without(groups, [(name, unit)]))
     return gone
 
 
-def _without(groups: list[Group], gone: list[tuple[str, int]]) -> Keep:
+def _without(groups: Sequence[Group], gone: list[tuple[str, int]]) -> Keep:
     return {g.name: torch.tensor([(g.name, u) not in gone for u in range(g.units)]) for g in groups}
 
 
@@ -141,18 +131,17 @@ def missed_run(point: Run) -> Run:
     """The rises on two halves of validation scans and on the test digits; Michel's score; the norms of the weights."""
     model: Any = zoo.checkpoint(point["network"])
     data = zoo.load("digits")
-    seen, unseen = rises(model, *data.valid[:TWICE]), rises(model, *data.test.tensors)
+    pictures, labels = data.valid[:TWICE]
+    asked: dict[str, Any] = {"one half": (pictures[::2], labels[::2]), "other half": (pictures[1::2], labels[1::2])}
+    asked["test"] = data.test.tensors
+    groups = heads(model)
+    rises = {who: leave_one_out(model, [some], groups, progress=False) for who, some in asked.items()}
     parts = [block.attention for block in model.blocks]
     own = [[_rows(a.q_proj), _rows(a.k_proj), _rows(a.v_proj), a.o_proj.weight.detach().square().sum(0)] for a in parts]
     q, k, v, o = (torch.stack(found).view(-1, parts[0].head_dim).sum(1) for found in zip(*own, strict=True))
-    found = {
-        "one half": seen[:, ::2].mean(1),
-        "other half": seen[:, 1::2].mean(1),
-        "test": unseen.mean(1),
-        "Michel": torch.cat(list(importance(model, data, "Michel").values())),
-        "Q, K": (q + k).sqrt(),
-        "V, O": (v + o).sqrt(),
-    }
+    found = {who: torch.cat(list(rise.values())) for who, rise in rises.items()}
+    found |= {"Michel": torch.cat(list(importance(model, data, "Michel").values()))}
+    found |= {"Q, K": (q + k).sqrt(), "V, O": (v + o).sqrt()}
     return {name: [round(float(x), 5) for x in values] for name, values in found.items()}
 
 
@@ -160,43 +149,21 @@ def _rows(layer: nn.Linear) -> Tensor:
     return layer.weight.detach().square().sum(1)
 
 
-def rises(model: Any, images: Tensor, labels: Tensor) -> Tensor:
-    """How much the loss of each picture rises without each head, (heads of all blocks, pictures)."""
-    found, whole = [], _losses(model, images, labels)
-    for block in model.blocks:
-        weight, size = block.attention.o_proj.weight, block.attention.head_dim
-        for own in torch.arange(weight.shape[1]).split(size):
-            kept = weight[:, own].clone()
-            with torch.no_grad():
-                weight[:, own] = 0
-                found.append(_losses(model, images, labels) - whole)
-                weight[:, own] = kept
-    return torch.stack(found)
-
-
-def _losses(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    with torch.no_grad():
-        return F.cross_entropy(model(images), labels, reduction="none")
-
-
 def excess(model: Any, images: Tensor, labels: Tensor, block: int) -> Tensor:
     """By how much more the loss rises without two heads of a block than without each, added: (heads, heads)."""
     attention = model.blocks[block].attention
-    weight, heads = attention.o_proj.weight, attention.o_proj.in_features // attention.head_dim
-    whole, before = float(_losses(model, images, labels).mean()), weight.detach().clone()
-    lost = torch.zeros(heads, heads)
-    for pair in combinations_with_replacement(range(heads), 2):
+    weight, size = attention.o_proj.weight.data, attention.head_dim
+    whole, count = weight.clone(), weight.shape[1] // size
+    lost = torch.zeros(count, count)
+    for pair in combinations_with_replacement(range(count), 2):
+        for head in pair:
+            weight[:, head * size : (head + 1) * size] = 0
         with torch.no_grad():
-            for head in pair:
-                weight[:, head * attention.head_dim : (head + 1) * attention.head_dim] = 0
-            lost[pair] = lost[pair[::-1]] = float(_losses(model, images, labels).mean()) - whole
-            weight.copy_(before)
+            lost[pair] = lost[pair[::-1]] = F.cross_entropy(model(images), labels)
+        weight.copy_(whole)
+    with torch.no_grad():
+        lost -= F.cross_entropy(model(images), labels)
     return lost - lost.diagonal() - lost.diagonal()[:, None]
-
-
-def halves(run: Mapping[str, Any]) -> list[float]:
-    """The rises on both halves of the scans together."""
-    return np.mean([run["one half"], run["other half"]], axis=0).tolist()
 
 
 def agreement(one: Sequence[float], other: Sequence[float], blocks: int = 0) -> float:
@@ -277,18 +244,6 @@ def twice(axes: Sequence[Axes], one: Tensor, other: Tensor, judges: Mapping[str,
     axes[1].set(title="Five networks", xlim=(min(-0.7, *map(min, judges.values())), 1))
 
 
-def pair(ax: Axes, found: Mapping[str, float]) -> None:
-    """A bar a removal: the rise of the loss on the test digits."""
-    colours = [COLOURS[0]] * (len(found) - 1) + [MISSED]
-    ax.barh(range(len(found)), list(found.values()), color=colours)
-    for row, value in enumerate(found.values()):
-        ax.text(value, row, f" {value:+.3f}", va="center")
-    ax.set_yticks(range(len(found)), list(found))
-    ax.invert_yaxis()
-    ax.set(xlabel="rise of the loss on the test digits", xlim=(0, 1.15 * max(found.values())))
-    ax.grid(axis="y", visible=False)
-
-
 def orders(axes: Sequence[Axes], removed: Sequence[int], before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     """Accuracy against heads removed, a curve an order, without and with retraining."""
     for ax, title, runs in zip(axes, ("without retraining", "after a short retraining"), (before, after), strict=True):
@@ -296,12 +251,6 @@ def orders(axes: Sequence[Axes], removed: Sequence[int], before: Mapping[str, An
         ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0f}")
         ax.set(title=title, xlabel="heads removed, of 32", xticks=[0, 8, 16, 24, 28])
     axes[1].set_ylabel("")
-
-
-def reads(run: Mapping[str, Any]) -> dict[str, str]:
-    """`left` in words: the heads left in each block, and what the network then reads."""
-    there = {f"block {i}": str(block.count("1")) for i, block in enumerate(run["kept"])}
-    return {**there, "read correctly": measured(run["before"], "%")}
 
 
 # The checks of the exercises, whose texts stand in 12.toml
@@ -332,43 +281,34 @@ def check_spend(answer: Any) -> str | None:
     return f"without these eight it reads {percent(found)} of the test digits; {percent(ENOUGH)} are asked for. {why}."
 
 
-CASES = (  # heads, size of one, width of the stream, the head that goes, numbers of which kind
-    (3, 2, 8, 1, torch.float32),
-    (6, 3, 19, 3, torch.float64),
-    (4, 5, 21, 0, torch.float32),
-)
+# Heads, size of one, width of the stream, the head that goes, numbers of which kind
+CASES = ((3, 2, 8, 1, torch.float32), (6, 3, 19, 3, torch.float64), (4, 5, 21, 0, torch.float32))
 
 
 def check_without(answer: Any) -> str | None:
     """One head taken out of attentions of three shapes."""
-    for number, case in enumerate(CASES):
-        message = _without_wrong(answer, *case, torch.Generator().manual_seed(number))
-        if message:
-            return message
+    for number, (count, size, width, head, dtype) in enumerate(CASES):
+        dice, rows = torch.Generator().manual_seed(number), count * size
+        q, k, v = (torch.randn(rows, width, generator=dice, dtype=dtype) for _ in range(3))
+        o = torch.randn(width, rows, generator=dice, dtype=dtype)
+        found = call(answer, q.clone(), k.clone(), v.clone(), o.clone(), head, size)
+        if not isinstance(found, (tuple, list)) or len(found) != 4 or not all(map(torch.is_tensor, found)):
+            return "return four tensors: q, k, v, o without the head."
+        shapes, stay = [tuple(t.shape) for t in found], rows - size
+        if shapes != [(stay, width)] * 3 + [(width, stay)]:
+            return _shapes_wrong(shapes, rows, width, head, size)
+        one, x = torch.arange(rows), torch.randn(4, width, generator=dice, dtype=dtype)
+        same = [n for n in range(count) if _alike(found, _cut(q, k, v, o, one // size != n), x, size)]
+        if head in same:
+            continue
+        if same == [count - 1 - head]:
+            return f"you counted from the end: of {count} heads, head {head} was to go, and head {same[0]} went."
+        if same:
+            return f"you removed head {same[0]}; here head {head} was asked for, counted from 0."
+        if torch.equal(found[0], q[one % count != head]):
+            return f"heads lie one after another: head {head} owns rows {head * size} to {head * size + size - 1}."
+        return "the shapes are right, but rows and columns of different heads have gone."
     return None
-
-
-def _without_wrong(answer: Any, heads: int, size: int, width: int, head: int, dtype: Any, dice: Any) -> str | None:
-    rows = heads * size
-    q, k, v = (torch.randn(rows, width, generator=dice, dtype=dtype) for _ in range(3))
-    o = torch.randn(width, rows, generator=dice, dtype=dtype)
-    found = call(answer, q.clone(), k.clone(), v.clone(), o.clone(), head, size)
-    if not isinstance(found, (tuple, list)) or len(found) != 4 or not all(map(torch.is_tensor, found)):
-        return "return four tensors: q, k, v, o without the head."
-    shapes, stay = [tuple(t.shape) for t in found], rows - size
-    if shapes != [(stay, width)] * 3 + [(width, stay)]:
-        return _shapes_wrong(shapes, rows, width, head, size)
-    one, x = torch.arange(rows), torch.randn(4, width, generator=dice, dtype=dtype)
-    same = [n for n in range(heads) if _alike(found, _cut(q, k, v, o, one // size != n), x, size)]
-    if head in same:
-        return None
-    if same == [heads - 1 - head]:
-        return f"you counted from the end: of {heads} heads, head {head} was to go, and head {same[0]} went."
-    if same:
-        return f"you removed head {same[0]}; here head {head} was asked for, counted from 0."
-    if torch.equal(found[0], q[one % heads != head]):
-        return f"heads lie one after another: head {head} owns rows {head * size} to {head * size + size - 1}."
-    return "the shapes are right, but rows and columns of different heads have gone."
 
 
 def _shapes_wrong(shapes: Sequence[tuple[int, ...]], rows: int, width: int, head: int, size: int) -> str:

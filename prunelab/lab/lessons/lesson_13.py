@@ -14,22 +14,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ... import zoo
+from ...allocation import unit_scores
 from ...calibration import Calibration
-from ...core import Group, Keep
 from ...criteria import AngularDistance, BlockInfluence
 from ...granularity import by_name as granularity_named
 from ...language import next_token_loss, next_tokens
 from ...recovery import train
 from ...surgery import shrink
-from ...units import tensors_of
 from ..learn.claim import plain
 from ..learn.exercise import call
 from ..learn.stored_grid import Grid, Resumable, Run, grid
 from ..show.figure import COLOURS
 from ..show.vector import INK
-from .llamas import Text, answer, heard, judged, said, streams, text_for
-
-__all__ = ["Text", "answer", "heard", "said", "streams", "text_for"]  # what the notebook finds here as well
+from .llamas import Text, judged, streams, text_for
 
 # Cuts by a rule, and what is left
 
@@ -55,44 +52,14 @@ def order(
     if rule == "last":
         return units[::-1]
     criterion: Any = AngularDistance(n) if rule == "angle" else BlockInfluence(what)
-    scores = criterion(model, calib)
-    by_unit = [sum(float(scores[t].sum()) for t in _of_unit(group, unit, scores)) for unit in range(group.units)]
-    return sorted(range(group.units), key=by_unit.__getitem__)
-
-
-def _of_unit(group: Group, unit: int, names: Any) -> set[str]:
-    mine = tuple(p for p in group.parts if p.unit == unit)
-    return tensors_of(Group(group.name, group.units, (), parts=mine), names)
-
-
-def keep_without(what: str, units: int, out: Sequence[int]) -> Keep:
-    """A keep of one group of whole modules, all but some."""
-    kept = torch.ones(units, dtype=torch.bool)
-    kept[list(out)] = False
-    return {what: kept}
+    worth = unit_scores(criterion(model, calib), [group], "sum")[group.name]
+    return sorted(range(group.units), key=worth.tolist().__getitem__)
 
 
 def without(model: nn.Module, what: str, out: Sequence[int]) -> nn.Module:
     """A copy of the model that really lacks some of its layers, MLPs or attentions."""
-    groups = granularity_named(what)(model)
-    return shrink(model, groups, keep_without(what, groups[0].units, out))
-
-
-def runs(removed: int) -> list[Run]:
-    """The stored losses without each block, or each run of three, from the first to the last."""
-    return [r for r in grid("llama-depth") if r["rule"] == "run" and r["removed"] == removed]
-
-
-def draws(what: str, removed: int) -> list[float]:
-    """The stored perplexities of the draws from the middle, ascending."""
-    found = [r for r in grid("llama-depth") if (r["what"], r["rule"], r["removed"]) == (what, "middle", removed)]
-    return sorted(r["perplexity"] for r in found)
-
-
-def agreement(one: Sequence[float], other: Sequence[float]) -> float:
-    """Spearman's rank correlation, for values without ties."""
-    ranks = torch.stack([torch.as_tensor(x).argsort().argsort().double() for x in (one, other)])
-    return float(torch.corrcoef(ranks)[0, 1])
+    (group,) = granularity_named(what)(model)
+    return shrink(model, [group], {group.name: torch.tensor([unit not in out for unit in range(group.units)])})
 
 
 # The stored grid: the Llama without its parts
@@ -201,7 +168,10 @@ GOOD = 1.25  # times the best run's perplexity
 
 def check_three(answer: Any) -> str | None:
     """The start of three neighbours whose loss costs at most a quarter more than that of the best three."""
-    start, after = whole(answer), [r["perplexity"] for r in runs(3)]
+    start, after = (
+        whole(answer),
+        [r["perplexity"] for r in grid("llama-depth") if (r["rule"], r["removed"]) == ("run", 3)],
+    )
     if start is None:
         return "give one whole number, the first of the three: they are neighbours, so the start says it all."
     if not 0 <= start < len(after):
@@ -249,34 +219,24 @@ def _angles(streams: Sequence[Tensor], n: int, dim: int = -1) -> list[float]:
     return [float(F.cosine_similarity(a, b, dim=dim).clamp(-1, 1).arccos().mean()) for a, b in pairs]
 
 
-def _distances(streams: Sequence[Tensor], n: int) -> list[float]:
-    return [float((a - b).norm(dim=-1).mean()) for a, b in zip(streams, streams[n:], strict=False)]
-
-
 def _lowest(values: Sequence[float]) -> int:
     return min(range(len(values)), key=values.__getitem__)
 
 
 RUNS: dict[str, Callable[[list[Tensor], int], int]] = {
-    "you found the run that turns the stream *most*: that one does the work. Take the smallest angle.": lambda s, n: (
-        _lowest([-x for x in _angles(s, n)])
-    ),
-    "you compared each block with the next one only. A run goes from `streams[i]` to `streams[i + n]`.": lambda s, n: (
-        _lowest(_angles(s, 1)[: len(s) - n])
-    ),
-    "one too many: `streams[i]` is what *enters* block i, so a run from `streams[i]` starts at block i.": lambda s, n: (
-        _lowest(_angles(s, n)) + 1
-    ),
-    "that is a *distance*. A block may stretch the stream and turn it by nothing: take the angle.": lambda s, n: (
-        _lowest(_distances(s, n))
-    ),
-    "you compared along the tokens: each *token's* stream is one vector, so the cosine needs `dim=-1`.": lambda s, n: (
-        _lowest(_angles(s, n, 0))
-    ),
-    "you never look at the last run: it ends with the last block, and begins at `len(streams) - n - 1`.": lambda s, n: (
-        _lowest(_angles(s, n)[:-1])
-    ),
-}
+    "you found the run that turns the stream *most*: that one does the work. Take the smallest angle.":
+        lambda s, n: _lowest([-x for x in _angles(s, n)]),
+    "you compared each block with the next one only. A run goes from `streams[i]` to `streams[i + n]`.":
+        lambda s, n: _lowest(_angles(s, 1)[: len(s) - n]),
+    "one too many: `streams[i]` is what *enters* block i, so a run from `streams[i]` starts at block i.":
+        lambda s, n: _lowest(_angles(s, n)) + 1,
+    "that is a *distance*. A block may stretch the stream and turn it by nothing: take the angle.":
+        lambda s, n: _lowest([float((a - b).norm(dim=-1).mean()) for a, b in zip(s, s[n:], strict=False)]),
+    "you compared along the tokens: each *token's* stream is one vector, so the cosine needs `dim=-1`.":
+        lambda s, n: _lowest(_angles(s, n, 0)),
+    "you never look at the last run: it ends with the last block, and begins at `len(streams) - n - 1`.":
+        lambda s, n: _lowest(_angles(s, n)[:-1]),
+}  # fmt: skip
 
 
 def check_run(answer: Any) -> str | None:
@@ -290,6 +250,4 @@ def check_run(answer: Any) -> str | None:
     for message, wrong in RUNS.items():
         if found == [wrong(streams, n) for streams, n in cases]:
             return message
-    return (
-        "for each start i compare `streams[i]` with `streams[i + n]`, token by token, and take the smallest mean angle."
-    )
+    return "for each i compare `streams[i]` with `streams[i + n]`, token by token, and take the smallest mean angle."

@@ -4,34 +4,30 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from ... import zoo
-from ...allocation import NM, allocate, expand
+from ...allocation import NM, allocate
 from ...calibration import Calibration
 from ...criteria import magnitude
 from ...decoders import blocks
 from ...granularity import weights
 from ...layers import prunable
 from ...layerwise import LayerSparsities, Owl
-from ...masking import apply, bake
+from ...masking import apply, bake, expand
 from ...reconstruction import Method, SparseGPT, Wanda, blockwise
-from ...running import hooked
 from ..learn.claim import plain
 from ..learn.exercise import call
 from ..learn.stored_grid import Ahead, Grid, Resumable, Run, ahead, grid
-from ..show.figure import COLOURS, table
+from ..show.figure import table
 from ..show.measuring import measured
-from .llamas import TESTED, Text, answer, heard, judged, said, text_for
-
-__all__ = ["Text", "answer", "heard", "said", "text_for"]  # what the notebook finds here as well
+from .llamas import TESTED, judged, text_for
 
 # Methods, and controls of them
 
@@ -99,15 +95,6 @@ def pruned_llama(
         return by_magnitude(model, sparsity)  # type: ignore[arg-type]
     blockwise(model, calib, method, sparsity)
     return model
-
-
-def inputs_of(model: nn.Module, layer: nn.Module, rows: Tensor) -> Tensor:
-    """All that flows into a linear layer on windows of text: (tokens, in)."""
-    seen: list[Tensor] = []
-    with hooked([layer], lambda module, args, kwargs: seen.append(args[0].flatten(0, 1))), torch.no_grad():
-        for ids in rows.split(1):
-            model(input_ids=ids, use_cache=False)
-    return torch.cat(seen)
 
 
 # The stored grid: a real Llama with half of its weights
@@ -184,42 +171,23 @@ def by_shares(runs: Sequence[Run], patterns: Sequence[str] = ("50 %", "70 %")) -
     return apart
 
 
-# Drawings
-
-
-def shouts(axes: Sequence[Axes], norms: Tensor, loud: Mapping[str, Sequence[float]]) -> None:
-    """Above, the norm of each input of one layer; below, loudest over median input of every layer, along the depth."""
-    top, below = axes
-    top.vlines(range(len(norms)), 0, norms.tolist(), color=COLOURS[0], lw=1.2)
-    top.axhline(float(norms.median()), color=COLOURS[1], ls="--", marker="", label="the median input")
-    top.set(xlabel="input of the layer", ylabel="its norm over all tokens", title="MLP of block 10: what enters it")
-    top.legend(loc="upper left")
-    for (kind, values), marker in zip(loud.items(), "osD^", strict=False):
-        below.plot(values, marker=marker, markersize=4, label=kind)
-    below.set(xlabel="block, from the first to the last", ylabel="loudest / median", yscale="log")
-    below.legend(ncols=2)
-
-
 # The checks of the exercises, whose texts stand in 14.toml
 
 
 SHAPES = ((4, 3, 10), (2, 7, 5), (6, 4, 8))  # out, in, tokens
-AGREE = {"rtol": 1e-3, "atol": 1e-6}  # of scores
 
 SCORES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "that is still magnitude: no input is asked, or all share one norm.": lambda w, x: w.abs(),
-    "you kept the signs: a large negative weight would go first. Take `abs()` of the weight.": lambda w, x: (
-        w * x.norm(dim=0)
-    ),
-    "a sum or mean lets positive and negative inputs cancel. Wanda takes the norm.": lambda w, x: (
-        w.abs() * x.sum(0).abs()
-    ),
+    "you kept the signs: a large negative weight would go first. Take `abs()` of the weight.":
+        lambda w, x: w * x.norm(dim=0),
+    "a sum or mean lets positive and negative inputs cancel. Wanda takes the norm.":
+        lambda w, x: w.abs() * x.sum(0).abs(),
     "adding lets a weight of zero on a loud input survive: multiply.": lambda w, x: w.abs() + x.norm(dim=0),
-    "you squared the norm: it ranks otherwise. Wanda takes the norm itself.": lambda w, x: w.abs() * x.square().sum(0),
-    "a mean of sizes is another norm: one loud token counts for more in Wanda's.": lambda w, x: (
-        w.abs() * x.abs().mean(0)
-    ),
-}
+    "you squared the norm: it ranks otherwise. Wanda takes the norm itself.":
+        lambda w, x: w.abs() * x.square().sum(0),
+    "a mean of sizes is another norm: one loud token counts for more in Wanda's.":
+        lambda w, x: w.abs() * x.abs().mean(0),
+}  # fmt: skip
 
 
 def check_wanda(answer: Any) -> str | None:
@@ -246,11 +214,8 @@ def _case(out: int, inputs: int, tokens: int, seed: int) -> tuple[Tensor, Tensor
 
 def _proportional(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
     """Whether each is the wanted one times a positive number."""
-    pairs = [
-        (f.double() / f.double().abs().max(), w.double() / w.double().abs().max())
-        for f, w in zip(found, wanted, strict=True)
-    ]
-    return all(torch.allclose(f, w, rtol=AGREE["rtol"], atol=AGREE["atol"]) for f, w in pairs)
+    pairs = [[x.double() / x.double().abs().max() for x in pair] for pair in zip(found, wanted, strict=True)]
+    return all(torch.allclose(f, w, rtol=1e-3, atol=1e-6) for f, w in pairs)
 
 
 OFFERS = ("Wanda", "SparseGPT", "magnitude")

@@ -19,7 +19,8 @@ from ...core import Group, Keep, Scores
 from ...criteria import BlockInfluence, magnitude, random, taylor, wanda
 from ...granularity import by_name as granularity_named
 from ...layers import prunable
-from ...measurement import mean_interval, perplexity
+from ...measurement import perplexity
+from ...measurement.evaluation import mean_interval
 from ...recovery import train
 from ...surgery import shrink
 from ..learn.claim import plain
@@ -27,10 +28,8 @@ from ..learn.exercise import call
 from ..learn.stored_grid import Grid, Resumable, Run, grid
 from ..show.figure import COLOURS
 from ..show.vector import INK
-from .llamas import Text, answer, heard, judged, said, text_for
+from .llamas import judged, text_for
 from .questions import answered, questions
-
-__all__ = ["Text", "answer", "heard", "said", "text_for"]  # what the notebook finds here as well
 
 # Ways to lose as many parameters as some blocks have
 
@@ -70,11 +69,10 @@ def groups_of(model: nn.Module, way: str) -> Sequence[Group]:
 def share_of(model: Any, way: str, like: int) -> float:
     """The share of a way's units that has as many parameters as `like` blocks have."""
     blocks, hidden = model.model.layers, model.config.hidden_size
-    block, mlp, attention = (
-        sum(p.numel() for p in m.parameters()) for m in (blocks[0], blocks[0].mlp, blocks[0].self_attn)
-    )
+    parts = (model, blocks[0], blocks[0].mlp, blocks[0].self_attn)
+    whole, block, mlp, attention = (sum(p.numel() for p in part.parameters()) for part in parts)
     if way == "width":
-        left = hidden - like * block / (sum(p.numel() for p in model.parameters()) / hidden)
+        left = hidden - like * block / (whole / hidden)
         return 1 - round(left / PACK) * PACK / hidden
     return like / len(blocks) * block / {"blocks": block, "neurons": mlp, "heads": attention}[way]
 
@@ -102,10 +100,9 @@ def cut(
 
     Without a scope it is the plan of the stored students: the same scores give the same network.
     """
-    groups, scope = groups_of(model, way), scope or BEST[way][1]
-    share = share_of(model, way, like)
-    keep = keep_of(groups, scores, share, scope.removesuffix(", unscaled"), loud or {})
-    return smaller(model, groups, keep, scaled="unscaled" not in scope)
+    groups, (scope, unscaled, _) = groups_of(model, way), (scope or BEST[way][1]).partition(", unscaled")
+    keep = keep_of(groups, scores, share_of(model, way, like), scope, loud or {})
+    return smaller(model, groups, keep, scaled=not unscaled)
 
 
 def smaller(model: nn.Module, groups: Sequence[Group], keep: Keep, *, scaled: bool = True) -> nn.Module:
@@ -278,14 +275,6 @@ def judges(axes: Sequence[Axes], whole: Run) -> None:
     axes[1].set_xticks([1.25, 5.25, 9.25], ["facts", "sums", "verb forms"])
 
 
-def neurons_seen(ax: Axes, size: Tensor, loud: Tensor, gone: Tensor) -> None:
-    """The neurons of one MLP, a mark each: the size of their weights, how loud they are, and which ones would go."""
-    for chosen, label, colour, marker in ((~gone, "stay", COLOURS[0], "o"), (gone, "go by magnitude", COLOURS[1], "x")):
-        ax.plot(size[chosen], loud[chosen], ls="none", marker=marker, color=colour, markersize=4, label=label)
-    ax.set(yscale="log", xlabel="sum of the sizes of its weights", ylabel="its norm over all tokens")
-    ax.legend(loc="upper right")
-
-
 # The checks of the exercises, whose texts stand in 15.toml
 
 
@@ -315,12 +304,9 @@ def check_neurons(answer: Any) -> str | None:
     found = [plain(call(answer, *config)) for config in CONFIGS]
     if any(isinstance(x, bool) or not isinstance(x, (int, float)) for x in found):
         return "return one number: how many neurons leave from each MLP."
-    if _near(found, _neurons):
-        return None
-    for message, wrong in WRONG.items():
-        if _near(found, wrong):
-            return message
-    return "parameters that leave with the blocks, over the MLPs, over the parameters of a neuron."
+    other = "parameters that leave with the blocks, over the MLPs, over the parameters of a neuron."
+    near = (message for message, rule in [(None, _neurons), *WRONG.items()] if _near(found, rule))
+    return next(near, other)
 
 
 def _near(found: Sequence[float], wanted: Callable[..., float]) -> bool:
@@ -340,10 +326,8 @@ def check_ship(answer: Any) -> str | None:
         return f"the ways are {', '.join(BEST)}, the sizes {' and '.join(map(str, SIZES))}."
     needs = {(w, k): _bytes(w, k, pair[-1]) for k in SIZES for w, pair in mains(k).items()}
     if needs[way, like] > ROOM:
-        return (
-            f"{way} at {like} needs {needs[way, like] / 1e9:.2f} GB: the cache counts *blocks*, and no neuron and no "
-            "channel that leaves makes it smaller."
-        )
+        needed = f"{way} at {like} needs {needs[way, like] / 1e9:.2f} GB: the cache counts *blocks*, and no neuron"
+        return f"{needed} and no channel that leaves makes it smaller."
     fits = {key: mains(key[1])[key[0]][-1]["perplexity"] for key, need in needs.items() if need <= ROOM}
     if fits[way, like] > min(fits.values()):
         return f"it fits, with a perplexity of {fits[way, like]:.0f}; another one that fits has a lower one."

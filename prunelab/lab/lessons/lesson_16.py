@@ -12,7 +12,7 @@ from torch import nn
 
 from ... import zoo
 from ...allocation import allocate
-from ...budget import SearchOptions, Trial, fit_budget
+from ...budget import SearchOptions, fit_budget
 from ...criteria import magnitude
 from ...criteria.weights import Random
 from ...granularity import filters, neurons
@@ -25,7 +25,7 @@ from ..learn import exam
 from ..learn.claim import plain
 from ..learn.exercise import call
 from ..learn.stored_grid import Grid, Resumable, Run
-from ..show.figure import COLOURS, table
+from ..show.figure import COLOURS
 from ..show.measuring import measured
 from ..show.vector import INK
 from .pruned_networks import CNNS
@@ -45,27 +45,21 @@ HOW = SearchOptions(front=(1.6, 1.3, 0.75, 0.6))
 
 
 def fronts() -> Iterator[dict[str, Any]]:
-    """Notebook 16: five networks, a search for half of the time on each, all that was tried."""
-    for name in NETWORKS:
-        yield from searched(name)
+    """Notebook 16: five networks, a search for half of the time on each, all that was tried.
 
-
-def searched(name: str) -> Iterator[dict[str, Any]]:
-    """Every trial of one network's search; of the chosen one the test accuracy, too, looked at once."""
-    dense, data = zoo.checkpoint(name), zoo.load("digits")
-    learnt = exam.split()[0] if name == exam.NETWORK else data
-    result = fit_budget(dense, learnt, latency=BUDGET, recover_steps=STEPS, how=HOW, progress=False)
-    for trial in result.trials:
-        chosen = trial is result.chosen
-        model = result.model if chosen else dense if trial is result.dense else None
-        test = None if model is None else evaluate(model, data, "test").accuracy
-        yield {"network": NETWORKS[name], **_facts(trial), "chosen": chosen, "test": test}
-
-
-def _facts(trial: Trial) -> dict[str, Any]:
-    ratios = {cost: round(value, 4) for cost, value in trial.ratios.items()}
-    facts = {"name": trial.name, "stage": trial.stage, "steps": trial.steps, "accuracy": trial.accuracy}
-    return {**facts, **ratios, "kept": trial.layout}
+    Of the chosen one the test accuracy, too, looked at once.
+    """
+    data = zoo.load("digits")
+    for name, title in NETWORKS.items():
+        dense, learnt = zoo.checkpoint(name), exam.split()[0] if name == exam.NETWORK else data
+        result = fit_budget(dense, learnt, latency=BUDGET, recover_steps=STEPS, how=HOW, progress=False)
+        for trial in result.trials:
+            chosen = trial is result.chosen
+            model = result.model if chosen else dense if trial is result.dense else None
+            ratios = {cost: round(value, 4) for cost, value in trial.ratios.items()}
+            facts = {"name": trial.name, "stage": trial.stage, "steps": trial.steps, "accuracy": trial.accuracy}
+            run = {"network": title, **facts, **ratios, "kept": trial.layout, "chosen": chosen}
+            yield {**run, "test": evaluate(model, data, "test").accuracy if model else None}
 
 
 TRIES, QUICK = 8, 20  # networks that compete, and the steps of retraining each gets
@@ -121,12 +115,9 @@ def stored_front(ax: Any, runs: Sequence[Run], network: str, budget: float) -> N
     if best:
         at = 100 * best["latency"], 100 * best["accuracy"]
         ax.plot(*at, "o", markersize=17, fillstyle="none", color=COLOURS[1], linestyle="none", label="the best there")
-        ax.set_title(f"{network}: {best['name'].split(', all')[0]}", fontsize=10)
-    else:
-        ax.set_title(f"{network}: nothing that was tried is within the budget", fontsize=10)
-    ax.set_xlim(0, 105)
-    ax.set_xlabel("time, % of the dense network's")
-    ax.set_ylabel("accuracy (validation), %")
+    says = best["name"].split(", all")[0] if best else "nothing that was tried is within the budget"
+    ax.set_title(f"{network}: {says}", fontsize=10)
+    ax.set(xlim=(0, 105), xlabel="time, % of the dense network's", ylabel="accuracy (validation), %")
     ax.legend(loc="lower right", fontsize=8)
 
 
@@ -143,43 +134,6 @@ def best(runs: Sequence[Run], network: str, budget: float) -> dict[str, str]:
         return {"the best there": "nothing that was tried", "accuracy": "", "time": ""}
     accuracy, price = (measured(found[key], "%") for key in ("accuracy", "latency"))
     return {"the best there": found["name"].split(", all")[0], "accuracy": accuracy, "time": price}
-
-
-def networks(runs: Sequence[Run]) -> list[str]:
-    """The networks of stored searches, in their order."""
-    return list(dict.fromkeys(r["network"] for r in runs))
-
-
-def chosen(runs: Sequence[Run]) -> dict[str, Run]:
-    """The chosen trial of each network."""
-    return {r["network"]: r for r in runs if r["chosen"]}
-
-
-def leads(runs: Sequence[Run]) -> dict[str, float]:
-    """By how much each chosen trial is ahead of equal shares, on the validation data."""
-    found = {}
-    for name, run in chosen(runs).items():
-        controls = [r for r in runs if r["network"] == name and r["name"].startswith("magnitude, uniform")]
-        control = next(r for r in controls if r["stage"] == "finalist")  # with all the steps, too
-        found[name] = run["accuracy"] - control["accuracy"]
-    return found
-
-
-def losses(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
-    """What each chosen network has lost against its dense one, on the digits it was chosen by and on the test's."""
-    dense = {r["network"]: r for r in runs if r["stage"] == "dense"}
-    keys = {"validation": "accuracy", "test": "test"}
-    return {n: {k: dense[n][v] - r[v] for k, v in keys.items()} for n, r in chosen(runs).items()}
-
-
-def stored_table(runs: Sequence[Run]) -> None:
-    """One row a network: what its chosen one costs, its lead on equal shares, and what it lost on two splits."""
-    ahead, lost = leads(runs), losses(runs)
-    rows: list[list[Any]] = []
-    for name, run in chosen(runs).items():
-        rows.append([name, run["latency"], ahead[name], lost[name]["validation"], lost[name]["test"]])
-    points = ("ahead of equal shares", "lost, validation", "lost, test")
-    table("Half the time, five times", {"network": None, "time": "%", **dict.fromkeys(points, "points")}, rows)
 
 
 # How much of a chosen one's lead is luck
@@ -203,12 +157,6 @@ def luck(runs: Sequence[Run], tries: int, scans: int, draws: int = 400) -> list[
             extra.append((chose[winner] - chose.mean()) - (told[winner] - told.mean()))
         found.append(float(np.mean(extra)))
     return found
-
-
-def luck_table(runs: Sequence[Run], tries: Sequence[int] = (2, 4, 8), scans: Sequence[int] = (30, 100, 300)) -> None:
-    """The mean over the CNNs, a row for how many scans chose, a column for among how many."""
-    rows: list[list[Any]] = [[f"{n} scans", *(float(np.mean(luck(runs, k, n))) for k in tries)] for n in scans]
-    table("Lead that is gone on test", {"chosen by": None, **{f"best of {k}": "points" for k in tries}}, rows)
 
 
 # The checks of the exercises, whose texts stand in 16.toml

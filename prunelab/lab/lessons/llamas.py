@@ -17,7 +17,6 @@ from ...calibration import Calibration
 from ...language import next_token_loss, next_tokens, tokens, windows, write
 from ...measurement import perplexity
 from ..learn.stored_grid import Run
-from ..show.measuring import measured
 
 LENGTH = 256
 TESTED = CALIBRATED = 16  # windows
@@ -87,9 +86,3 @@ def said(ax: Axes, title: str, run: Run) -> None:
     shown = " ".join(run["text"].split()).replace("$", r"\$") or "(nothing)"
     lines = "\n".join(textwrap.wrap(shown, 78, break_long_words=True)[:7])
     ax.text(0, 0.95, f"“{lines}”", va="top", ha="left", fontsize=11, family="serif", transform=ax.transAxes)
-
-
-def heard(run: Run) -> dict[str, str]:
-    """`said` as text: the perplexity, and the beginning of what the Llama says."""
-    shown = " ".join(run["text"].split()) or "(nothing)"
-    return {"perplexity": measured(run["perplexity"]), "it says": textwrap.shorten(shown, 90, placeholder=" ...")}

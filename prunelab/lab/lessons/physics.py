@@ -20,8 +20,8 @@ from ...core import Masks, PruneError, device_of
 from ...data import to
 from ...masking import apply
 from ...measurement.costs import layer_calls
-from ...measurement.timing import Blocks, Comparison, Conditions, Latency, Speedup, Task, forward, in_turns
-from ...running import call, check_plain, rows, undisturbed
+from ...measurement.timing import Blocks, Comparison, Conditions, Latency, Speedup, Task, in_turns
+from ...running import call, check_plain, forward, rows, undisturbed
 from ...text import plural
 
 ROUNDS = 9  # of so many, the interval of the median leaves out the extremes

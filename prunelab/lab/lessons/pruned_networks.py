@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...allocation import allocate, expand
+from ...allocation import allocate
 from ...core import Keep
 from ...criteria import by_name as criterion_named
 from ...criteria import magnitude
 from ...granularity import weights
-from ...masking import apply
+from ...masking import apply, expand
 from ...measurement import evaluate
 from ...recovery import recalibrate_batchnorm
 

@@ -5,32 +5,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from itertools import combinations, permutations
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from ... import zoo
-from ...allocation import choose, expand, unit_scores
+from ...allocation import choose, unit_scores
 from ...calibration import Calibration
 from ...criteria import by_name as criterion_named
 from ...granularity import filters, weights
-from ...masking import apply
+from ...masking import apply, expand
 from ...measurement import evaluate, macs
 from ...pipeline import Recipe, gradually, prune
 from ...recovery import finetune, recalibrate_batchnorm, rewind_rates, train
 from ...surgery import shrink
 from ..learn import stored_grid
 from ..learn.stored_grid import Grid, Resumable, Run
-from ..show.figure import COLOURS, table
+from ..show.figure import table
 from ..show.measuring import measured
-from ..show.vector import INK
-from .lesson_10 import leads, written
-from .lesson_11 import binned, bits, judged, unpacked
+from .lesson_10 import leads, searched, written
+from .lesson_11 import Reads, binned, bits, judged
 from .pruned_networks import FAST, RULES, pruned, spread
 
 NETWORKS = ("cifar10-resnet", "cifar10-resnet-1", "cifar10-resnet-2")  # differing in nothing but the seed
@@ -167,20 +166,16 @@ def ways() -> Resumable:
     """Notebook 10: three ways back from 95 % zeros; of three rates the best on validation, then each network."""
     data = zoo.load("cifar10")
 
-    def back(name: str, way: str, lr: float) -> nn.Module:
-        model, seed = zoo.checkpoint(name), NETWORKS.index(name)
+    def back(way: str, seed: int, data: zoo.Data, lr: float) -> nn.Module:
+        model = zoo.checkpoint(NETWORKS[seed])
         if way != "gradual":
             prune(model, Recipe("lamp", sparsity=RACED))
         WAYS[way](model, data.train, **RACE, lr=lr, seed=seed, progress=False)
         return model.eval()
 
     def run(point: Run) -> Run:
-        way = point["way"]
-        tried = [back(NETWORKS[0], way, lr) for lr in RATES]
-        valid = [evaluate(model, data, "valid").accuracy for model in tried]
-        best = int(np.argmax(valid))
-        raced = [tried[best], *(back(name, way, RATES[best]) for name in NETWORKS[1:])]
-        return {"valid": valid, "rate": RATES[best], "accuracy": [evaluate(m, data, "test").accuracy for m in raced]}
+        found = searched(partial(back, point["way"]), [{"lr": lr} for lr in RATES], data, range(len(NETWORKS)))
+        return {"valid": found["valid"], "rate": found["chosen"]["lr"], "accuracy": found["accuracy"]}
 
     return [{"way": way} for way in WAYS], run
 
@@ -211,17 +206,6 @@ def by_rule() -> None:
     table("CIFAR-10, statistics fresh: mean [lowest, highest network]", columns, rows)
 
 
-def readers(kind: str) -> np.ndarray:
-    """Which of the 10,000 test pictures the networks of a kind read: (networks, pictures) of bool."""
-    return np.stack([unpacked(bits, 10_000) for bits in found("forgotten", "right", kind=kind)])
-
-
-def changes(kind: str, beside: str = "trained on") -> dict[str, np.ndarray]:
-    """What each network of a kind no longer reads, and newly reads, beside another kind: counts, (networks,)."""
-    before, after = readers(beside), readers(kind)
-    return {"lost": (before & ~after).sum(1), "gained": (~before & after).sum(1)}
-
-
 def tolls(kind: str) -> np.ndarray:
     """Points that each class pays beside the dense twin: (networks, classes, tenths of a class's pictures)."""
     return found("forgotten", "read", kind="trained on") - found("forgotten", "read", kind=kind)
@@ -240,23 +224,13 @@ def agreement(kind: str, networks: bool = False) -> float:
     return float(np.mean([spearmanr(one, other).statistic for one, other in pairs]))
 
 
-def payers(ax: Axes, kinds: Sequence[str] = KINDS[2:]) -> None:
-    """What each class pays, by kind of network: the mean, and a line from the lowest network to the highest."""
-    for n, kind in enumerate(kinds):
-        each, where = tolls(kind).mean(2), np.arange(10) + 0.2 * (n - (len(kinds) - 1) / 2)
-        mean = each.mean(0)
-        around = [mean - each.min(0), each.max(0) - mean]
-        ax.errorbar(where, mean, around, ls="none", marker="os^D"[n], color=COLOURS[n], lw=1.6, label=kind)
-    ax.axhline(0, color=INK, lw=0.8, ls="-", marker="")
-    ax.set_xticks(range(10), zoo.downloads.CIFAR_CLASSES, rotation=20)
-    ax.set_ylabel("points lost")
-    ax.legend(ncols=2, loc="upper left")
-
-
-def agreements(kinds: Sequence[str] = KINDS[2:]) -> dict[str, tuple[float, float]]:
+def agreements(reads: Reads) -> dict[str, tuple[float, float]]:
     """Show what changes beside the dense twin, and how far halves and networks agree on who pays; give the latter."""
-    agree = {kind: (agreement(kind), agreement(kind, networks=True)) for kind in kinds}
-    rows = [[k, float(readers(k).mean()), *(float(c.mean()) for c in changes(k).values()), *agree[k]] for k in kinds]
+    agree = {kind: (agreement(kind), agreement(kind, networks=True)) for kind in KINDS[2:]}
+    twin, rows = reads["trained on"], []
+    for kind, two in agree.items():
+        lost, gained = (float(moved.sum(1).mean()) for moved in (twin & ~reads[kind], ~twin & reads[kind]))
+        rows.append([kind, float(reads[kind].mean()), lost, gained, *two])
     columns = {"network": None, "read": "%", "lost": "", "gained": "", "halves agree": "", "networks agree": ""}
     table("CIFAR-10, beside the dense twin, and who pays", columns, rows)
     return agree

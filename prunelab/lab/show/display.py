@@ -32,10 +32,14 @@ LINE = "var(--jp-border-color1, #9e9e9e)"
 WIDTH = "54em"  # no line of prose longer than a reader likes
 
 
+def in_kernel() -> bool:
+    """Whether a notebook's kernel runs this, and no terminal."""
+    return hasattr(get_ipython(), "kernel")  # type: ignore[no-untyped-call, unused-ignore]
+
+
 def emit(data: dict[str, Any], metadata: dict[str, Any]) -> None:
     """Publish one bundle in a kernel; print its text anywhere else."""
-    shell = get_ipython()  # type: ignore[no-untyped-call, unused-ignore]
-    if shell is not None and hasattr(shell, "kernel"):
+    if in_kernel():
         display(data, metadata=metadata, raw=True)  # type: ignore[no-untyped-call, unused-ignore]
     elif "text/plain" in data:
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # a console that knows no stars gets "?"
@@ -51,18 +55,18 @@ def show(
     widget: widgets.Widget | None = None,
 ) -> None:
     """One output: `text` for every viewer, and the richer forms for those that can."""
-    data: dict[str, Any] = {}
-    metadata: dict[str, Any] = {}
-    if widget is not None:
-        data[WIDGET_VIEW] = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
-    if html is not None:
-        data["text/html"] = html
-    if png is not None:
-        data["image/png"] = base64.b64encode(png).decode()
-        metadata["image/png"] = {"alt": alt}
-    if text is not None:
-        data["text/plain"] = text
-    emit(data, metadata)
+    data = {
+        WIDGET_VIEW: widget and {"version_major": 2, "version_minor": 0, "model_id": widget.model_id},
+        "text/html": html,
+        "image/png": png and base64.b64encode(png).decode(),
+        "text/plain": text,
+    }
+    emit({mime: form for mime, form in data.items() if form is not None}, {"image/png": {"alt": alt}} if png else {})
+
+
+def say(*paragraphs: str, edge: str = LINE, more: str = "") -> None:
+    """Sentences in a calm box, and HTML below them."""
+    show("\n".join(paragraphs), html=box("".join(map(prose, paragraphs)) + more, edge))
 
 
 # What the first cell, and each that asks, brings to the page. Once the kernel is gone, JupyterLab writes an error in a
@@ -100,8 +104,7 @@ def yours(html: str) -> str:
 
 def notice(text: str) -> None:
     """Say something that is true of this machine alone: shown in the notebook, and not compared by nbval."""
-    shell = get_ipython()  # type: ignore[no-untyped-call, unused-ignore]
-    if shell is None or not hasattr(shell, "kernel"):
+    if not in_kernel():
         warnings.warn(text, stacklevel=3)
         return
     show(html=yours(box(f"<strong>Please note.</strong> {escape(text)}", WARN)))
@@ -155,12 +158,9 @@ def code_block(source: str) -> str:
     code = ""
     for token, text in PythonLexer().get_tokens(source.strip()):
         colour = next((f"var(--jp-mirror-editor-{name}-color, {c})" for kind, name, c in SYNTAX if token in kind), "")
+        mixed = f'<span style="color: color-mix(in srgb, {colour} 67%, currentcolor)">'
         written = escape(text, quote=False)
-        code += (
-            f'<span style="color: color-mix(in srgb, {colour} 67%, currentcolor)">{written}</span>'
-            if colour
-            else written
-        )
+        code += f"{mixed}{written}</span>" if colour else written
     code = f'<code style="white-space: pre">{code.rstrip()}</code>'
     return f'<div data-copy="" style="float: right"></div><pre style="{style}">{code}</pre>{COPY}'
 

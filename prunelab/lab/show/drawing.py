@@ -11,7 +11,7 @@ import copy
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from ...allocation import allocate, expand
-from ...core import Group, PruneError
+from ...allocation import allocate
+from ...core import Group, Keep, PruneError
 from ...criteria import magnitude
 from ...granularity import filters, weights
 from ...layers import BATCH_NORM, prunable
-from ...masking import apply, bake
+from ...masking import apply, bake, expand
 from ...measurement import macs, stored_bytes
 from ...recovery import recalibrate_batchnorm
 from ...surgery import shrink
@@ -50,11 +50,10 @@ class Way:
     name: str  # "weights" or "filters"
     sparsity: Sequence[float]  # asked for at each step
     weights: list[int]  # that are not zero
-    parameters: list[int]
-    bytes: list[int]  # as stored
-    macs: list[int]  # of one sample
-    stale: dict[int, Reading]  # step -> what is read with the dense network's BatchNorm statistics ...
-    fresh: dict[int, Reading]  # ... and with statistics estimated again; empty without BatchNorm
+    sizes: list[tuple[int, int, int]]  # parameters, bytes as stored, MACs of one sample
+    # Step -> what is read with the dense network's BatchNorm statistics, and with statistics estimated again.
+    stale: dict[int, Reading] = field(default_factory=dict)
+    fresh: dict[int, Reading] = field(default_factory=dict)  # empty without BatchNorm
 
     def accuracy(self, sparsity: float, fresh: bool = True) -> float:
         """The share that was read correctly at the measured step nearest to a sparsity."""
@@ -64,11 +63,10 @@ class Way:
 
 @dataclass(frozen=True)
 class Drawing:
-    """What was drawn: `.weights` and `.filters` hold the numbers, `.facts` is what the page gets."""
+    """The numbers of what was drawn."""
 
     weights: Way
     filters: Way
-    facts: dict[str, Any]
 
 
 def drawing(model: nn.Module, data: Any, *, start: float = 0.7, alt: str = "") -> Drawing:
@@ -86,20 +84,21 @@ def drawing(model: nn.Module, data: Any, *, start: float = 0.7, alt: str = "") -
     net = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)  # twice as fast here
     single, lasts = _single_weights(net, data)
     whole, leaves = _whole_filters(net, data)
+    pictures, truth = data.valid.tensors
     facts = {
         "layers": layers,
         "ways": [_facts(way) for way in (single, whole)],
-        "leaves": leaves,
+        "leaves": {name: steps.tolist() for name, steps in leaves.items()},
         "start": round(100 * start),
-        "side": data.valid.tensors[0].shape[-1],
-        "truth": data.valid.tensors[1][:DIGITS].tolist(),
-        "digits": _bytes(_grey(data.valid.tensors[0][:DIGITS])),
+        "side": pictures.shape[-1],
+        "truth": truth[:DIGITS].tolist(),
+        "digits": _bytes(_grey(pictures[:DIGITS])),
         "count": len(data.valid),
         "statistics": min(STATISTICS, len(data.train)),
     }
     alt = alt or "The network drawn layer by layer, a square for each weight; the weakest are gone."
     _show(net, facts, lasts, (single, whole), figure.check_alt(alt))
-    return Drawing(single, whole, facts)
+    return Drawing(single, whole)
 
 
 # What is measured
@@ -109,49 +108,41 @@ def _single_weights(net: nn.Module, data: Any) -> tuple[Way, dict[str, torch.Ten
     """Weights become zero, the weakest of all first; and for each weight the number of steps for which it stays."""
     groups, scores = weights(net), magnitude(net)
     keeps = [allocate(scores, groups, percent / 100) for percent in PERCENT]
-    lasts = {g.name: torch.stack([keep[g.name] for keep in keeps]).sum(0) for g in groups}
 
     def pruned(step: int) -> nn.Module:
         sparse = copy.deepcopy(net)
         return bake(apply(sparse, expand(sparse, groups, keeps[step])))
 
-    sizes = [_size(net, data)] * len(PERCENT)  # a zero is stored, and multiplied, like any other number
     left = [sum(int(k.sum()) for k in keep.values()) for keep in keeps]
-    return _way("weights", [p / 100 for p in PERCENT], left, sizes, pruned, READ_AT, data), lasts
+    sizes = [_size(net, data)] * len(PERCENT)  # a zero is stored, and multiplied, like any other number
+    way = Way("weights", [p / 100 for p in PERCENT], left, sizes)
+    return _read(way, pruned, READ_AT, data), _stays(keeps)
 
 
-def _whole_filters(net: nn.Module, data: Any) -> tuple[Way, dict[str, list[int]]]:
+def _whole_filters(net: nn.Module, data: Any) -> tuple[Way, dict[str, torch.Tensor]]:
     """Filters are removed, the weakest of every layer first; and for each filter the steps for which it stays."""
     groups, scores = _filters(net, data), magnitude(net)
     steps = min(MOST_STEPS, *(g.units for g in groups))
     keeps = [allocate(scores, groups, step / steps, "layer") for step in range(steps)]
-    leaves = {g.name: torch.stack([keep[g.name] for keep in keeps]).sum(0).tolist() for g in groups}
     small = [shrink(net, groups, keep) for keep in keeps]
     left = [sum(w.numel() for w in prunable(each).values()) for each in small]
     sizes = [_size(each, data) for each in small]
-    read_at = sorted({*range(0, steps, READ_EVERY), steps - 1})
-    sparsity = [step / steps for step in range(steps)]
-    return _way("filters", sparsity, left, sizes, small.__getitem__, read_at, data), leaves
+    way = Way("filters", [step / steps for step in range(steps)], left, sizes)
+    return _read(way, small.__getitem__, sorted({*range(0, steps, READ_EVERY), steps - 1}), data), _stays(keeps)
 
 
-def _way(
-    name: str,
-    sparsity: Sequence[float],
-    left: list[int],
-    sizes: Sequence[tuple[int, int, int]],
-    pruned: Callable[[int], nn.Module],
-    read_at: Sequence[int],
-    data: Any,
-) -> Way:
-    stale, fresh = {}, {}
+def _stays(keeps: Sequence[Keep]) -> dict[str, torch.Tensor]:
+    return {name: torch.stack([keep[name] for keep in keeps]).sum(0) for name in keeps[0]}
+
+
+def _read(way: Way, pruned: Callable[[int], nn.Module], read_at: Sequence[int], data: Any) -> Way:
     for step in read_at:
         net = copy.deepcopy(pruned(step))
-        stale[step] = read(net, data.valid)
+        way.stale[step] = read(net, data.valid)
         if any(isinstance(m, BATCH_NORM) and m.running_mean is not None for m in net.modules()):
             recalibrate_batchnorm(net, data.train[:STATISTICS])
-            fresh[step] = read(net, data.valid)
-    parameters, stored, operations = (list(column) for column in zip(*sizes, strict=True))
-    return Way(name, sparsity, left, parameters, stored, operations, stale, fresh)
+            way.fresh[step] = read(net, data.valid)
+    return way
 
 
 def _size(net: nn.Module, data: Any) -> tuple[int, int, int]:
@@ -179,24 +170,18 @@ def _layers(model: nn.Module, data: Any) -> list[dict[str, Any]]:
     total = sum(math.prod(shape) for shape in shapes.values())
     if total > MOST_WEIGHTS:
         raise PruneError(f"{type(model).__name__} has {total:,} weights; at most {MOST_WEIGHTS:,} fit in the page")
-    members = [(m, g.name) for g in _filters(model, data) for m in g.members]
-    rows = {m.tensor: name for m, name in members if m.dim == 0}
-    columns: dict[str, tuple[str | None, int]] = {m.tensor: (name, m.block) for m, name in members if m.dim == 1}
+    members = {(m.tensor, m.dim): (g.name, m.block) for g in _filters(model, data) for m in g.members}
     layers = []
     for name, shape in shapes.items():
-        comes_from, block = columns.get(name, (None, 1))
-        kernel = shape[2:] or _square(block)
+        filters, _ = members.get((name, 0), (None, 1))
+        inputs, block = members.get((name, 1), (None, 1))
+        side = math.isqrt(block)  # a block of a linear layer's columns as a little picture: 4 are 2 x 2
+        kernel = shape[2:] or ((side, side) if side * side == block else (1, block))
         layers.append({
             "name": name.removesuffix(".weight"), "rows": shape[0], "columns": shape[1] // block, "kernel": kernel,
-            "filters": rows.get(name), "inputs": comes_from,
+            "filters": filters, "inputs": inputs,
         })  # fmt: skip
     return layers
-
-
-def _square(count: int) -> tuple[int, int]:
-    """A block of a linear layer's columns as a little picture: 4 are 2 x 2."""
-    side = math.isqrt(count)
-    return (side, side) if side * side == count else (1, count)
 
 
 def _facts(way: Way) -> dict[str, Any]:
@@ -205,8 +190,8 @@ def _facts(way: Way) -> dict[str, Any]:
         kind: {str(step): [measured(r.accuracy, "%"), r.labels[:DIGITS]] for step, r in getattr(way, kind).items()}
         for kind in ("stale", "fresh")
     }
-    counts = {key: getattr(way, key) for key in ("weights", "parameters", "bytes", "macs")}
-    return {"name": way.name, "steps": len(way.sparsity), **counts, **read}
+    counts = dict(zip(("parameters", "bytes", "macs"), zip(*way.sizes, strict=True), strict=True))
+    return {"name": way.name, "steps": len(way.sparsity), "weights": way.weights, **counts, **read}
 
 
 def _grey(pictures: torch.Tensor) -> torch.Tensor:
@@ -255,8 +240,8 @@ def _rows(ways: Sequence[Way]) -> list[list[Any]]:
     for way in ways:
         for step, stale in way.stale.items():
             fresh = way.fresh[step].accuracy if way.fresh else "no BatchNorm"
-            sizes = [way.weights[step], way.parameters[step], way.bytes[step], way.macs[step]]
-            rows.append([f"{100 * way.sparsity[step]:g} % of the {way.name}", *sizes, stale.accuracy, fresh])
+            what = f"{100 * way.sparsity[step]:g} % of the {way.name}"
+            rows.append([what, way.weights[step], *way.sizes[step], stale.accuracy, fresh])
     return rows
 
 

@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,8 @@ def explorer(
         "frame": frame,
         "pictures": pictures,
     }
-    table = _table([*names.values(), *found[0]], itertools.product(*texts), found) if numbers else ""
+    rows = [[*state, *told.values()] for state, told in zip(itertools.product(*texts), found, strict=True)]
+    table = _table([*names.values(), *found[0]], rows) if numbers else ""
     html = _page(display.drawing("", still, alts[at]), table, plan)
     if len(html) > MOST_BYTES:
         raise ValueError(f"the pictures take {len(html):,} bytes, at most {MOST_BYTES:,}: draw less, or fewer values")
@@ -82,7 +83,7 @@ def _written(value: Any, form: str) -> str:
 
 def _places(controls: Mapping[str, Sequence[Any]], start: Mapping[str, Any]) -> list[int]:
     """Where each control stands at first, as the number of its value."""
-    size = math.prod(len(values) for values in controls.values())
+    size = math.prod(map(len, controls.values()))
     if not controls or size == 0:
         raise ValueError("an explorer needs at least one control, each with at least one value")
     if size > MOST_POINTS:
@@ -135,9 +136,8 @@ def _panel(
     return everything + '<div class="pl-said" aria-live="polite"></div>'
 
 
-def _table(columns: Sequence[str], states: Iterable[Sequence[str]], found: Sequence[Mapping[str, Any]]) -> str:
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """What every picture shows, a row each, behind a line that opens it; the script closes a short one."""
-    rows = [[*state, *values.values()] for state, values in zip(states, found, strict=True)]
     table = figure.render_table("Every position of the controls", columns, rows)[1]
     unfold = " open" if len(rows) <= LONG_TABLE else ""
     return f"<details{unfold}><summary>The same as a table</summary>{table}</details>"

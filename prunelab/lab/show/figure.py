@@ -169,14 +169,12 @@ def race(caption: str, timed: Comparison, columns: Mapping[str, Mapping[str, Any
     `columns` stand before the times: column -> network -> value. Whole numbers and texts are shown as they are,
     fractions as measured shares.
     """
-    extra = dict(columns or {})
-    rows = [
-        [name, *(_share(values[name]) for values in extra.values()), taken.p50, timed.speedup[name].ratio]
-        for name, taken in timed.latency.items()
-    ]
+    extra = columns or {}
+    ratios = {name: found.ratio for name, found in timed.speedup.items()}
+    rows = []
+    for name, taken in timed.latency.items():
+        given = [values[name] for values in extra.values()]
+        told = [measured(value, "%") if isinstance(value, float) else value for value in given]
+        rows.append([name, *told, taken.p50, ratios[name]])
     table(caption, {"network": None, **dict.fromkeys(extra), "time": "s", "times faster": "×"}, rows)
-    return {name: found.ratio for name, found in timed.speedup.items()}
-
-
-def _share(value: Any) -> Any:
-    return measured(value, "%") if isinstance(value, float) else value
+    return ratios

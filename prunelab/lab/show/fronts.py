@@ -22,8 +22,8 @@ class Watch:
     def show(self) -> Watch:
         """Show the panel, empty as yet; the cell that searches fills it."""
         text = "The front fills in here while the search goes on: accuracy against time, a point a trial."
-        self.picture.value = display.box(display.prose(text))
-        display.live(text, display.box(display.prose(text)), self.picture)
+        html = self.picture.value = display.box(display.prose(text))
+        display.live(text, html, self.picture)
         return self
 
     def __call__(self, trial: Trial) -> None:

@@ -71,10 +71,8 @@ def named(*parts: str) -> list[str]:
 def _painted(group: Element) -> Iterator[Element]:
     """What a figure paints, out of the groups that matplotlib makes for the figure and its axes."""
     for part in group:
-        if part.get("id", "").startswith(("figure_", "axes_")):
-            yield from _painted(part)
-        else:
-            yield part
+        made = part.get("id", "").startswith(("figure_", "axes_"))
+        yield from _painted(part) if made else [part]
 
 
 def _markup(part: Element, name: str = "") -> str:
@@ -99,15 +97,13 @@ def _shorter(key: str, value: str) -> str:
         return re.sub(r"\s*([A-Za-z])\s*", r"\1", _rounded(value.strip()))
     if key == "transform":
         return re.sub(r"translate\([^)]*\)", lambda found: _rounded(found.group()), value)
-    return re.sub(r"#[0-9a-f]{6}", lambda found: _themed(found.group()), value) if key == "style" else value
+    return (
+        re.sub("|".join(THEME), lambda found: f"var({THEME[found[0]]}, {found[0]})", value) if key == "style" else value
+    )
 
 
 def _rounded(numbers: str) -> str:
     return re.sub(r"-?\d+\.\d{3,}", lambda found: f"{float(found.group()):.2f}".rstrip("0").rstrip("."), numbers)
-
-
-def _themed(colour: str) -> str:
-    return f"var({THEME[colour]}, {colour})" if colour in THEME else colour
 
 
 def _is_ink(href: str) -> bool:

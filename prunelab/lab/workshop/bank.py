@@ -11,7 +11,7 @@ import copy
 import functools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from ..learn import exercise
 from ..learn.claim import plain
 from ..learn.exercise import Exercise, WrongAnswer
-from . import contents, notes
+from . import contents
 from .notebook import Notebook
 
 LONGEST = 60  # characters of a value in a case
@@ -41,13 +41,11 @@ class Misconception:
 
 def of_exercise(asked: Exercise) -> list[Misconception]:
     """The known wrong answers of an exercise."""
-    told = _experiment(asked.id)
-    return [
-        Misconception(
-            asked.id, f"`{telling(wrong.source, asked.solution)}`", _message(asked, wrong), case(asked, wrong), told
-        )
-        for wrong in asked.wrong
-    ]
+    rows = []
+    for wrong in asked.wrong:
+        line, message = telling(wrong.source, asked.solution), exercise.judge(asked, answer_of(asked, wrong.source))[1]
+        rows.append(Misconception(asked.id, f"`{line}`", message, case(asked, wrong), _experiment(asked.id)))
+    return rows
 
 
 def of_questions(asked: Sequence[contents.Question]) -> list[Misconception]:
@@ -66,7 +64,7 @@ def of_notebook(nb: Notebook) -> list[Misconception]:
 
 
 def _experiment(id: str) -> str:
-    return notes.of(id[:2]).experiments.get(id, "")
+    return exercise.texts(id[:2]).get("experiments", {}).get(id, "")
 
 
 def answer_of(asked: Exercise, source: str) -> Any:
@@ -89,10 +87,6 @@ def case(asked: Exercise, wrong: WrongAnswer) -> str:
         if apart:
             return f"given {', '.join(map(_short, given))}, it returns {apart}"
     return ""
-
-
-def _message(asked: Exercise, wrong: WrongAnswer) -> str:
-    return exercise.judge(asked, answer_of(asked, wrong.source))[1]
 
 
 Call = tuple[tuple[Any, ...], Any]  # what a function was given, and what it returned
@@ -167,9 +161,14 @@ def _of_source(source: str, rows: Sequence[Misconception]) -> str:
     columns = {"wrong answer": [r.telling for r in rows], "what the learner is told": [r.message for r in rows]}
     if any(r.case for r in rows):
         columns["a case"] = [r.case for r in rows]
-    lines = [columns, ["---"] * len(columns), *zip(*columns.values(), strict=True)]
-    table = "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
+    table = markdown_table([*columns], zip(*columns.values(), strict=True))
     return f"**{source}.** Show it: {rows[0].experiment or 'no experiment has been written yet'}\n\n{table}"
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, each of its cells on one line."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
 
 
 def telling(source: str, solution: str) -> str:

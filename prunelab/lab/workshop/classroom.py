@@ -38,7 +38,7 @@ def gather(folder: Path) -> list[Tally]:
     A learner of several files counts once. Files that are no progress files are passed over. PruneError with fewer
     than three learners.
     """
-    files = sorted(Path(folder).rglob("*.json"))
+    files = sorted(folder.rglob("*.json"))
     by_id: dict[str, dict[str, Any]] = {}
     for id, guesses in filter(None, map(_predictions, files)):
         by_id.setdefault(id, {}).update(guesses)
@@ -46,8 +46,8 @@ def gather(folder: Path) -> list[Tally]:
     if len(learners) < FEWEST:
         raise PruneError(
             f"{folder} holds the progress files of {len(learners)} learners (and {len(files)} JSON files in all); at "
-            f"least {FEWEST} are needed "
-            "(fewer could be traced to a person). A learner's is called progress.json; lab.progress() shows where."
+            f"least {FEWEST} are needed (fewer could be traced to a person). A learner's is called progress.json; "
+            "lab.progress() shows where."
         )
     asked = [q for path in course.notebooks() for q in contents.questions(course.read(path))]
     tallies = [Tally(q, _count(q, [x[q.id] for x in learners if q.id in x])) for q in asked]
@@ -60,14 +60,11 @@ def text(tallies: list[Tally]) -> str:
 
 
 def _text(tally: Tally) -> str:
-    most = max(tally.counts.values())
-    wide = max(map(len, tally.counts))
-    bars = (
-        f"  {name:<{wide}}  {'█' * round(WIDTH * count / most):<{WIDTH}} {count}"
-        for name, count in tally.counts.items()
-    )
-    asked = tally.question
-    return "\n".join([f"{asked.id}  {asked.text}", f"  (the result: {asked.result}; {tally.learners} learners)", *bars])
+    asked, most, wide = tally.question, max(tally.counts.values()), max(map(len, tally.counts))
+    lines = [f"{asked.id}  {asked.text}", f"  (the result: {asked.result}; {tally.learners} learners)"]
+    for name, count in tally.counts.items():
+        lines.append(f"  {name:<{wide}}  {'█' * round(WIDTH * count / most):<{WIDTH}} {count}")
+    return "\n".join(lines)
 
 
 def _predictions(path: Path) -> tuple[str, dict[str, Any]] | None:

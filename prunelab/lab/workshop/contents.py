@@ -10,7 +10,7 @@ from typing import Any
 
 from ..learn import exercise
 from ..learn.predict import Slider
-from .notebook import Notebook, called, calls_in, code_cells, headings, joined, strip_line, text_of, tree
+from .notebook import Notebook, calls_in, code_cells, first_text, headings, outputs, shown, strip_line
 
 ASKS, REVEALS = "Your prediction: ", "The guess beside the result for: "
 
@@ -45,13 +45,13 @@ def questions(nb: Notebook) -> list[Question]:
 def checked(nb: Notebook) -> list[tuple[Any, exercise.Exercise]]:
     """Each cell that holds an exercise's stub, with the exercise."""
     registered = exercise.registry()
-    found = ((cell, id) for cell in code_cells(nb) for id in _first_texts(cell, "check"))
+    found = ((cell, first_text(call)) for cell in code_cells(nb) for call in calls_in(cell, "check"))
     return [(cell, registered[id]) for cell, id in found if id in registered]
 
 
 def panels(nb: Notebook) -> list[Any]:
     """The cells that show a panel of sliders."""
-    return [cell for cell in code_cells(nb) if called("lab.explorer", cell.source)]
+    return [cell for cell in code_cells(nb) if calls_in(cell, "explorer", "drawing")]
 
 
 def title(nb: Notebook) -> str:
@@ -72,39 +72,30 @@ def minutes(nb: Notebook) -> int:
 
 def _asked(cell: Any) -> Iterator[tuple[str, tuple[tuple[str, ...], Slider | None]]]:
     """The id of each `lab.predict`, with its options and its slider."""
-    for call in calls_in(tree(cell), "predict"):
+    for call in calls_in(cell, "predict"):
         given = {k.arg: _literal(k.value) for k in call.keywords if k.arg in ("options", "slider")}
-        yield text_of(call.args[0]), (tuple(given.get("options") or ()), given.get("slider"))
+        yield first_text(call), (tuple(given.get("options") or ()), given.get("slider"))
 
 
 def _texts(cell: Any) -> Iterator[str]:
     """The question of each prediction that the cell has shown."""
-    for text in _plain(cell):
-        if text.startswith(ASKS):
-            yield text.removeprefix(ASKS).rpartition(" [")[0]
+    for out in cell.outputs:
+        if shown(out).startswith(ASKS):
+            yield shown(out).removeprefix(ASKS).rpartition(" [")[0]
 
 
 def _revealed(nb: Notebook) -> Iterator[tuple[str, tuple[str, dict[str, str]]]]:
     """From each question to its result and its reasons."""
-    for cell in code_cells(nb):
-        for text in _plain(cell):
-            if text.startswith(REVEALS):
-                head, *lines = text.splitlines()
-                asked, _, result = head.removeprefix(REVEALS).rpartition(" The result: ")
-                yield asked, (result.rstrip("."), dict(_reason(line) for line in lines))
+    for _, out in outputs(nb):
+        if shown(out).startswith(REVEALS):
+            head, *lines = shown(out).splitlines()
+            asked, _, result = head.removeprefix(REVEALS).rpartition(" The result: ")
+            yield asked, (result.rstrip("."), dict(map(_reason, lines)))
 
 
 def _reason(line: str) -> tuple[str, str]:
     option = re.match(r"- “(.*?)”: ", line)
     return (option.group(1), line[option.end() :]) if option else ("", line.removeprefix("- "))
-
-
-def _plain(cell: Any) -> list[str]:
-    return [joined(out.get("data", {}).get("text/plain")) for out in cell.get("outputs", [])]
-
-
-def _first_texts(cell: Any, name: str) -> list[str]:
-    return [text_of(call.args[0]) for call in calls_in(tree(cell), name) if call.args]
 
 
 def _literal(node: ast.expr) -> Any:

@@ -19,7 +19,7 @@ MANIFEST = ".prunelab.json"  # in a learner's folder: what each notebook was whe
 
 def folder() -> Path:
     """The folder of the notebooks. PruneError if the installation has none."""
-    place = zoo.data_dir().parent / "notebooks"
+    place = zoo.trained.data_dir().parent / "notebooks"
     if next(place.glob(PATTERN), None) is None:
         raise PruneError(f"no notebooks in {place}: install prunelab again, or start from the repository's folder")
     return place
@@ -32,7 +32,7 @@ def notebooks() -> list[Path]:
 
 def texts() -> list[Path]:
     """The pages beside the notebooks, in Markdown."""
-    return sorted((zoo.data_dir().parent / "docs").glob("*.md"))
+    return sorted((zoo.trained.data_dir().parent / "docs").glob("*.md"))
 
 
 def read(path: Path) -> Any:
@@ -46,7 +46,6 @@ def copy(target: Path) -> dict[str, str]:
     A notebook that the learner has changed is never overwritten: the course's newer version, if there is one, then
     stands beside it as `NN_name.new.ipynb`. Copying twice changes nothing.
     """
-    target = Path(target)
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -60,15 +59,13 @@ def copy(target: Path) -> dict[str, str]:
 def _copy(source: Path, target: Path, before: dict[str, str]) -> str:
     """Put one notebook there; what became of it in words."""
     place = target / source.name
-    if not place.exists():
-        write_whole(place, source.read_bytes())
-        return "new"
-    if _digest(place) == _digest(source):
+    was, there = before.get(source.name), _digest(place) if place.exists() else None
+    if there == _digest(source):
         return "as it was"
-    if _digest(place) == before.get(source.name):  # the course's older version, untouched
+    if there in (None, was):  # or the course's older version, untouched
         write_whole(place, source.read_bytes())
-        return "updated"
-    if before.get(source.name) != _digest(source):
+        return "updated" if there else "new"
+    if was != _digest(source):
         write_whole(place.with_suffix(".new.ipynb"), source.read_bytes())
     return "yours, kept"
 

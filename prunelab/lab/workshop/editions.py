@@ -21,7 +21,7 @@ from ...core import PruneError
 from ...files import write_whole
 from ..learn.exercise import Exercise
 from . import bank, contents, course, guide, pages
-from .notebook import Notebook, calls_in, code_cells, joined, text_of, tree
+from .notebook import Notebook, calls, calls_in, code_cells, first_text, shown
 
 SOURCE = "https://github.com/prunelab/prunelab"  # where a hosted notebook gets the course from
 EXAM = Path(__file__).parents[1] / "author" / "exam.py"  # not in a wheel: no learner installs the solution
@@ -43,18 +43,17 @@ def learner(nb: Notebook) -> Notebook:
 def instructor(nb: Notebook) -> Notebook:
     """The notebook with solutions for stubs, and notes under the title, the predictions and the exercises."""
     nb = copy.deepcopy(nb)
-    number, told = _number(nb), {}
+    number, questions = first_text(next(calls(nb, "start"))), {q.id: q for q in contents.questions(nb)}
+    told = {nb.cells[0].id: f"**For the instructor.** {guide.advice(number, nb)}"}
     for cell, asked in contents.checked(nb):
         cell.source = cell.source.replace(asked.stub, asked.solution.strip())
         cell.outputs = []
         told[cell.id] = _on_exercise(asked)
-    for question in contents.questions(nb):
-        cell = _asking(nb, question.id)
-        told[cell.id] = told.get(cell.id, "") + _on_question(question)
     for cell in code_cells(nb):
+        for id in map(first_text, calls_in(cell, "predict")):
+            told[cell.id] = told.get(cell.id, "") + _on_question(questions[id])
         if "lab.exam()" in cell.source:
             told[cell.id] = _on_exam()
-    told[nb.cells[0].id] = guide.opening(number, nb)
     nb.cells = [x for cell in nb.cells for x in (cell, *_note(cell.id, told.get(cell.id, "")))]
     return nb
 
@@ -81,7 +80,7 @@ def slides(nb: Notebook) -> Notebook:
     words = LONG  # on the slide so far; what shows a picture or a table fills it
     for cell in nb.cells:
         if cell.cell_type == "code":
-            cell.outputs = [out for out in cell.outputs if not ASIDES.match(_said(out))]
+            cell.outputs = [out for out in cell.outputs if not ASIDES.match(shown(out))]
         begins = words > _room(cell) or cell.source.startswith("#")
         kind = "skip" if cell.id in stubs else "slide" if begins else "-"
         if kind != "skip" and _fills(cell):
@@ -99,7 +98,7 @@ def _room(cell: Any) -> float:
     """How many words a slide may hold already to which a cell is added."""
     if cell.cell_type == "markdown":
         return math.inf if cell.source.startswith(CAPTION) else max(TITLE, LONG - len(cell.source.split()))
-    picture = any("<img" in joined(out.get("data", {}).get("text/html")) for out in cell.outputs)
+    picture = any("<img" in shown(out, "text/html") for out in cell.outputs)
     return TITLE if picture else SHORT if cell.outputs else math.inf
 
 
@@ -118,16 +117,7 @@ def _thoughts(cell: Any) -> Iterator[Any]:
         yield new_markdown_cell(text, id=f"{cell.id}-{n}" if n else cell.id)
 
 
-def _said(out: Any) -> str:
-    return joined(out.get("data", {}).get("text/plain"))
-
-
-EDITIONS: dict[str, Callable[[Notebook], Notebook]] = {
-    "learner": learner,
-    "instructor": instructor,
-    "slides": slides,
-    "hosted": hosted,
-}
+EDITIONS: dict[str, Callable[[Notebook], Notebook]] = {f.__name__: f for f in (learner, instructor, slides, hosted)}
 
 
 def build(out: Path) -> dict[str, list[Path]]:
@@ -135,7 +125,7 @@ def build(out: Path) -> dict[str, list[Path]]:
 
     PruneError if `out` lies in the folder of the notebooks.
     """
-    out = Path(out).resolve()
+    out = out.resolve()
     if out.is_relative_to(course.folder().resolve()):
         raise PruneError(f"{out} lies among the notebooks themselves: name another folder")
     written: dict[str, list[Path]] = {name: [] for name in EDITIONS}
@@ -145,23 +135,14 @@ def build(out: Path) -> dict[str, list[Path]]:
             place.parent.mkdir(parents=True, exist_ok=True)
             nb = edition(course.read(path))
             nbformat.validate(nb)
-            write_whole(place, (nbformat.writes(nb) + "\n").encode())
-            written[name].append(place)
+            forms = {place: nbformat.writes(nb) + "\n"}
             if name == "slides":
-                deck = place.with_suffix(".html")
-                write_whole(deck, pages.notebook(nb, contents.title(nb), template="deck").encode())
-                written[name].append(deck)
+                forms[place.with_suffix(".html")] = pages.notebook(nb, contents.title(nb), template="deck")
+            for file, form in forms.items():
+                write_whole(file, form.encode())
+            written[name] += forms
     written["instructor"] += guide.build(out / "instructor")
     return written
-
-
-def _number(nb: Notebook) -> str:
-    return next(text_of(c.args[0]) for cell in code_cells(nb) for c in calls_in(tree(cell), "start"))
-
-
-def _asking(nb: Notebook, id: str) -> Any:
-    """The cell that asks a question."""
-    return next(cell for cell in code_cells(nb) if f'"{id}"' in cell.source and "lab.predict(" in cell.source)
 
 
 def _on_question(asked: contents.Question) -> str:
@@ -181,4 +162,4 @@ def _on_exam() -> str:
 
 def _note(id: str, text: str) -> list[Any]:
     """A cell for the instructor alone, if there is anything to say."""
-    return [new_markdown_cell(text.strip(), id=f"{id}-note", metadata={"tags": [NOTE]})] if text.strip() else []
+    return [new_markdown_cell(text.strip(), id=f"{id}-note", metadata={"tags": [NOTE]})] if text else []

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...files import write_whole
-from . import bank, contents, course, notes, pages, stored_timings
+from ..learn import exercise
+from . import bank, contents, course, pages, stored_timings
 from .notebook import Notebook
 
-NAME = "guide"
 FOLDER = Path(__file__).parent / "teaching"
 
 
@@ -29,11 +29,12 @@ def text() -> str:
 
 def build(folder: Path) -> list[Path]:
     """Write the guide into a folder, as Markdown and as a page."""
-    written, folder = text(), Path(folder)
+    written = text()
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / f"{NAME}.md", written.encode())
-    write_whole(folder / f"{NAME}.html", pages.markdown(written, "Teaching prunelab").encode())
-    return [folder / f"{NAME}.md", folder / f"{NAME}.html"]
+    forms = {folder / "guide.md": written, folder / "guide.html": pages.markdown(written, "Teaching prunelab")}
+    for path, form in forms.items():
+        write_whole(path, form.encode())
+    return [*forms]
 
 
 def chapter(number: str, nb: Notebook) -> str:
@@ -42,29 +43,25 @@ def chapter(number: str, nb: Notebook) -> str:
     return f"{head}\n\n### Misconceptions, and what answers them\n\n{bank.table(bank.of_notebook(nb))}"
 
 
-def opening(number: str, nb: Notebook) -> str:
-    """What stands under the title of the instructor's edition."""
-    return f"**For the instructor.** {advice(number, nb)}"
-
-
 def advice(number: str, nb: Notebook) -> str:
     """Times, what to cut, two questions to discuss, and what goes wrong in the room."""
-    told = notes.of(number)
-    lines = [f"Alone {contents.minutes(nb)} minutes; with a class {told.teach or '?'}. {_measured(number)}"]
-    lines += [f"**Cut:** {told.cut}"] if told.cut else []
-    lines += (
-        ["**Discuss:**\n\n" + "\n".join(f"{n}. {x}" for n, x in enumerate(told.discuss, 1))] if told.discuss else []
-    )
-    lines += [f"**In the room:** {told.watch.strip()}"] if told.watch else []
-    lines += [_because(told.because)] if told.because else []
-    return "\n\n".join(lines)
+    told = exercise.texts(number)
+    questions = [f"{n}. {question}" for n, question in enumerate(told.get("discuss", ()), 1)]
+    parts = {
+        "Cut:": told.get("cut", ""),
+        "Discuss:": "\n".join(["\n", *questions]) if questions else "",
+        "In the room:": told.get("watch", ""),
+        "Why we believe it:": _because(told.get("because", ())),
+    }
+    alone = f"Alone {contents.minutes(nb)} minutes; with a class {told.get('teach', '?')}. {_measured(number)}"
+    return "\n\n".join([alone, *(f"**{head}** {text.rstrip()}" for head, text in parts.items() if text)])
 
 
 def _because(conclusions: Sequence[dict[str, str]]) -> str:
     """What the notebook concludes, what else could have been the cause, and the control that decides."""
-    rows = [[one[key].replace("|", "\\|") for key in ("so", "rival", "control", "found")] for one in conclusions]
-    table = [["conclusion", "what else it could be", "the control", "found"], ["---"] * 4, *rows]
-    return "**Why we believe it:**\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in table)
+    columns = {"so": "conclusion", "rival": "what else it could be", "control": "the control", "found": "found"}
+    rows = [[one[key] for key in columns] for one in conclusions]
+    return f"\n\n{bank.markdown_table([*columns.values()], rows)}" if rows else ""
 
 
 def _measured(number: str) -> str:
@@ -79,17 +76,14 @@ def _measured(number: str) -> str:
 
 def _times(notebooks: dict[str, Notebook]) -> str:
     known = stored_timings.known()
-    columns = ("", "question", "alone", "with a class", "computes, one core, p50", "p90", "memory")
-    head = f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|\n"
-    rows = ""
+    rows = []
     for number, nb in notebooks.items():
-        found = known.get(number)
-        times = f"{found.p50:.0f} s | {found.p90:.0f} s | {found.peak / 1e9:.1f} GB" if found else "not measured | |"
-        rows += (
-            f"| {number} | {contents.title(nb)} | {contents.minutes(nb)} min "
-            f"| {notes.of(number).teach or '?'} min | {times} |\n"
-        )
-    return f"{head}{rows}\nMeasured: whole runs in fresh kernels on {stored_timings.machine()}."
+        teach, found = exercise.texts(number).get("teach", "?"), known.get(number)
+        times = [f"{found.p50:.0f} s", f"{found.p90:.0f} s", f"{found.peak / 1e9:.1f} GB"] if found else [""] * 3
+        rows.append([number, contents.title(nb), f"{contents.minutes(nb)} min", f"{teach} min", *times])
+    columns = ["", "question", "alone", "with a class", "computes, one core, p50", "p90", "memory"]
+    machine = stored_timings.stored().get("machine", "not measured")
+    return f"{bank.markdown_table(columns, rows)}\nMeasured: whole runs in fresh kernels on {machine}."
 
 
 def _part(name: str) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
-from html.parser import HTMLParser
+from itertools import takewhile
 from typing import Any
+
+from bs4 import BeautifulSoup
 
 Notebook = Any  # an nbformat NotebookNode
 
@@ -19,6 +21,11 @@ def code_cells(nb: Notebook) -> list[Any]:
 def outputs(nb: Notebook) -> Iterator[tuple[int, Any]]:
     """Each stored output with the number of its code cell."""
     return ((n, out) for n, cell in enumerate(code_cells(nb), 1) for out in cell.get("outputs", []))
+
+
+def shown(out: Any, mime: str = "text/plain") -> str:
+    """What an output shows in this form; "" if it has none."""
+    return out.get("data", {}).get(mime, "")
 
 
 def headings(nb: Notebook) -> Iterator[tuple[int, str]]:
@@ -39,44 +46,16 @@ def section_of(nb: Notebook) -> Iterator[tuple[str, Any]]:
         yield section, cell
 
 
-def section_code(nb: Notebook) -> dict[str, str]:
-    """The code of each section, joined."""
-    return _by_section(nb, "code")
-
-
-def called(name: str, source: str) -> int:
-    """How often the source calls a name; for lab.explorer, lab.drawing and a ready-made one count too."""
-    pattern = rf"\b{re.escape(name)}\("
-    ready_made = r"|\blab\.(plots\.\w*explorer|drawing)\(" if name == "lab.explorer" else ""
-    return len(re.findall(pattern + ready_made, source))
-
-
-def section_markdown(nb: Notebook) -> dict[str, str]:
-    """The Markdown of each section, joined."""
-    return _by_section(nb, "markdown")
-
-
-def _by_section(nb: Notebook, kind: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for section, cell in section_of(nb):
-        if cell.cell_type == kind:
-            found[section] = found.get(section, "") + cell.source + "\n"
-    return found
+def section_text(nb: Notebook, name: str) -> str:
+    """The Markdown of a section."""
+    return "\n".join(cell.source for where, cell in section_of(nb) if where == name and cell.cell_type == "markdown")
 
 
 def strip_line(nb: Notebook) -> str:
-    """The first line of text under the title."""
-    below = False
-    for cell in nb.cells:
-        if cell.cell_type != "markdown":
-            if below:
-                return ""
-            continue
-        for line in cell.source.splitlines():
-            if below and line.strip():
-                return line
-            below = below or line.startswith("# ")
-    return ""
+    """The first line of text under the title, before any code."""
+    before = takewhile(lambda cell: cell.cell_type == "markdown", nb.cells)
+    found = re.search(r"^# .*\n\s*(\S.*)", "\n".join(cell.source for cell in before), re.M)
+    return found[1] if found else ""
 
 
 def tree(cell: Any) -> ast.Module:
@@ -86,21 +65,20 @@ def tree(cell: Any) -> ast.Module:
 
 def calls(nb: Notebook, name: str) -> Iterator[ast.Call]:
     """Every call of `lab.<name>` in a notebook."""
-    return (call for cell in code_cells(nb) for call in calls_in(tree(cell), name))
+    return (call for cell in code_cells(nb) for call in calls_in(cell, name))
 
 
-def calls_in(module: ast.Module, name: str) -> Iterator[ast.Call]:
-    """Every call of `lab.<name>` in a syntax tree."""
-    for node in ast.walk(module):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == f"lab.{name}":
-            yield node
+def calls_in(cell: Any, *names: str) -> list[ast.Call]:
+    """Every call of `lab.<name>` in a code cell."""
+    made = [node for node in ast.walk(tree(cell)) if isinstance(node, ast.Call)]
+    return [call for call in made if ast.unparse(call.func) in [f"lab.{name}" for name in names]]
 
 
-def text_of(node: ast.expr | None) -> str:
-    """What is literal in a string or an f-string."""
-    if isinstance(node, ast.JoinedStr):
-        return " ".join(str(v.value) for v in node.values if isinstance(v, ast.Constant))
-    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+def first_text(call: ast.Call) -> str:
+    """What is literal in a call's first argument, a string or an f-string."""
+    given = call.args[0] if call.args else None
+    parts = given.values if isinstance(given, ast.JoinedStr) else [given]
+    return " ".join(x.value for x in parts if isinstance(x, ast.Constant) and isinstance(x.value, str))
 
 
 def without_fences(markdown: str) -> str:
@@ -108,28 +86,6 @@ def without_fences(markdown: str) -> str:
     return re.sub(r"^(```|~~~).*?^\1.*?$", "", markdown, flags=re.M | re.S)
 
 
-class _Alts(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "img":
-            self.found.append((dict(attrs).get("alt") or "").strip())
-
-
 def alts_of(html: str) -> list[str]:
     """The alt of each picture in HTML; "" where there is none."""
-    parser = _Alts()
-    parser.feed(html)
-    return parser.found
-
-
-def without_pictures(text: str | list[str]) -> str:
-    """Text without embedded picture data."""
-    return re.sub(r"data:[a-z]+/[a-z+-]+;base64,[\w+/=]+", "", joined(text))
-
-
-def joined(text: str | list[str] | None) -> str:
-    """A notebook's multi-line text as one string."""
-    return "".join(text or "")
+    return [str(picture.get("alt", "")).strip() for picture in BeautifulSoup(html, "html.parser")("img")]

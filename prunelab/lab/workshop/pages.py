@@ -6,10 +6,11 @@ import base64
 import copy
 import io
 import re
+from collections.abc import Mapping
 from html import escape
-from html.parser import HTMLParser
 from pathlib import Path
 
+from bs4 import BeautifulSoup, NavigableString, Tag
 from matplotlib import mathtext
 from nbconvert.exporters import HTMLExporter
 from nbconvert.filters import markdown2html
@@ -17,24 +18,25 @@ from nbconvert.filters import markdown2html
 from .notebook import Notebook
 
 TEMPLATES = Path(__file__).parent / "templates"
+HEADINGS, INLINE = ("h1", "h2", "h3", "h4", "h5", "h6"), ("a", "code", "em", "span", "strong")
 FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(?=\S)([^$\n]+?)(?<=\S)\$", re.S)
 
 
-def style() -> str:
-    """The pages' style sheet."""
-    return (TEMPLATES / "style.css").read_text(encoding="utf-8")
-
-
-def notebook(nb: Notebook, name: str, navigation: str = "", template: str = "course") -> str:
-    """A notebook as one HTML file, as a page ("course") or as slides ("deck")."""
+def _exporter(template: str) -> HTMLExporter:
     where = [str(TEMPLATES)]
-    exporter = HTMLExporter(template_name=template, extra_template_basedirs=where, extra_template_paths=where)
+    return HTMLExporter(template_name=template, extra_template_basedirs=where, extra_template_paths=where)
+
+
+def notebook(
+    nb: Notebook, name: str, links: Mapping[str, str] | None = None, here: str = "", *, template: str = "course"
+) -> str:
+    """A notebook as one HTML file, as a page ("course") or as slides ("deck"); `links` from title to address."""
     nb = copy.deepcopy(nb)
     for cell in nb.cells:
         if cell.cell_type == "markdown":
             cell.source = formulas(cell.source)
-    extra = {"navigation": navigation, "style": style(), "metadata": {"name": name}}
-    body, _ = exporter.from_notebook_node(nb, resources=extra)
+    extra = {"links": links or {}, "here": here, "metadata": {"name": name}}
+    body, _ = _exporter(template).from_notebook_node(nb, resources=extra)
     return body
 
 
@@ -57,66 +59,24 @@ def _formula(found: re.Match[str]) -> str:
     return f'\n\n<p style="text-align: center">{image}</p>\n\n' if block else image
 
 
-def markdown(text: str, name: str, navigation: str = "") -> str:
-    """A page of Markdown as one HTML file."""
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(name)}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{style()}</style></head>'
-        f'<body>{navigation}<main id="content">{_scrolled(markdown2html(text))}</main></body></html>\n'
-    )
-
-
-def _scrolled(html: str) -> str:
-    """HTML whose wide tables scroll in a box of their own."""
-    return html.replace("<table>", '<div style="overflow-x: auto"><table>').replace("</table>", "</table></div>")
-
-
-def navigation(links: dict[str, str], here: str) -> str:
-    """The head of a page: the search, the switch to the dark, and all pages, from title to address."""
-    items = "".join(
-        f'<a href="{escape(to)}"{" aria-current=page" if to == here else ""}>{escape(text)}</a>'
-        for text, to in links.items()
-    )
-    script = (TEMPLATES / "site.js").read_text(encoding="utf-8")
-    return (
-        '<a class="skip" href="#content">to the content</a><header class="course"><form onsubmit="return false">'
-        '<input type="search" placeholder="Search ( / )" aria-label="Search the course">'
-        '<button type="button" aria-label="Dark">◐</button></form><output aria-live="polite"></output><ol></ol>'
-        f'<details open><summary>Contents</summary><nav aria-label="The course">{items}</nav></details></header>'
-        f"<script>{script}</script>"
-    )
-
-
-class _Sections(HTMLParser):
-    """The text of a page by its headings: [heading, its id, text], without scripts, styles and drawings."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[list[str]] = []
-        self.skipped: list[str] = []
-        self.heading = False
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in ("script", "style", "svg", "header"):
-            self.skipped.append(tag)
-        if re.fullmatch(r"h[1-6]", tag):
-            self.found.append(["", dict(attrs).get("id") or "", ""])
-            self.heading = True
-        if self.found and tag not in ("a", "code", "em", "span", "strong"):
-            self.found[-1][2] += " "
-
-    def handle_endtag(self, tag: str) -> None:
-        if self.skipped and tag == self.skipped[-1]:
-            self.skipped.pop()
-        self.heading = self.heading and not re.fullmatch(r"h[1-6]", tag)
-
-    def handle_data(self, data: str) -> None:
-        if self.found and not self.skipped:
-            self.found[-1][0 if self.heading else 2] += data
+def markdown(text: str, name: str, links: Mapping[str, str] | None = None, here: str = "") -> str:
+    """A page of Markdown as one HTML file, its wide tables in a box of their own that scrolls."""
+    content = markdown2html(text).replace("<table>", '<div style="overflow-x: auto"><table>')
+    content = content.replace("</table>", "</table></div>")
+    page = _exporter("course").environment.get_template("page.html.j2")
+    return page.render(name=name, content=content, resources={"links": links or {}, "here": here})
 
 
 def sections(html: str) -> list[tuple[str, str, str]]:
-    """A page in parts: each heading, its id and the text below it."""
-    parser = _Sections()
-    parser.feed(html)
-    return [(heading.strip(" ¶"), id, " ".join(text.split())) for heading, id, text in parser.found]
+    """A page in parts: each heading, its id and the text below it, without scripts, styles and drawings."""
+    page, found = BeautifulSoup(html, "html.parser"), []
+    for gone in page(["script", "style", "svg", "header"]):
+        gone.decompose()
+    for part in page.descendants:
+        if isinstance(part, Tag) and part.name in HEADINGS:
+            found.append([part.get_text(), str(part.get("id", "")), ""])
+        elif found and isinstance(part, Tag) and part.name not in INLINE:
+            found[-1][2] += " "
+        elif found and type(part) is NavigableString and not part.find_parent(HEADINGS):
+            found[-1][2] += part
+    return [(heading.strip(" ¶"), id, " ".join(text.split())) for heading, id, text in found]

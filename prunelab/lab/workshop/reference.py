@@ -28,7 +28,7 @@ def public(module: ModuleType) -> dict[str, Any]:
         name for name, thing in vars(module).items() if getattr(thing, "__module__", "") == module.__name__
     ]
     found = {name: getattr(module, name) for name in names if not name.startswith("_")}
-    return {k: v for k, v in sorted(found.items()) if inspect.isfunction(v) or inspect.isclass(v) or _callable(v)}
+    return {name: thing for name, thing in sorted(found.items()) if callable(thing) and thing.__doc__}
 
 
 def page(module: ModuleType) -> str:
@@ -48,11 +48,6 @@ def _lines(block: str) -> str:
     return block if not re.match(r"\s{2,}", block) else f"```\n{block}\n```"
 
 
-def _callable(thing: Any) -> bool:
-    """Whether this is an object that one calls, such as `measure`."""
-    return callable(thing) and not inspect.ismodule(thing) and getattr(thing, "__doc__", None) is not None
-
-
 def _entry(name: str, thing: Any) -> str:
     head = f"## {name}\n\n```python\n{name}{_signature(thing)}\n```\n\n{prose(inspect.getdoc(thing) or '')}"
     return "\n\n".join([head, *_members(thing)])
@@ -60,7 +55,7 @@ def _entry(name: str, thing: Any) -> str:
 
 def _signature(thing: Any) -> str:
     try:
-        text = str(inspect.signature(thing)).replace("'", "")
+        text = re.sub(r"<function (\S+) at 0x\w+>", r"\1", str(inspect.signature(thing)).replace("'", ""))
     except (TypeError, ValueError):
         return "(...)"
     if len(text) < 80:

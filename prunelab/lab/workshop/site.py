@@ -10,14 +10,13 @@ from pathlib import Path
 
 from ...files import write_whole
 from . import contents, course, pages, reference
-from .notebook import Notebook, section_markdown
+from .notebook import Notebook, section_text
 
 HOME, REFERENCE, GLOSSARY, SEARCH = "index.html", "reference.html", "glossary.html", "search.js"
 
 
 def build(out: Path) -> list[Path]:
     """Write the site into a folder; the pages written."""
-    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     notebooks = {path.stem: course.read(path) for path in course.notebooks()}
     texts = {path.stem: path.read_text(encoding="utf-8") for path in course.texts()}
@@ -27,14 +26,14 @@ def build(out: Path) -> list[Path]:
     links |= {"Glossary": GLOSSARY, "API reference": REFERENCE}
     found = {}
     for name, nb in notebooks.items():
-        here = f"{name}.html"
-        found[here] = pages.notebook(_linked(nb), contents.title(nb), pages.navigation(links, here))
+        for cell in nb.cells:  # in memory
+            cell.source = _linked(cell.source) if cell.cell_type == "markdown" else cell.source
+        found[f"{name}.html"] = pages.notebook(nb, contents.title(nb), links, f"{name}.html")
     written = {"index": _home(links, notebooks), "glossary": glossary(notebooks), **texts}
     written |= {"reference": _contents(modules)} | {name: reference.page(module) for name, module in modules.items()}
     for name, text in written.items():
         here = REFERENCE if name in modules else f"{name}.html"
-        text = re.sub(r"\]\((?:\.\./notebooks/)?(\w+)\.(?:ipynb|md)\b", r"](\1.html", text)
-        found[f"{name}.html"] = pages.markdown(text, _title(text), pages.navigation(links, here))
+        found[f"{name}.html"] = pages.markdown(_linked(text), _title(text), links, here)
     index = [part for name, page in found.items() for part in _searched(name, page)]
     whole = found | {SEARCH: f"window.prunelabPages = {json.dumps(index, ensure_ascii=False)};\n"}
     for name, text in whole.items():
@@ -46,7 +45,7 @@ def glossary(notebooks: Mapping[str, Notebook]) -> str:
     """The words that the notebooks' recaps explain, in the order of the alphabet, each with where it is met first."""
     told: dict[str, str] = {}
     for name, nb in notebooks.items():
-        part = re.search(r"\*\*Glossary\.\*\*(.*?)(?:\n\n|$)", section_markdown(nb).get("Recap", ""), re.S)
+        part = re.search(r"\*\*Glossary\.\*\*(.*?)(?:\n\n|$)", section_text(nb, "Recap"), re.S)
         line = " ".join(part[1].split()) if part else ""
         for word, words in re.findall(r"\*([^*]+)\*: (.*?)(?= \*[^*]+\*: |$)", line):
             told.setdefault(word, f"- **{word}**: {words} ([{name[:2]}]({name}.ipynb))")
@@ -78,9 +77,6 @@ def _contents(modules: Mapping[str, object]) -> str:
     return "# API reference\n\n" + "\n".join(lines) + "\n"
 
 
-def _linked(nb: object) -> object:
-    """Links between notebooks become links between pages (in memory)."""
-    for cell in nb.cells:  # type: ignore[attr-defined]
-        if cell.cell_type == "markdown":
-            cell.source = cell.source.replace(".ipynb)", ".html)")
-    return nb
+def _linked(text: str) -> str:
+    """Links in Markdown between notebooks and texts become links between pages."""
+    return re.sub(r"\]\((?:\.\./notebooks/)?(\w+)\.(?:ipynb|md)\b", r"](\1.html", text)

@@ -14,18 +14,17 @@ from ...files import read_json
 
 @dataclass(frozen=True)
 class Timing:
-    """One notebook: seconds of one core (median and ninth decile), of waiting (median), and the greatest memory."""
+    """One notebook: seconds of one core (median and ninth decile), and the greatest memory."""
 
     runs: int
     p50: float
     p90: float
-    wall: float
     peak: int  # bytes
 
 
 def path() -> Path:
     """Where the measurements lie."""
-    return zoo.data_dir() / "timings.json"
+    return zoo.trained.data_dir() / "timings.json"
 
 
 def known() -> dict[str, Timing]:
@@ -33,21 +32,11 @@ def known() -> dict[str, Timing]:
     return {number: summary(runs) for number, runs in stored().get("notebooks", {}).items() if runs}
 
 
-def reference() -> float | None:
-    """How long the doctor's trial takes on the machine of the stored measurements; None where nothing was measured."""
-    return stored().get("trial")
-
-
-def machine() -> str:
-    """The machine of the stored measurements, in words."""
-    return str(stored().get("machine", "not measured"))
-
-
 def summary(runs: list[list[float]]) -> Timing:
     """Several runs of one notebook, (seconds, CPU seconds, bytes) each."""
-    wall, cpu, peak = np.array(runs, dtype=float).T
+    _wall, cpu, peak = np.array(runs, dtype=float).T
     p50, p90 = np.percentile(cpu, [50, 90]).tolist()
-    return Timing(len(runs), p50, p90, float(np.median(wall)), int(peak.max()))
+    return Timing(len(runs), p50, p90, int(peak.max()))
 
 
 def stored() -> dict[str, Any]:
