@@ -69,7 +69,7 @@ def inside(paths: Iterable[str], names: Iterable[str]) -> dict[str, list[str]]:
     {'blocks.1': ['blocks.1.weight'], 'head': ['head.bias']}
     """
     found: dict[str, list[str]] = {path: [] for path in paths}
-    for name in names:
+    for name in names if found else ():  # most groups are of no whole module
         path = name.rpartition(".")[0]
         while path:
             if path in found:
