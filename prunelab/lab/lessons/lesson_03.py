@@ -170,7 +170,7 @@ def check_format(answer: Any) -> str | None:
 
 
 def _misread(answer: Any) -> str:
-    """The idea behind a wrong choice, from four plain cases."""
+    """The idea behind a wrong choice, from three plain cases."""
     if call(answer, 900, 1000, 10, 4) == "csr":
         return "CSR is the largest of all at low sparsity."
     if call(answer, 10, 10000, 10, 4) == "bitmask":

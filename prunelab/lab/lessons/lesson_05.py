@@ -35,7 +35,7 @@ TOTAL = 0.9
 def as_scan(
     model: nn.Module, levels: Sequence[float], found: Mapping[str, Sequence[Evaluation]], dense: Evaluation
 ) -> Scan:
-    """What a plain loop over layers and levels measured, in the form that `by_sensitivity` spends by."""
+    """What a plain loop over layers and levels measured, in the form that `BySensitivity` spends by."""
     curves = []
     for group in weights(model):
         removed = tuple(round(level * group.units) for level in levels)

@@ -26,7 +26,7 @@ RULES = ("local", SPARED, "global", "LAMP")
 
 
 def kept(model: nn.Module, rule: str | Mapping[str, float], sparsity: float = 0.0) -> Keep:
-    """Which weights stay: under a rule of the notebook, or if each layer loses its smallest, a share of its own.
+    """Which weights stay: under one of RULES, or if each layer loses its smallest, a share of its own.
 
     "ends spared" takes nothing from the first and last layer. Of shares, a layer left out loses nothing.
     """
@@ -41,11 +41,6 @@ def kept(model: nn.Module, rule: str | Mapping[str, float], sparsity: float = 0.
         return kept(model, {g.name: share for g in inner})
     scores = criterion_named("lamp" if rule == "LAMP" else "magnitude")(model, None)
     return allocate(scores, groups, sparsity, "layer" if rule == "local" else "global")
-
-
-def spread(model: nn.Module, shares: Mapping[str, float]) -> Keep:
-    """The smallest weights of each layer go, a share of its own each."""
-    return kept(model, shares)
 
 
 def pruned(model: nn.Module, rule: str | Mapping[str, float], sparsity: float = 0.0) -> nn.Module:

@@ -30,7 +30,7 @@ from ..show.figure import table
 from ..show.measuring import measured
 from .lesson_10 import leads, searched, written
 from .lesson_11 import Reads, binned, bits, judged
-from .pruned_networks import FAST, RULES, pruned, spread
+from .pruned_networks import FAST, RULES, kept, pruned
 
 NETWORKS = ("cifar10-resnet", "cifar10-resnet-1", "cifar10-resnet-2")  # differing in nothing but the seed
 NOTES = 1280  # training pictures that BatchNorm statistics are estimated from
@@ -82,7 +82,7 @@ def scans() -> Resumable:
     def run(point: Run) -> Run:
         model = network(point["network"])
         groups = weights(model)
-        cut = spread(model, {g.name: CUT * (g.name == point["layer"]) for g in groups})
+        cut = kept(model, {g.name: CUT * (g.name == point["layer"]) for g in groups})
         apply(model, expand(model, groups, cut))
         units = {g.name: g.units for g in groups}.get(point["layer"], 0)
         return {"weights": units, "old": tested(model, data), "fresh": refreshed(model, data)}
