@@ -186,7 +186,7 @@ def check_three(answer: Any) -> str | None:
         return cost + "alone, the last block costs more than all but the first two; it is no polish."
     if start in (25, 26):
         return cost + "influence is low there, and it is not damage. Look at what each costs *alone*, and at its side."
-    return cost + "look for three neighbours of which none is dear alone, and keep away from the two that are."
+    return cost + "look for three neighbours that are all among the cheapest alone, and where `turn` is low, too."
 
 
 def whole(answer: Any) -> int | None:
