@@ -190,7 +190,7 @@ ACROSS_BOARD = 8  # filters in a row
 def framed(axes: Sequence[Axes], weight: Tensor, costs: Mapping[str, Sequence[float]]) -> None:
     """The filters (n, 1, h, w) of a first layer, twice; the frame is as thick as the loss without the filter is high.
 
-    In the order of the first panel's costs; a dashed frame: the loss is lower without it.
+    In the order of the first panel's costs; a dotted frame: the loss is lower without it.
     """
     order = np.argsort([-cost for cost in next(iter(costs.values()))])
     weight = weight.detach()
