@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from . import units
 from .calibration.samples import Loss, scalar_loss
 from .core import Group, Keep, Masks, PruneError, check_loaded, device_of, named, shape
-from .data import batches, to
+from .data import EMPTY, batches, to
 from .masking import expand
 from .running import attempt, pair
 from .sensitivity.scanning import steady, under
@@ -188,7 +188,7 @@ def _mean_loss(model: nn.Module, data: Any, split: str, batch_size: int, loss: L
             total += float(scalar_loss(loss, attempt(model, inputs), targets)) * len(targets)
             n += len(targets)
     if not n:
-        raise PruneError(f"the {split} data is empty: there is nothing to run the model on")
+        raise PruneError(EMPTY.format(split))
     if not math.isfinite(total):
         raise PruneError(f"the loss of the whole model is {total / n}: nothing can be compared with that")
     return total / n

@@ -55,7 +55,8 @@ def export(
 ) -> Export:
     """Write a model for a runtime other than PyTorch's Python: `.onnx` or `.pt2` (torch.export), by the path's suffix.
 
-    example: inputs, as the model's forward takes them; a dict's keys become the inputs' names.
+    example: inputs, as the model's forward takes them; a dict's keys become the inputs' names, numbered where one
+        holds several tensors.
     dynamic_batch: the file takes batches of any size; then another size than the example's is tried too.
 
     What was written is loaded again (ONNX by onnxruntime, on the CPU) and run; its outputs must agree with the
@@ -117,7 +118,8 @@ def _flat(model: nn.Module, example: Any) -> tuple[_Flat, list[str], list[Tensor
     if not given:
         raise PruneError(f"the example is a {type(example).__name__} without tensors to export with: give inputs")
     if isinstance(inputs, Mapping):
-        names = [key for key, value in inputs.items() for _ in tensors(value)]
+        held = {key: len(list(tensors(value))) for key, value in inputs.items()}
+        names = [key if n == 1 else f"{key}{i}" for key, n in held.items() for i in range(n)]
     else:
         names = ["input"] if isinstance(inputs, Tensor) else [f"input{i}" for i in range(len(given))]
     twin = _Flat(duplicate(model).to("cpu"), inputs)

@@ -13,7 +13,7 @@ from torch.nn.utils import prune
 
 from .checks import check_count
 from .core import PruneError, all_masks, check_loaded, device_of, mode, network, shape
-from .data import batches, mapped, tensors, to
+from .data import EMPTY, batches, mapped, tensors, to
 from .text import listed
 
 
@@ -218,7 +218,7 @@ def first_inputs(data: Any, split: str, size: int) -> Any:
     check_count("batch_size", size)
     for batch in batches(data, split, size=size):
         return cut(pair(batch)[0], size)
-    raise PruneError(f"the {split} data is empty: there is nothing to run the model on")
+    raise PruneError(EMPTY.format(split))
 
 
 def seed_dice(seed: int, device: torch.device) -> None:

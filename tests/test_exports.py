@@ -86,6 +86,23 @@ def test_inputs_by_keyword(tmp_path, suffix):
     assert export(Words(), example, tmp_path / f"m.{suffix}").inputs == ("input_ids", "attention_mask")
 
 
+class Pair(nn.Module):
+    """Two tensors under one keyword, as a cache of keys and values has it."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x, past):
+        return self.fc(x + past[0] - past[1])
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+def test_several_tensors_under_one_keyword_are_numbered(tmp_path, suffix):
+    example = {"x": torch.randn(4, 3), "past": (torch.randn(4, 3), torch.randn(4, 3))}
+    assert export(Pair(), example, tmp_path / f"m.{suffix}").inputs == ("x", "past0", "past1")
+
+
 def test_a_fixed_batch(small, tmp_path):
     model, x = small
     export(model, x[:4], tmp_path / "m.onnx", dynamic_batch=False)

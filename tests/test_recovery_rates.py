@@ -58,6 +58,10 @@ def test_a_tail_is_the_end_of_the_whole(schedule, steps):
     assert rates_of(Tail(10, schedule), steps) == rates_of(schedule, 10)[10 - steps :]
 
 
+def test_a_tail_has_a_tail():
+    assert rates_of(Tail(10, Tail(20, "linear")), 4) == rates_of("linear", 20)[16:]
+
+
 def test_momentum_is_cycled_only_where_there_is_one():
     plain = rates_of("one_cycle", 10, optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.1))
     heavy = rates_of("one_cycle", 10, optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9))

@@ -552,7 +552,7 @@ def test_sparsities_that_make_no_sense(make, snapshot, sparsities, message):
     assert snapshot(model) == before
 
 
-@pytest.mark.parametrize("only", [["0.weight", "conv9"], "0.weight"])
+@pytest.mark.parametrize("only", [["0.weight", "conv9"], "0.weight", []])
 def test_unknown_groups(make, only):
     with pytest.raises(PruneError, match=r"give a tuple with some of \('0.weight', '2.weight'\)"):
         quick(*make("mlp"), only=only)

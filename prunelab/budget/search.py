@@ -45,7 +45,7 @@ ROUNDS, FINAL_ROUNDS = 7, 15
 SPARSITIES = (0.25, 0.5, 0.75, 0.9)  # at which the sensitivity scan looks
 BISECTIONS = 4
 RETRIES = 3
-STAGES = 7  # of the progress bar
+STAGES = 6  # of the progress bar
 REPORT, FRONT, RECIPE = "report.json", "front.png", "recipe.toml"
 EARLIER = "earlier-"
 
@@ -98,6 +98,7 @@ def fit_budget(
         search = Search(job, wanted, bar, None if save is None else Path(save), on_trial)
         try:
             search.run()
+            bar.update(bar.total - bar.n)  # a goal on accuracy alone has fewer stages
         except KeyboardInterrupt:
             tried = f"{search.best.trial.name} is the best so far, of {len(search.trials)}"
             warnings.warn(f"interrupted: {tried}", stacklevel=2)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ..checks import check_count
 from ..core import PruneError, check_loaded, device_of, shape
-from ..data import batches, to
+from ..data import EMPTY, batches, to
 from ..language import check_tokens, next_tokens
 from ..running import attempt, pair, undisturbed
 from ..text import plural
@@ -87,7 +87,7 @@ def evaluate(
             correct += right(outputs, targets)
             n += targets.numel()
     if n == 0:
-        raise PruneError(f"the {split} data is empty: there is nothing to run the model on")
+        raise PruneError(EMPTY.format(split))
     return Evaluation(total / n, correct / n, n, correct)
 
 

@@ -103,7 +103,8 @@ class Tail:
 
     def __post_init__(self) -> None:
         check_count("of", self.of)
-        rate_of(self.schedule)
+        if not isinstance(self.schedule, Tail):
+            rate_of(self.schedule)
 
 
 def rate_of(schedule: str | Rate) -> Rate | None:

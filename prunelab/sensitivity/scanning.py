@@ -212,6 +212,8 @@ def scan(
     groups = granularities.by_name(granularity)(model, example)
     if only is not None:
         wanted = known("only", only, [g.name for g in groups])
+        if not wanted:
+            raise PruneError(f"only={only!r}: give a tuple with some of {tuple(g.name for g in groups)}")
         groups = [g for g in groups if g.name in wanted]
     scores = criteria.by_name(criterion)(model, calib)
     with steady(model):

@@ -185,7 +185,9 @@ def _check(folder: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ZooError(f"{folder} is incomplete ({type(error).__name__}: {error}): {again}") from error
     if wrong:
-        raise ZooError(f"{wrong[0]} is damaged or cut short: another content was written. To make it anew, {again}")
+        raise ZooError(
+            f"{wrong[0]} is damaged or cut short: it is not what {CARD} says was written. To make it anew, {again}"
+        )
 
 
 def _load(folder: Path) -> Llama:
