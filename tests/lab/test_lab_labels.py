@@ -251,13 +251,13 @@ DRAWINGS = {
     "board": (
         shape(figsize=(8.6, 5.6)),
         lambda ax: lesson_12.board(
-            ax, digits(1)[0], [torch.rand(8, 17, 17)] * 4, torch.randn(4, 8) / 10, torch.rand(4, 8) > 0.5
+            ax, digits(1)[0, 0], [torch.rand(8, 17, 17)] * 4, torch.randn(4, 8) / 10, torch.rand(4, 8) > 0.5
         ),
     ),
     "heads left": (
         shape(figsize=(8.5, 5.8)),
         lambda ax: lesson_12.left(
-            ax, digits(1)[0], [torch.rand(8, 17, 17)] * 4, {"kept": ["11110000"] * 4, "before": 0.5, "after": 0.9}
+            ax, digits(1)[0, 0], [torch.rand(8, 17, 17)] * 4, {"kept": ["11110000"] * 4, "before": 0.5, "after": 0.9}
         ),
     ),
     "damage": (
