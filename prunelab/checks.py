@@ -42,12 +42,19 @@ def check_number(
 
 
 def known(what: str, given: Iterable[str], choices: Iterable[str]) -> tuple[str, ...]:
-    """The names given, each once; PruneError if one is not among the choices.
+    """The names given, each once; PruneError that says which is not among the choices.
 
     >>> known("formats", ["csr", "csr"], ["dense", "csr"])
     ('csr',)
+    >>> known("formats", ["csr", "bsr"], ["dense", "csr"])
+    Traceback (most recent call last):
+    prunelab.core.PruneError: formats=('csr', 'bsr'): give a tuple with some of ('dense', 'csr'); 'bsr' is none of them
     """
-    names, allowed = tuple(dict.fromkeys(given)), tuple(choices)
-    if isinstance(given, str) or not set(names) <= set(allowed):
-        raise PruneError(f"{what}={given if isinstance(given, str) else names!r}: give a tuple with some of {allowed}")
-    return names
+    allowed = tuple(choices)
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise PruneError(f"{what}={given!r}: give a tuple with some of {allowed}")
+    names = tuple(given)
+    for name in names:
+        if name not in allowed:
+            raise PruneError(f"{what}={names}: give a tuple with some of {allowed}; {name!r} is none of them")
+    return tuple(dict.fromkeys(names))
