@@ -122,7 +122,7 @@ def _flat(model: nn.Module, example: Any) -> tuple[_Flat, list[str], list[Tensor
         names = [key if n == 1 else f"{key}{i}" for key, n in held.items() for i in range(n)]
     else:
         names = ["input"] if isinstance(inputs, Tensor) else [f"input{i}" for i in range(len(given))]
-    twin = _Flat(duplicate(model).to("cpu"), inputs)
+    twin = _Flat(duplicate(model, "cpu"), inputs)
     with mode(twin, training=False), torch.no_grad():
         attempt(twin, tuple(given))
     return twin, names, given

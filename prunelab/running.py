@@ -115,10 +115,24 @@ def leaving(out: Any) -> Tensor:
     return out[0] if isinstance(out, tuple) else out
 
 
-def duplicate(model: nn.Module) -> nn.Module:
-    """A deep copy of the model, masks included; PruneError if it cannot be copied."""
+def duplicate(model: nn.Module, device: str | torch.device | None = None) -> nn.Module:
+    """A deep copy of the model, masks included, on a device if one is given; PruneError if it cannot be copied.
+
+    Tensors that lie elsewhere are copied there at once: where the model lies, no second one needs to fit.
+
+    >>> duplicate(nn.Linear(2, 1), "meta").weight.device
+    device(type='meta')
+    """
+    there: dict[int, Any] = {}  # what deepcopy takes for copied already
+    wanted = None if device is None else torch.device(device)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if wanted is not None and tensor.device.type != wanted.type:
+            moved = tensor.detach().to(wanted)
+            given = isinstance(tensor, nn.Parameter)
+            there[id(tensor)] = nn.Parameter(moved, tensor.requires_grad) if given else moved
     try:
-        return copy.deepcopy(model)
+        twin = copy.deepcopy(model, there)
+        return twin if wanted is None else twin.to(wanted)  # modules that do more than move: an LSTM on a GPU
     except Exception as error:  # whatever a model's own __deepcopy__ raises
         raise PruneError(f"{type(model).__name__} cannot be copied, and is pruned as a copy: {error}") from error
 

@@ -14,7 +14,7 @@ from prunelab import layers
 from prunelab.core import Group, Mask, Member, PruneError, device_of, lookup, mode, places, shape
 from prunelab.layers import prunable
 from prunelab.masking import apply, bake, masked
-from prunelab.running import undisturbed
+from prunelab.running import duplicate, undisturbed
 
 
 def masks_of(model):
@@ -313,3 +313,22 @@ def test_masks_hold_in_a_recurrent_layer(snapshot):
     assert torch.equal(model(x)[0], worn)
     assert all((model.get_parameter(name)[~mask] == 0).all() for name, mask in masks.items())
     assert all(mine is listed for mine, listed in zip(model.parameters(), model._flat_weights, strict=True))
+
+
+def test_a_copy_on_another_device_keeps_what_is_tied_and_the_model_where_it_is():
+    net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))
+    net[2].weight = net[0].weight
+    net[1].weight.requires_grad_(False)
+    twin = duplicate(net, "meta")
+    assert {t.device.type for t in twin.state_dict().values()} == {"meta"}
+    assert twin[2].weight is twin[0].weight and isinstance(twin[0].weight, nn.Parameter)
+    assert [p.requires_grad for p in twin.parameters()] == [p.requires_grad for p in net.parameters()]
+    assert {t.device.type for t in net.state_dict().values()} == {"cpu"}
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_a_copy_where_the_model_is_shares_nothing_with_it(device):
+    net = nn.Linear(2, 1)
+    twin = duplicate(net, device)
+    assert torch.equal(twin.weight, net.weight)
+    assert twin.weight.data_ptr() != net.weight.data_ptr()

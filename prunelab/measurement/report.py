@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from torch import nn
 from ..checks import known
 from ..core import PruneError, device_of
 from ..data import to
-from ..running import check_numbers, check_plain, cut, first_inputs, forward, rows, undisturbed
+from ..running import check_numbers, check_plain, cut, duplicate, first_inputs, forward, rows, undisturbed
 from ..text import Lines, Tabular, percent, size
 from .costs import FORMATS, count, macs, peak_memory, stored_bytes
 from .evaluation import evaluate
@@ -115,7 +114,7 @@ measure.compare = compare  # type: ignore[attr-defined]
 
 def _latency(model: nn.Module, inputs: Any, on: Conditions) -> Latency:
     """Of a model that is ready to run, or of its copy on another device."""
-    there = model if device_of(model).type == on.device else copy.deepcopy(model).to(on.device)
+    there = model if device_of(model).type == on.device else duplicate(model, on.device)
     return Comparison.of(in_turns({"": forward(there, inputs)}, on), rows(inputs), on).latency[""]
 
 
