@@ -321,7 +321,8 @@ def test_a_copy_on_another_device_keeps_what_is_tied_and_the_model_where_it_is()
     net[1].weight.requires_grad_(False)
     twin = duplicate(net, "meta")
     assert {t.device.type for t in twin.state_dict().values()} == {"meta"}
-    assert twin[2].weight is twin[0].weight and isinstance(twin[0].weight, nn.Parameter)
+    assert twin[2].weight is twin[0].weight
+    assert isinstance(twin[0].weight, nn.Parameter)
     assert [p.requires_grad for p in twin.parameters()] == [p.requires_grad for p in net.parameters()]
     assert {t.device.type for t in net.state_dict().values()} == {"cpu"}
 
