@@ -96,6 +96,7 @@ def _build(out: Path, execute: bool) -> None:
     """Make the learner's, the instructor's, the slides' and the hosted edition"""
     from .workshop import editions
 
+    _warn_of_changes()
     written = editions.build(out)
     for name, files in written.items():
         print(f"{name}: {len(files)} files in {out / name}")
@@ -105,10 +106,21 @@ def _build(out: Path, execute: bool) -> None:
                 _author("publish").publish(path, timeout=600)
 
 
+def _warn_of_changes() -> None:
+    from .workshop import course
+
+    if changed := course.changed():
+        print(
+            f"not as they were committed, and built as they are: {', '.join(changed)}. If what differs is work of "
+            "yours, put it aside first: `python -m prunelab.lab copy mine`, then `git checkout notebooks`"
+        )
+
+
 def _site(out: Path) -> None:
     """Make a web site of the course, with the API reference"""
     from .workshop import site
 
+    _warn_of_changes()
     print(f"{len(site.build(out))} pages; open {out / site.HOME}")
 
 

@@ -1,4 +1,5 @@
 import json
+import subprocess
 
 import pytest
 
@@ -69,3 +70,13 @@ def test_an_installation_without_notebooks_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(course.zoo.trained, "data_dir", lambda: tmp_path / "data")
     with pytest.raises(PruneError, match="install prunelab again"):
         course.folder()
+
+
+def test_what_differs_from_the_commit_is_named_and_outside_a_clone_nothing_is(shelf):
+    assert course.changed() == []
+    git = ["git", "-C", str(shelf), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "as the authors ran it"]):
+        subprocess.run([*git, *command], check=True)
+    assert course.changed() == []
+    (shelf / "01_b.ipynb").write_text("my answers")
+    assert course.changed() == ["01_b.ipynb"]

@@ -114,7 +114,7 @@ def _paint(ax: Any, rows: dict[str, dict[str, Any]]) -> None:
         label = f"{name}, {quantity(row['bytes'], 'B')}"
         ax.scatter(*at, LARGEST * row["bytes"] / largest, color=colour, marker="o", alpha=0.6, lw=0, label=label)
     ax.set(xlabel=SPEED, ylabel="accuracy, %")
-    ax.set_xlim(left=0)
+    ax.set_xlim(0, 1.15 * max(row["speed"][2] for row in rows.values()))  # no circle is cut
     ax.margins(y=0.25)
     ax.legend(loc="upper left", bbox_to_anchor=(0, -0.22), markerscale=0.4)
 

@@ -96,10 +96,12 @@ def check_survivors(answer: Any) -> str | None:
         9786: "you took 87.5 for 0.875 %: a sparsity of 87.5 % is the fraction 0.875, almost nine in ten.",
         1241: biases,
         1241.25: biases,
+        1242: biases,
         0.125: "that is the share that survives; the question is how many weights that is.",
+        9872: "that is all of them. A sparsity of 87.5 % takes seven in eight away: how many stay?",
         594: "you counted the convolutions only. The fully connected layer holds about half of the weights.",
         640: "you counted the fully connected layer only. The convolutions are pruned too.",
     }
     if value == 1234:
         return None
-    return known.get(value, f"{value:,} is not it. Count each layer's weights first: 144, 4,608 and 5,120.")
+    return known.get(value, f"{value:,} is not it. Count each layer's weights first, without the biases.")

@@ -202,11 +202,12 @@
       slider.setAttribute("aria-valuetext", pulled.textContent);
       chart(way, { now, near }, state.read);
       speak(way, now);
-      const place = `${state.way} ${state.read} ${near}`;
+      const place = `${state.way} ${state.read} ${near} ${near === now}`;
       if (place === state.place) return; // the same measurement: nothing else is new
       state.place = place;
-      score.innerHTML = `<strong>${accuracy}</strong> of ${number(facts.count)} digits read correctly,` +
-        `<small>measured at ${percent(near)}, nothing retrained${notes[state.read]}</small>`;
+      const where = near === now ? "" : ` at <b>${percent(near)}</b>, the nearest that was measured`;
+      score.innerHTML = `<strong>${accuracy}</strong> of ${number(facts.count)} digits read correctly${where}` +
+        `<small>nothing retrained${notes[state.read]}</small>`;
       digits.forEach(({ item, read: line, truth }, i) => {
         const wrong = labels[i] !== facts.truth[i];
         item.className = wrong ? "pl-wrong" : "";

@@ -35,7 +35,7 @@ from .readings import Reading, read
 PERCENT = tuple(range(99))  # the steps of single weights: the sparsity in percent
 READ_AT = (0, 50, 60, 70, 80, 90, 95, 98)  # of those, where the network is run
 MOST_STEPS = 32  # of whole filters
-READ_EVERY = 6  # of those
+READ_EVERY = 4  # of those: half, where the slider stands at first, is one
 DIGITS = 30  # pictures shown
 STATISTICS = 512  # training images on which BatchNorm's statistics are estimated again
 MOST_WEIGHTS = 400_000  # a byte each, and an output of at most 1 MB

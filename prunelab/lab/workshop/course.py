@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,16 @@ def folder() -> Path:
 def notebooks() -> list[Path]:
     """The course's notebooks, in order."""
     return sorted(folder().glob(PATTERN))
+
+
+def changed() -> list[str]:
+    """The notebooks that differ from the clone's last commit: an author's work, or a learner's; [] outside a clone."""
+    command = ["git", "-C", str(folder()), "diff", "--name-only", "--relative", "HEAD", "--", PATTERN]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return found.stdout.split()
 
 
 def texts() -> list[Path]:
