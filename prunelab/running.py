@@ -167,10 +167,11 @@ def storage_of(tensor: Tensor) -> int:
 
 
 def check_plain(model: nn.Module, called: str = "the model", *, ours: bool = True) -> None:
-    """Raise PruneError if masks are still on: every forward would compute w * mask anew, up to twice the time.
+    """Raise PruneError if a tensor has no values yet, or if masks are still on, which cost up to twice the time.
 
     With ours=False only those of torch.nn.utils.prune are refused.
     """
+    check_loaded(model)
     masked = [place.name for place, _ in all_masks(model)] if ours else []
     if masked:
         raise PruneError(

@@ -42,7 +42,31 @@ def test_what_is_no_model_or_has_no_values(build, data_for, tmp_path, givens, ki
             refused += len(str(error)) > 20
         except Exception as error:
             pytest.fail(f"{name}({parameter}={kind}): {error!r}")
+        if kind == "lazy":
+            assert nn.parameter.is_lazy(given[0].weight), f"{name} made the layers of a lazy model"
     assert refused > 55
+
+
+@pytest.mark.parametrize("cost", [pl.measurement.macs, pl.measurement.peak_memory])
+def test_counting_does_not_make_the_layers_of_a_lazy_model(givens, cost):
+    with pytest.raises(pl.PruneError, match="a lazy layer"):
+        cost(givens["lazy"], torch.zeros(2, 1, 8, 8))
+    assert nn.parameter.is_lazy(givens["lazy"][0].weight)
+
+
+def test_a_model_without_values_is_neither_timed_nor_written(tmp_path):
+    net, x = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)).to("meta"), torch.zeros(1, 2)
+    groups = pl.granularity.neurons(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), x)
+    keep = {groups[0].name: torch.tensor([True, False])}
+    for refused in (
+        lambda: pl.measurement.latency(net, x.to("meta")),
+        lambda: pl.export(net, x, tmp_path / "net.pt2"),
+        lambda: pl.measurement.stored_bytes(net),
+        lambda: pl.reconstruction.redistribute(net, {"0.weight": torch.ones(2, 2).bool()}),
+        lambda: pl.surgery.difference(net, groups, keep, x.to("meta")),
+    ):
+        with pytest.raises(pl.PruneError, match="is on the meta device"):
+            refused()
 
 
 def test_the_sentence_says_what_was_given():

@@ -57,6 +57,7 @@ def stored_bytes(model: nn.Module, formats: Iterable[str] | None = None) -> dict
     {'dense': 176, 'bitmask': 37}
     """
     wanted = known("formats", FORMATS if formats is None else formats, FORMATS)
+    check_loaded(model)
     return {name: FORMATS[name](_stored(model)) for name in wanted}
 
 
@@ -134,6 +135,7 @@ def macs(model: nn.Module, example: Any) -> int:
     >>> macs(nn.Conv2d(3, 8, 3, padding=1), torch.zeros(1, 3, 16, 16))  # 3 x 8 x 9 at each of 16 x 16 places
     55296
     """
+    core.places(model)  # refuses lazy layers, which a forward would make
     inputs = to(cut(example, 1), device_of(model))
     with undisturbed(model), torch.no_grad():
         return _counted(lambda: attempt(model, inputs))[0]
@@ -180,6 +182,7 @@ def peak_memory(model: nn.Module, example: Any, *, batch_size: int | None = None
     >>> peak_memory(nn.Linear(8, 100), torch.zeros(2, 8))  # 2 x 100 outputs of 4 bytes
     800
     """
+    core.places(model)  # refuses lazy layers, which a forward would make
     device = device_of(model)
     inputs = to(cut(example, batch_size), device)
     with undisturbed(model), torch.no_grad():

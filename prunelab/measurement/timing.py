@@ -216,10 +216,11 @@ def check_candidates(models: Mapping[str, nn.Module]) -> None:
     for name, model in models.items():
         if not isinstance(model, nn.Module):
             raise PruneError(f"models[{name!r}] is a {type(model).__name__}: give an nn.Module")
-        check_plain(model, f"models[{name!r}]")
     where = {name: device_of(model) for name, model in models.items()}
     if len(set(where.values())) > 1:
         raise PruneError(f"models lie on different devices, {where}: move all to one with model.to(device)")
+    for name, model in models.items():
+        check_plain(model, f"models[{name!r}]")
 
 
 def forwards(models: Mapping[str, nn.Module], inputs: Any, on: Conditions, title: str = "Interleaved") -> Comparison:

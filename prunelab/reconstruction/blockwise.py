@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ..allocation import NM, check_sparsity, check_target
 from ..calibration import Calibration
 from ..calibration.samples import sequences, wide
-from ..core import Masks, PruneError, check_loaded, find, join, named, shape
+from ..core import Masks, PruneError, find, join, named, shape
 from ..criteria.registry import finite
 from ..data import tensors
 from ..decoders import Block, blocks
@@ -125,7 +125,6 @@ def blockwise(
     check_plain(model, ours=False)
     found = blocks(model)
     each = _of_layers(sparsity, [path for block in found for path in _linear(block).values()])
-    check_loaded(model)
     finite(prunable(model))
     kept = _kept_before(model, within or {})
     packed: dict[str, np.ndarray[Any, Any]] = {}

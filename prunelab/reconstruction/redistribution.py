@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..core import PruneError, lookup_all, shape
+from ..core import PruneError, check_loaded, lookup_all, shape
 from ..layers import check_layout, from_out_in, layout_of, to_out_in
 from ..masking import apply
 
@@ -65,6 +65,7 @@ def redistribute(model: nn.Module, masks: Mapping[str, Tensor], scope: str = "ro
     >>> redistribute(net, {"weight": torch.tensor([[False, True, True]])}).weight.tolist()
     [[0.0, 2.5, 3.5]]
     """
+    check_loaded(model)
     everywhere = lookup_all(model, masks)
     new = {}
     for name, mask in masks.items():

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..calibration.samples import Loss
 from ..checks import check_number
-from ..core import PruneError, device_of, mode, network, places, put_back, shape
+from ..core import PruneError, check_loaded, device_of, mode, network, places, put_back, shape
 from ..data import batches, count, to
 from ..layers import BATCH_NORM
 from ..running import attempt, call, pair, undisturbed
@@ -79,6 +79,8 @@ def distil(
 def _check_outputs(model: nn.Module, teacher: nn.Module, data: Any, size: int) -> None:
     if teacher is model:
         raise PruneError("the teacher is the model itself: give the dense one, a copy.deepcopy made before pruning")
+    check_loaded(model)
+    check_loaded(teacher)
     if device_of(teacher) != device_of(model):
         raise PruneError(
             f"the teacher is on {device_of(teacher)}, the model on {device_of(model)}: move one with .to(...)"

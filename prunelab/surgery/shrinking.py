@@ -15,7 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from .. import layers, units
-from ..core import Group, Keep, PruneError, copied, device_of, find, lookup_all, masks_on, named, paths, places, shape
+from ..core import (
+    Group,
+    Keep,
+    PruneError,
+    check_loaded,
+    copied,
+    device_of,
+    find,
+    lookup_all,
+    masks_on,
+    named,
+    paths,
+    places,
+    shape,
+)
 from ..data import to
 from ..masking import bake, expand, masked
 from ..running import apart, outputs
@@ -81,6 +95,7 @@ def difference(model: nn.Module, groups: Sequence[Group], keep: Keep, example: A
     >>> difference(net, groups, {groups[0].name: torch.tensor([True, False, False, True])}, x) < 1e-6
     True
     """
+    check_loaded(model)
     plain, inputs = bake(copy.deepcopy(model)), to(example, device_of(model))
     with masked(plain, expand(plain, groups, keep)):
         zeroed = outputs(plain, inputs)
