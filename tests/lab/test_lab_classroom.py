@@ -10,13 +10,19 @@ QUESTIONS = {q.id: q for p in course.notebooks() for q in contents.questions(cou
 CHOICE = next(q for q in QUESTIONS.values() if q.options)
 
 
-def hand_in(folder, **guesses):
-    """One learner's progress file, under a name that says who it was."""
+def hand_in(folder, learner=None, **guesses):
+    """One learner's progress file, under a name that says who it was; without an id given, one of its own."""
     number = len(list(folder.rglob("*.json")))
     place = folder / f"ada-{number}" / "progress.json"
     place.parent.mkdir()
     predictions = {id: {"guess": guess, "at": "2026-01-01"} for id, guess in guesses.items()}
-    content = {"schema": 1, "predictions": predictions, "exercises": {}, "scoreboard": {}, "learner": f"of {number}"}
+    content = {
+        "schema": 1,
+        "predictions": predictions,
+        "exercises": {},
+        "scoreboard": {},
+        "learner": f"{number:032x}" if learner is None else learner,
+    }
     place.write_text(json.dumps(content))
 
 
@@ -75,7 +81,7 @@ def test_a_guess_that_the_question_does_not_allow_is_left_out(tmp_path):
 
 
 def test_a_learner_counts_once_whatever_files_there_are(tmp_path):
-    """A second machine's copy, a backup under another name, a first edition's file twice: still two learners."""
+    """A second machine's copy, a backup under another name: still two learners."""
     for _ in range(2):
         hand_in(tmp_path, **{"00-half": 0.9})
     first = (tmp_path / "ada-0" / "progress.json").read_text()
@@ -84,11 +90,28 @@ def test_a_learner_counts_once_whatever_files_there_are(tmp_path):
     assert "00-half" in first
     with pytest.raises(PruneError, match="of 2 learners"):
         classroom.gather(tmp_path)
-    old = json.dumps({"schema": 1, "predictions": {"00-half": {"guess": 0.1}}})
-    for name in ("grace", "grace again"):
-        (tmp_path / f"{name}.json").write_text(old)
+
+
+def test_files_without_an_id_could_all_be_one_persons_and_count_for_nobody(tmp_path, capsys):
+    ids = ["", 0, [], "ab", "AB", " ab", f"{7:032X}"[:-1] + "A", f" {7:032x}", f"{7:032x}\n"]
+    for guess, id in enumerate(ids):
+        hand_in(tmp_path, learner=id, **{"00-half": guess / 10})
+    for guess in (0.1, 0.2, 0.3):  # first editions
+        old = {"schema": 1, "predictions": {"00-half": {"guess": guess}}}
+        (tmp_path / f"grace {guess}.json").write_text(json.dumps(old))
+    for _ in range(2):
+        hand_in(tmp_path, **{"00-half": 0.9})
+    with pytest.raises(PruneError, match=rf"of 2 learners .* one person's, left out: {len(ids) + 3}\."):
+        classroom.gather(tmp_path)
+    hand_in(tmp_path, **{"00-half": 0.9})
     (tally,) = classroom.gather(tmp_path)
     assert tally.learners == 3
+    assert f"left out: {len(ids) + 3}." in capsys.readouterr().out
+
+
+def test_a_folder_that_is_not_there_is_said(tmp_path):
+    with pytest.raises(PruneError, match="there is no folder"):
+        classroom.gather(tmp_path / "nowhere")
 
 
 def test_one_learners_bad_file_stops_nobody(tmp_path):

@@ -50,6 +50,21 @@ def test_a_learners_work_is_never_overwritten(shelf, tmp_path):
     assert not (target / "00_a.new.ipynb").exists(), "offered once, and declined"
 
 
+def test_an_offered_notebook_that_the_learner_changed_is_never_overwritten(shelf, tmp_path):
+    target = tmp_path / "mine"
+    course.copy(target)
+    (target / "00_a.ipynb").write_text("my answers")
+    (shelf / "00_a.ipynb").write_text('{"v": 2}')
+    course.copy(target)
+    (target / "00_a.new.ipynb").write_text("my second answers")
+    (shelf / "00_a.ipynb").write_text('{"v": 3}')
+    for _ in range(2):
+        assert course.copy(target)["00_a.ipynb"] == "yours, kept"
+    assert (target / "00_a.new.ipynb").read_text() == "my second answers"
+    assert (target / "00_a.new-2.ipynb").read_text() == '{"v": 3}'
+    assert len(list(target.glob("00_a*"))) == 3
+
+
 @pytest.mark.parametrize("manifest", ["", "[]", '{"00_a.ipynb": 7}'])
 def test_without_a_readable_manifest_everything_changed_is_the_learners(shelf, tmp_path, manifest):
     target = tmp_path / "mine"

@@ -1,5 +1,6 @@
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -39,6 +40,52 @@ def test_the_same_name_replaces_its_row():
     lab.scoreboard.add("01", "sparse", **ROW | {"accuracy": 0.5})
     assert scoreboard.rows("01")["sparse"]["accuracy"] == 0.5
     assert len(progress.current().read()["scoreboard"]) == 1
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"accuracy": "x"},
+        {"accuracy": 7},
+        {"bytes": None},
+        {"macs": [1]},
+        {"speed": [1, 2]},
+        {"speed": "abc"},
+        {"seeds": "two"},
+        {"spread": "wide"},
+    ],
+)
+def test_a_damaged_row_in_the_file_is_left_out(shown, odd):
+    whole = {"accuracy": 0.9, "spread": None, "seeds": 1, "bytes": 1, "macs": 1, "speed": [2, 1.5, 3]}
+    progress.current().record("scoreboard", "00 whole", whole)
+    progress.current().record("scoreboard", "00 odd", whole | odd)
+    lab.scoreboard.show("01")
+    html = shown[-1][0]["text/html"]
+    assert ">whole<" in html
+    assert ">odd<" not in html
+
+
+def test_numpys_integers_are_integers():
+    lab.scoreboard.add("01", "n", accuracy=0.9, bytes=np.int64(5), macs=np.uint8(1))
+    row = progress.current().read()["scoreboard"]["01 n"]
+    assert (row["bytes"], row["macs"]) == (5, 1)
+    assert scoreboard.rows("01")["n"] == row
+
+
+@pytest.mark.parametrize(
+    ("name", "odd"),
+    [("\ud800", {}), ("n", {"bytes": 10**20}), ("n", {"macs": object()}), ("n", {"bytes": [1]}), ("n" * (1 << 20), {})],
+)
+def test_a_row_that_could_not_be_read_again_is_refused_and_poisons_nothing(home, name, odd):
+    progress.current().record("exercises", "01-1", {"solved": True})
+    with pytest.raises(ValueError, match="the row"):
+        lab.scoreboard.add("01", name, **{"accuracy": 0.9, "bytes": 1, "macs": 1} | odd)
+    assert scoreboard.rows("01") == {}
+    lab.scoreboard.add("01", "next", **ROW)
+    progress._stores.clear()
+    content = progress.current().read()
+    assert list(content["scoreboard"]) == ["01 next"]
+    assert list(content["exercises"]) == ["01-1"]
 
 
 def test_odd_rows_in_the_file_are_left_out(shown):

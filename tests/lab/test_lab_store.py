@@ -159,6 +159,50 @@ def test_two_kernels_lose_nothing_of_each_other(home):
     assert kept["01-1"] == 2 * KERNEL_WRITES, "each kernel counted on from what the other had written"
 
 
+@pytest.mark.parametrize("tries", ["null", '"x"', "NaN", "Infinity", "-1", "true", "9223372036854775807"])
+def test_a_damaged_count_of_tries_is_none(home, tries):
+    home.mkdir()
+    text = f'{{"schema": 2, "exercises": {{"start_here-1": {{"solved": "x", "tries": {tries}}}}}}}'
+    (home / "progress.json").write_text(text)
+    assert exercise.tries("00-1") == 0
+    assert progress.current().solved() == set()
+    lab.check("00-1", 5)
+    assert progress.current().read()["exercises"] == {"00-1": {"solved": False, "tries": 1}}
+    assert not progress.current().pending
+
+
+@pytest.mark.parametrize("bad", [lambda _: 1 / 0, lambda _: {"x": "\ud800"}, lambda _: 1 << 63, lambda _: object()])
+def test_a_change_that_cannot_be_made_is_said_and_takes_no_other_along(home, monkeypatch, bad):
+    from filelock import FileLock
+
+    home.mkdir()
+    monkeypatch.setattr(progress, "LOCK_SECONDS", 0.05)
+    mine = progress.current()
+    with FileLock(f"{mine.path}.lock"), pytest.warns(UserWarning, match="can't be kept"):
+        mine.record("exercises", "01-1", {"solved": True})
+    with FileLock(f"{mine.path}.lock"):
+        mine.update("exercises", "01-2", bad)
+    with pytest.warns(UserWarning, match="could not be recorded"):
+        mine.record("exercises", "01-3", {"solved": True})
+    assert not mine.pending
+    progress._stores.clear()
+    assert sorted(progress.current().read()["exercises"]) == ["01-1", "01-3"]
+
+
+def test_an_id_that_is_none_is_replaced(home):
+    home.mkdir()
+    (home / "progress.json").write_text('{"schema": 2, "learner": "AB"}')
+    progress.current().record("exercises", "01-1", {"solved": True})
+    assert re.fullmatch("[0-9a-f]{32}", json.loads((home / "progress.json").read_text())["learner"])
+
+
+def test_a_reset_where_no_file_can_be_is_said(monkeypatch, capsys):
+    monkeypatch.setenv("PRUNELAB_HOME", "/tmp/" + "a" * 300)
+    with pytest.warns(UserWarning, match="could not be moved"):
+        lab.reset(confirm=True)
+    assert "fresh start" not in capsys.readouterr().out
+
+
 def test_reset_asks_first_and_keeps_a_backup(home, capsys):
     progress.current().record("exercises", "01-1", {"solved": True})
     lab.reset()

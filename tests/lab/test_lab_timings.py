@@ -4,6 +4,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
+from prunelab.core import PruneError
 from prunelab.lab.author import timings
 from prunelab.lab.workshop import course, guide, stored_timings
 
@@ -38,7 +39,6 @@ def test_a_notebook_is_run_in_a_kernel_of_its_own(tmp_path, stored, monkeypatch)
     monkeypatch.setattr(course, "notebooks", lambda: [path])
     monkeypatch.setattr(timings.doctor, "trial", lambda: 0.05)
     timings.measure(runs=2)
-    timings.measure(["77"], runs=1)
     assert path.read_bytes() == before
     (found,) = stored_timings.known().values()
     assert found.runs == 2
@@ -47,6 +47,15 @@ def test_a_notebook_is_run_in_a_kernel_of_its_own(tmp_path, stored, monkeypatch)
     assert stored_timings.stored()["trial"] == 0.05
     assert "torch" in stored_timings.stored()["machine"]
     assert f"{found.peak / 1e9:.1f} GB" in guide._measured("00")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "runs", "said"), [(["99"], 1, "no notebook 99: choose from 00, "), (["00"], 0, "at least 1 is needed")]
+)
+def test_what_would_measure_nothing_is_refused_and_stores_nothing(stored, numbers, runs, said):
+    with pytest.raises(PruneError, match=said):
+        timings.measure(numbers, runs)
+    assert not stored.exists()
 
 
 def test_only_the_latest_runs_are_kept(stored):

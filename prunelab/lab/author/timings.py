@@ -20,6 +20,7 @@ import torch
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell
 
+from ...core import PruneError
 from ...files import write_whole
 from ..workshop import course, doctor, stored_timings
 
@@ -37,7 +38,15 @@ MOST_RUNS = 9  # older ones are dropped
 
 
 def measure(numbers: list[str] | None = None, runs: int = 5) -> None:
-    """Run notebooks, all or some, that often, and add to the stored measurements after each run."""
+    """Run notebooks, all or some, that often, and add to the stored measurements after each run.
+
+    PruneError for a number that no notebook has, or for no runs.
+    """
+    known = [notebook.stem[:2] for notebook in course.notebooks()]
+    if unknown := [number for number in numbers or () if number not in known]:
+        raise PruneError(f"there is no notebook {', '.join(unknown)}: choose from {', '.join(known)}")
+    if runs < 1:
+        raise PruneError(f"--runs {runs} would measure nothing: at least 1 is needed")
     python, machine = platform.python_version(), platform.machine()
     where = f"{os.cpu_count()} cores, {machine}, Python {python}, torch {torch.__version__}"
     _store({"made_by": "python -m prunelab.lab timings", "machine": where, "trial": round(doctor.trial(), 4)})

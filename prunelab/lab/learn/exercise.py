@@ -214,16 +214,15 @@ def record(id: str, solved: bool) -> None:
     """Count one more try at an exercise; what was solved once stays solved."""
 
     def counted(before: Any) -> dict[str, Any]:
-        done, tried = (before.get("solved"), before.get("tries", 0)) if isinstance(before, dict) else (False, 0)
-        return {"solved": solved or bool(done), "tries": int(tried) + 1}
+        done = isinstance(before, dict) and before.get("solved") is True
+        return {"solved": solved or done, "tries": progress.tries(before) + 1}
 
     progress.current().update("exercises", id, counted)
 
 
 def tries(id: str) -> int:
     """How often an exercise was tried."""
-    found = progress.current().read()["exercises"].get(id)
-    return int(found.get("tries", 0)) if isinstance(found, dict) else 0
+    return progress.tries(progress.current().read()["exercises"].get(id))
 
 
 @contextlib.contextmanager

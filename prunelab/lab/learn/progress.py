@@ -22,6 +22,8 @@ SCHEMA = 2
 BACKUPS = (".backup.json", ".corrupt.json", ".first-edition.json")
 SECTIONS = ("predictions", "exercises", "scoreboard")
 EXAM = "-exam"  # how the id of one ends: its attempts outlast a reset
+MOST_TRIES = 10**9  # who says more did not count them
+LARGEST_ENTRY = 1 << 20  # bytes; the course's own have a few hundred
 LOCK_SECONDS = 5.0  # another kernel holds the file for milliseconds; longer means that something is wrong
 
 # The file knows a lesson by its name, so that a new number moves nothing.
@@ -49,9 +51,10 @@ FIRST_EDITION = {"00": "00", "01": "01", "02": "02", "03": "04", "04": "05", "05
 
 
 class Store:
-    """The progress file of one folder. It never raises: what can't be read or written is said once, in words.
+    """The progress file of one folder. What can't be read or written is said once, in words; only `reset` raises.
 
-    A change that can't be written waits in `pending`, counts for whoever reads, and is written with the next one.
+    A change that can't be written waits in `pending`, counts for whoever reads, and is written with the next one. One
+    that can't be made, or makes what the file can't hold, is dropped and said.
     """
 
     def __init__(self, folder: Path):
@@ -66,14 +69,12 @@ class Store:
             content = self._load()
         except OSError as error:
             content = self._cannot(error)
-        for change in self.pending:
-            change(content)
-        return content
+        return self._applied(content)
 
     def solved(self) -> set[str]:
         """The ids of the exercises that are solved."""
         kept = self.read()["exercises"]
-        return {id for id, one in kept.items() if isinstance(one, dict) and one.get("solved")}
+        return {id for id, one in kept.items() if isinstance(one, dict) and one.get("solved") is True}
 
     def record(self, section: str, key: str, value: Any) -> None:
         """Put one entry into a section, keeping what other notebooks have written meanwhile."""
@@ -83,15 +84,13 @@ class Store:
         """Put `change(entry)` in the place of an entry (None if there is none), read and written under one lock."""
 
         def put(content: dict[str, Any]) -> None:
-            content[section][key] = change(content[section].get(key))
+            content[section] |= checked({key: change(content[section].get(key))})
 
         self.pending.append(put)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with alone(self.path, LOCK_SECONDS):
-                content = self._load()
-                for waiting in self.pending:
-                    waiting(content)
+                content = self._applied(self._load())
                 self._write(content)
         except OSError as error:  # filelock's Timeout is one
             self._cannot(error)
@@ -99,27 +98,36 @@ class Store:
             self.pending, self.seen = [], content
 
     def reset(self) -> Path | None:
-        """Move the file to a backup beside it; its new place, or None if there was nothing. Exams' attempts go on."""
+        """Move the file to a backup beside it; its new place, or None if there was nothing. Exams' attempts go on.
+
+        OSError if it can't be moved; it then is as it was.
+        """
         if not self.path.exists():
             self.pending, self.seen = [], _empty()
             return None
-        try:
-            with alone(self.path, LOCK_SECONDS):
-                before = self.read()
-                taken = {k: one for k, one in before["exercises"].items() if k.endswith(EXAM) and isinstance(one, dict)}
-                exams = {id: {"solved": False, "tries": one.get("tries", 0)} for id, one in taken.items()}
-                fresh = _empty() | {"learner": before.get("learner"), "exercises": exams}
-                kept = self._move("backup")
-                try:
-                    self._write(fresh)
-                except OSError:
-                    kept.replace(self.path)
-                    raise
-                self.pending, self.seen = [], fresh
-        except OSError as error:
-            display.notice(f"The progress file could not be moved ({error}); it is as it was.")
-            return None
+        with alone(self.path, LOCK_SECONDS):
+            before = self.read()
+            taken = {id: tries(one) for id, one in before["exercises"].items() if id.endswith(EXAM)}
+            exams = {id: {"solved": False, "tries": count} for id, count in taken.items() if count}
+            fresh = _empty() | {"learner": learner(before), "exercises": exams}
+            kept = self._move("backup")
+            try:
+                self._write(fresh)
+            except OSError:
+                kept.replace(self.path)
+                raise
+            self.pending, self.seen = [], fresh
         return kept
+
+    def _applied(self, content: dict[str, Any]) -> dict[str, Any]:
+        """The content with the changes that wait; one that can't be made waits no longer, and takes no other along."""
+        for change in tuple(self.pending):
+            try:
+                change(content)
+            except Exception as error:
+                self.pending.remove(change)
+                display.notice(f"Something could not be recorded: {error}. What was recorded before is kept.")
+        return content
 
     def _load(self) -> dict[str, Any]:
         """What the file says; one that is damaged is set aside. OSError if it can't be read or is a newer one."""
@@ -139,7 +147,7 @@ class Store:
             if _schema(plain(before)) == 1:
                 write_whole(kept, before, private=True)  # a first edition can't read what is written now
         named = {s: {_renamed(k, LESSONS): v for k, v in content[s].items()} for s in SECTIONS}
-        content["learner"] = content.get("learner") or uuid.uuid4().hex  # so that a class counts nobody twice
+        content["learner"] = learner(content) or uuid.uuid4().hex  # so that a class counts nobody twice
         text = json.dumps(content | named | {"schema": SCHEMA}, indent=1, ensure_ascii=False) + "\n"
         write_whole(self.path, text.encode(), private=True)
 
@@ -182,6 +190,37 @@ def parse(text: bytes) -> dict[str, Any]:
     today = FIRST_EDITION if version == 1 else {name: number for number, name in LESSONS.items()}
     known = {s: {_renamed(k, today): v for k, v in content.get(s, {}).items()} for s in SECTIONS}
     return content | known | {"schema": SCHEMA}
+
+
+def checked(entries: dict[str, Any]) -> Any:
+    """Entries of a section as they will be read again; ValueError if the file, which holds JSON, can't hold them.
+
+    >>> checked({"00-1": (1, 2.5)})
+    {'00-1': [1, 2.5]}
+    """
+    try:
+        data = json.dumps([entries]).encode()  # as deep as its section lies in the file
+        if len(data) > LARGEST_ENTRY:
+            raise ValueError("it is too large")
+        return plain(data)[0]
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"it can't be kept in the progress file ({error})") from error
+
+
+def tries(entry: Any) -> int:
+    """How often an exercise was tried, by its entry; what is no such count is none.
+
+    >>> tries({"tries": 2}), tries({"tries": None}), tries("damaged")
+    (2, 0, 0)
+    """
+    found = entry.get("tries") if isinstance(entry, dict) else None
+    return found if type(found) is int and found in range(MOST_TRIES) else 0
+
+
+def learner(content: dict[str, Any]) -> str | None:
+    """The id that was made for the learner, or None if the file has none, or something else in its place."""
+    found = content.get("learner")
+    return found if isinstance(found, str) and re.fullmatch("[0-9a-f]{32}", found) else None
 
 
 def _schema(content: Any) -> int | None:
@@ -227,7 +266,11 @@ def reset(confirm: bool = False) -> None:
     if not confirm:
         display.say("Nothing was reset. `lab.reset(confirm=True)` moves your progress to a backup and starts afresh.")
         return
-    kept = current().reset()
+    try:
+        kept = current().reset()
+    except OSError as error:
+        display.notice(f"The progress file could not be moved ({error}); it is as it was.")
+        return
     text = "A fresh start: no answers, no solved exercises, an empty scoreboard. Attempts at the exam still count."
     where = f"The old progress is kept as `{kept}`." if kept else "There was nothing to keep."
     display.say(text, more=display.yours(display.prose(where)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,10 @@ from ..show import display, figure
 from ..show.measuring import measured, quantity
 from . import progress
 
-NEEDED = {"accuracy", "spread", "seeds", "bytes", "macs"}  # in a row of the file
+NUMBER = (int, float)
+NEEDED: dict[str, tuple[type, ...]] = {  # in a row, and of which types
+    "accuracy": NUMBER, "spread": (*NUMBER, NoneType), "seeds": (int,), "bytes": (*NUMBER, str), "macs": (*NUMBER, str),
+}  # fmt: skip
 COLUMNS = ["network", "accuracy ± spread (seeds)", "stored, indices included", "MACs"]
 # The one clock: timed in turns with the dense network. Seconds would differ from notebook to notebook
 # with whatever else the machine does. A column only where there is a figure.
@@ -55,7 +59,7 @@ def add(
     found = np.atleast_1d(np.asarray(accuracy, dtype=float))
     if not ((found >= 0) & (found <= 1)).all():
         raise ValueError(f"accuracy={accuracy!r} is no fraction of the test images: 0.944 for 94.4 %")
-    row = {
+    row: dict[str, Any] = {
         "accuracy": found.mean().item(),
         "spread": found.std(ddof=1).item() if len(found) > 1 else None,
         "seeds": len(found),
@@ -63,8 +67,27 @@ def add(
         "macs": count_macs(counted, inputs) if macs is None else macs,
         "speed": speed and [speed.ratio, speed.low, speed.high],
     }
+    for count in ("bytes", "macs"):
+        if isinstance(row[count], np.integer):
+            row[count] = int(row[count])
+    key = f"{notebook} {name}"
+    try:
+        row = progress.checked({key: row})[key]
+    except ValueError as error:
+        raise ValueError(f"the scoreboard can't take the row {name[:60]!r}: {error}") from None
+    if not _sound(row):
+        raise ValueError(f"the row {name!r} needs numbers or texts as bytes= and macs=: {bytes=}, {macs=}")
     _here.setdefault(notebook, {})[name] = row
-    progress.current().record("scoreboard", f"{notebook} {name}", row)
+    progress.current().record("scoreboard", key, row)
+
+
+def _sound(row: Any) -> bool:
+    """Whether this is a row that can be shown: one in the file may be damaged."""
+    if not isinstance(row, dict) or not all(isinstance(row.get(key, ...), types) for key, types in NEEDED.items()):
+        return False
+    speed = row.get("speed")
+    timed = isinstance(speed, list) and [isinstance(x, NUMBER) for x in speed] == [True] * 3
+    return 0 <= row["accuracy"] <= 1 and (speed is None or timed)
 
 
 def _smallest(network: Any) -> int:
@@ -79,7 +102,7 @@ def show(notebook: str) -> None:
     others: dict[str, dict[str, Any]] = {}
     for key, row in progress.current().read()["scoreboard"].items():
         number, _, name = key.partition(" ")
-        if isinstance(row, dict) and row.keys() >= NEEDED and number != notebook:
+        if number != notebook and _sound(row):
             others.setdefault(number, {})[name] = {"speed": None} | row  # rows of before hold seconds, which say little
     tables = [_table(f"Notebook {number}", rows)[1] for number, rows in sorted(others.items())]
     more = display.folded("The other notebooks you have run", "".join(tables)) if tables else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,20 +34,27 @@ class Tally:
 def gather(folder: Path) -> list[Tally]:
     """The tallies of all progress files in a folder and the folders in it, in the course's order.
 
-    A learner of several files counts once. Files that are no progress files are passed over. PruneError with fewer
-    than three learners.
+    A learner of several files counts once. Files that are no progress files are passed over; so are those without a
+    learner's id, which is said: all of them could be one person's. PruneError with fewer than three learners.
     """
+    if not folder.is_dir():
+        raise PruneError(f"there is no folder {folder}")
     files = sorted(folder.rglob("*.json"))
-    by_id: dict[str, dict[str, Any]] = {}
-    for id, guesses in filter(None, map(_predictions, files)):
+    by_id: dict[str | None, dict[str, Any]] = {}
+    found = [one for one in map(_predictions, files) if one]
+    for id, guesses in found:
         by_id.setdefault(id, {}).update(guesses)
-    learners = list(by_id.values())
+    by_id.pop(None, None)
+    learners, nobodys = list(by_id.values()), sum(id is None for id, _ in found)
+    left_out = f"Progress files without a learner's id, which could all be one person's, left out: {nobodys}."
     if len(learners) < FEWEST:
         raise PruneError(
             f"{folder} holds the progress files of {len(learners)} learners (and {len(files)} JSON files in all); at "
             f"least {FEWEST} are needed (fewer could be traced to a person). A learner's is called progress.json; "
-            "lab.progress() shows where."
+            "lab.progress() shows where." + f" {left_out}" * bool(nobodys)
         )
+    if nobodys:
+        print(left_out)
     asked = [q for path in course.notebooks() for q in contents.questions(course.read(path))]
     tallies = [Tally(q, _count(q, [x[q.id] for x in learners if q.id in x])) for q in asked]
     return [tally for tally in tallies if tally.learners >= FEWEST]
@@ -67,17 +73,16 @@ def _text(tally: Tally) -> str:
     return "\n".join(lines)
 
 
-def _predictions(path: Path) -> tuple[str, dict[str, Any]] | None:
-    """Whose file it is, and the guesses in it by question; None if it is not a progress file."""
+def _predictions(path: Path) -> tuple[str | None, dict[str, Any]] | None:
+    """Whose file it is, if it says so, and the guesses in it by question; None if it is not a progress file."""
     if path.name.endswith(progress.BACKUPS):
         return None  # of a learner who is counted already
     try:
-        data = read_whole(path, LARGEST)
-        content = progress.parse(data)
+        content = progress.parse(read_whole(path, LARGEST))
         guesses = {id: record["guess"] for id, record in content["predictions"].items() if "guess" in record}
     except (OSError, ValueError, TypeError):
         return None
-    return str(content.get("learner") or hashlib.sha256(data).hexdigest()), guesses  # first editions know no learner
+    return progress.learner(content), guesses  # first editions know no learner
 
 
 def _count(question: contents.Question, guesses: list[Any]) -> dict[str, int]:

@@ -55,7 +55,7 @@ def copy(target: Path) -> dict[str, str]:
     """Put the notebooks into a folder; {file name: "new", "updated", "as it was" or "yours, kept"}.
 
     A notebook that the learner has changed is never overwritten: the course's newer version, if there is one, then
-    stands beside it as `NN_name.new.ipynb`. Copying twice changes nothing.
+    stands beside it as `NN_name.new.ipynb`, the one after that as `NN_name.new-2.ipynb`. Copying twice changes nothing.
     """
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,11 @@ def _copy(source: Path, target: Path, before: dict[str, str]) -> str:
         write_whole(place, source.read_bytes())
         return "updated" if there else "new"
     if was != _digest(source):
-        write_whole(place.with_suffix(".new.ipynb"), source.read_bytes())
+        offered, n = place.with_suffix(".new.ipynb"), 1
+        while offered.exists() and _digest(offered) != _digest(source):  # the learner may have worked in it
+            n += 1
+            offered = place.with_suffix(f".new-{n}.ipynb")
+        write_whole(offered, source.read_bytes())
     return "yours, kept"
 
 
