@@ -64,10 +64,8 @@ def sweep(folder: Path, name: str, age: float = 0.0) -> None:
     draft = re.compile(rf"\.{name}\.[^.]*\.tmp")
     with suppress(OSError), os.scandir(folder) as entries:  # others sweep, too; and what can't go does no harm
         for left in entries:
-            dead = draft.fullmatch(left.name) and (
-                not age or time.time() - left.stat(follow_symlinks=False).st_mtime > age
-            )
-            if dead:
+            ours = draft.fullmatch(left.name)
+            if ours and (not age or time.time() - left.stat(follow_symlinks=False).st_mtime > age):
                 os.unlink(left.path)
 
 

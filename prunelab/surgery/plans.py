@@ -78,7 +78,7 @@ def _check_place(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise PruneError(f"the plan can't be saved at {folder}: a file is there: give a folder") from error
+        raise PruneError(f"the plan can't be saved at {folder}, where a file is: give a folder") from error
 
 
 def named_weights(folder: Path) -> str | None:
