@@ -36,7 +36,7 @@ def write_whole(path: Path, data: bytes, *, private: bool = False) -> None:
     No link is followed: one of this name is replaced by the file. A file that is there keeps its mode, unless what is
     `private` is for its owner alone. Drafts that killed writers of this file have left go.
     """
-    _sweep(path)
+    sweep(path.parent, re.escape(path.name), STALE)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # known before it is made, so that it can go
     try:
         with open(draft, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
@@ -59,12 +59,13 @@ def _mode(path: Path) -> int:
     return 0o666 & ~UMASK
 
 
-def _sweep(path: Path) -> None:
-    begins = f".{path.name}."
-    with suppress(OSError), os.scandir(path.parent) as folder:  # others sweep, too; and what can't go does no harm
-        for left in folder:
-            ours = left.name.startswith(begins) and left.name.endswith(".tmp")
-            if ours and time.time() - left.stat(follow_symlinks=False).st_mtime > STALE:
+def sweep(folder: Path, name: str, age: float = 0.0) -> None:
+    """Delete drafts, untouched for so many seconds, of files whose name fits a pattern: their writers were killed."""
+    draft = re.compile(rf"\.{name}\.[^.]*\.tmp")
+    with suppress(OSError), os.scandir(folder) as entries:  # others sweep, too; and what can't go does no harm
+        for left in entries:
+            ours = draft.fullmatch(left.name)
+            if ours and (not age or time.time() - left.stat(follow_symlinks=False).st_mtime > age):
                 os.unlink(left.path)
 
 
@@ -130,6 +131,16 @@ def _inside(value: Any) -> list[Any]:
     elif not isinstance(value, (int, float, types.NoneType)):
         raise ValueError(f"it holds a {type(value).__name__}")
     return []
+
+
+def tensors_in(data: bytes) -> dict[str, Any]:
+    """What the bytes of a safetensors file hold; ValueError for all that it raises: a header may say anything."""
+    from safetensors.torch import load  # here, because it imports torch
+
+    try:
+        return load(data)
+    except Exception as error:
+        raise ValueError(f"it holds no safetensors ({type(error).__name__}: {error})") from error
 
 
 def made(kind: Any, raw: Any) -> Any:

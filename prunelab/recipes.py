@@ -102,7 +102,7 @@ def revived(values: Any) -> Recipe:
         raise PruneError(f"a recipe has no field {unknown[0]!r}; it has {', '.join(known)}")
     for name in STRATEGIES.keys() & given.keys():
         given[name] = STRATEGIES[name].revive(given[name])
-    pattern = re.fullmatch(r"(\d+):(\d+)", str(given.get("scope")))
+    pattern = re.fullmatch(r"(\d{1,18}):(\d{1,18})", str(given.get("scope")))
     if pattern:
         given["scope"] = NM(int(pattern[1]), int(pattern[2]))
     return Recipe(**given)

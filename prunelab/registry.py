@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import math
 import pkgutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -146,6 +147,8 @@ class Registry(Mapping[str, T], Generic[T]):
         return {"name": name, **table} if table else name
 
     def _plain(self, what: str, value: Any) -> Any:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise PruneError(f"the {what} is {value}: only finite numbers go into a file")
         if isinstance(value, (str, bool, int, float)):
             return value
         if isinstance(value, (list, tuple)):
@@ -199,7 +202,10 @@ def _options(known: Any) -> dict[str, inspect.Parameter]:
 
 
 def _check_plain(option: inspect.Parameter, value: Any) -> None:
-    """ValueError for a value that is not of the plain type that the option is annotated with."""
+    """ValueError for a value that is not of the plain type that the option is annotated with, or not finite."""
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ValueError(f"{option.name} is {number}, and not finite")
     kind = {"int": int, "float": float, "bool": bool, "str": str}.get(str(option.annotation))
     if kind is not None:
         made(kind, value)

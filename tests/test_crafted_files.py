@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import random
@@ -144,6 +145,47 @@ def test_a_run_that_someone_wrote_on_purpose(saved):
     assert refused > 30
 
 
+HEADERS = {
+    "F4": '{"0.weight":{"dtype":"F4","shape":[4,2],"data_offsets":[0,4]}}',
+    "F6": '{"0.weight":{"dtype":"F6_E2M3","shape":[4],"data_offsets":[0,3]}}',
+    "F8_E8M0": '{"0.weight":{"dtype":"F8_E8M0","shape":[4],"data_offsets":[0,4]}}',
+    "64 bits": f'{{"0.weight":{{"dtype":"F32","shape":[0,{2**64 - 1}],"data_offsets":[0,0]}}}}',
+    "no product": f'{{"0.weight":{{"dtype":"F32","shape":[0,{2**40},{2**40}],"data_offsets":[0,0]}}}}',
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_weights_whose_header_says_what_no_tensor_is(saved, tmp_path, name):
+    """Under a hash that fits: in a plan, a checkpoint of the zoo, and a run."""
+    header = HEADERS[name].encode().ljust(-(-len(HEADERS[name]) // 8) * 8)
+    content = len(header).to_bytes(8, "little") + header + bytes(int(name == "F6") * 3 or ("F" in name) * 4)
+    said = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    there = readers(tmp_path)
+    (path, read), (cards, build) = there["plan"], there["cards"]
+    plan = json.loads(path.read_text()) | said
+    path.write_text(json.dumps(plan))
+    (path.parent / plan["weights"]).write_bytes(content)
+    with pytest.raises(pl.PruneError, match="is damaged: it holds no safetensors"):
+        read()
+    cards.write_text(json.dumps({"net": json.loads(cards.read_text())["net"] | said}))
+    (tmp_path / "net.safetensors").write_bytes(content)
+    with pytest.raises(zoo.ZooError, match="it holds no safetensors"):
+        build()
+    _, attempt, _ = saved
+    assert attempt(content) is None
+
+
+def test_a_size_that_no_entry_fills_lets_no_card_take_memory(tmp_path):
+    _, build = readers(tmp_path)["cards"]
+    content = save({"0.weight": torch.zeros(0, 10**9)})
+    card = json.loads((tmp_path / zoo.trained.CARDS).read_text())["net"]
+    card |= {"arguments": {"inputs": 10**9}, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (tmp_path / zoo.trained.CARDS).write_text(json.dumps({"net": card}))
+    (tmp_path / "net.safetensors").write_bytes(content)
+    with pytest.raises(zoo.ZooError, match="no weight has a size above"):
+        build()
+
+
 def readers(folder):
     """Name -> the file, and what reads it, of everything that the library reads as JSON or TOML."""
     model = zoo.mlp(inputs=4, hidden=[6], classes=2)
@@ -204,7 +246,10 @@ def test_a_first_edition_plan_with_nonsense_is_refused_before_it_takes_memory(tm
     path, read = readers(tmp_path)["plan"]
     plan = json.loads(path.read_text()) | {"format": "prunelab plan 1"}
     huge = {"members": [{"tensor": "fc1.weight", "dim": 0, "block": 10**12}]}
-    for change in ({"units": -1}, {"units": 10**12}, huge):
-        path.write_text(json.dumps(plan | {"groups": [plan["groups"][0] | change]}))
+    many = {"units": 1 << 19, "members": [{"tensor": "fc1.weight", "dim": 0, "offset": n} for n in range(300)]}
+    wide = {"units": 1 << 19, "members": [], "kept": []}
+    changes = [[{"units": -1}], [{"units": 10**12}], [huge], [many], [wide | {"name": str(n)} for n in range(300)]]
+    for change in changes:
+        path.write_text(json.dumps(plan | {"groups": [plan["groups"][0] | one for one in change]}))
         with pytest.raises(pl.PruneError, match="damaged"):
             read()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import joblib
 import numpy as np
@@ -339,6 +340,38 @@ def test_no_scan_in_the_file(found, tmp_path, text):
         Scan.load(path)
     with pytest.raises(PruneError, match=r"can't be read"):
         Scan.load(tmp_path / "nowhere.json")
+
+
+NONSENSE = {
+    "no sparsity": lambda s: s.update(sparsities=[], curves=[]),
+    "sparsity 1": lambda s: s["sparsities"].__setitem__(0, 1.0),
+    "sparsity NaN": lambda s: s["sparsities"].__setitem__(0, float("nan")),
+    "sparsity below": lambda s: s["sparsities"].__setitem__(0, -0.5),
+    "units": lambda s: s["curves"][0].update(units=-1),
+    "removed below": lambda s: s["curves"][0]["removed"].__setitem__(0, -5),
+    "removed above": lambda s: s["curves"][0]["removed"].__setitem__(0, s["curves"][0]["units"] + 1),
+    "accuracy": lambda s: s["dense"].update(accuracy=7.0),
+    "accuracy NaN": lambda s: s["dense"].update(accuracy=float("nan")),
+    "no labels": lambda s: s["dense"].update(n=0, correct=0),
+}
+
+
+@pytest.mark.parametrize("what", NONSENSE)
+def test_a_scan_of_numbers_that_none_can_have(found, tmp_path, what):
+    path = tmp_path / "scan.json"
+    found.save(path)
+    saved = json.loads(path.read_text())
+    NONSENSE[what](saved)
+    path.write_text(json.dumps(saved))
+    with pytest.raises(PruneError, match=r"scan\.json is a damaged scan"):
+        Scan.load(path)
+
+
+def test_a_loss_may_be_nan_and_a_scan_without_curves(found, tmp_path):
+    curve = replace(found.curves[0], loss=(float("nan"),) * len(SPARSITIES))
+    for one in (replace(found, curves=(curve,)), replace(found, curves=(), missing=found.names)):
+        one.save(tmp_path / "scan.json")
+        assert str(Scan.load(tmp_path / "scan.json")) == str(one)
 
 
 def test_a_failed_save_leaves_the_old_file(found, tmp_path, monkeypatch):

@@ -358,8 +358,7 @@ def test_saving_again_leaves_files_that_are_not_a_plan_s(saved):
     "plan",
     [
         "no JSON",
-        "[]",
-        '{"weights": "weights-0123456789ab.safetensors", "format": "another"}',
+        '{"weights": "weights-0123456789ab.safetensors", "format": "prunelab plan 3"}',
         '{"weights": "mine.safetensors", "format": "prunelab plan 1"}',
         '{"weights": "../weights-0123456789ab.safetensors", "format": "prunelab plan 1"}',
     ],
@@ -374,6 +373,32 @@ def test_a_plan_that_is_none_names_nothing_to_delete(saved, plan):
     save_plan(folder, groups, keep, shrink(network(), groups, keep))
     assert all(path.read_text() == "mine" for path in mine)
     load_plan(folder, network())
+
+
+@pytest.mark.parametrize("theirs", ['{"my": "plan"}', "[]", '{"format": "another"}'])
+def test_somebody_s_own_plan_json_is_not_replaced(tmp_path, theirs):
+    groups, keep = half(network())
+    (tmp_path / "plan.json").write_text(theirs)
+    with pytest.raises(PruneError, match=r"plan\.json is no plan of prunelab's: move it away"):
+        save_plan(tmp_path, groups, keep, shrink(network(), groups, keep))
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"plan.json": theirs}
+
+
+@pytest.mark.parametrize("place", ["file", "file/plan"])
+def test_a_file_where_the_folder_should_be(tmp_path, place):
+    groups, keep = half(network())
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(PruneError, match=r"file(/plan)?, where a file is: give a folder"):
+        save_plan(tmp_path / place, groups, keep, shrink(network(), groups, keep))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_drafts_of_weights_go_with_the_next_save_whatever_they_were_of(saved):
+    folder, groups, keep = saved
+    (folder / ".weights-0123456789ab.safetensors.01234567.tmp").write_text("half")
+    (folder / ".weights-mine.safetensors.01234567.tmp").write_text("mine")
+    save_plan(folder, groups, keep, shrink(network(), groups, keep))
+    assert [p.name for p in folder.glob(".*")] == [".weights-mine.safetensors.01234567.tmp"]
 
 
 class Tokens(nn.Module):
@@ -471,8 +496,10 @@ def test_a_plan_of_another_model(saved, snapshot):
             lambda f, w: (f / "plan.json").write_text('{"format": "prunelab plan 1"}'),
             r"damaged or incomplete \(KeyError",
         ),
-        (lambda f, w: edit(f, "weights", "../x"), "the weights are said to lie at ../x"),
+        (lambda f, w: edit(f, "weights", "../x"), "the weights are said to lie at '../x'"),
         (lambda f, w: edit(f, "weights", "x"), "the weights of the plan, .*x, cannot be read"),
+        (lambda f, w: edit(f, "weights", "a\0b"), r"damaged or incomplete .*the weights are said to lie at 'a.x00b'"),
+        (lambda f, w: edit_group(f, "kept", {}), "damaged or incomplete .*is no list"),
         (lambda f, w: edit_group(f, "kept", [1, 99]), "the kept units of 0 are not among its 8"),
         (lambda f, w: edit_group(f, "kept", ["1"]), "the kept units of 0 are not among its 8"),
         (lambda f, w: edit_group(f, "kept", []), "keep has nothing left of 0"),
@@ -551,7 +578,7 @@ def test_a_file_of_another_content_under_the_right_checksum(saved, tmp_path):
     weights = next(folder.glob("*.safetensors"))
     weights.write_bytes(b"not a tensor")
     edit(folder, "sha256", hashlib.sha256(weights.read_bytes()).hexdigest())
-    with pytest.raises(PruneError, match="holds no safetensors"):
+    with pytest.raises(PruneError, match="is damaged: it holds no safetensors"):
         load_plan(folder, network())
     save_file({"extra": torch.zeros(1)}, weights)
     edit(folder, "sha256", hashlib.sha256(weights.read_bytes()).hexdigest())

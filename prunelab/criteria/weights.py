@@ -197,6 +197,10 @@ class Mama:
 
     w0: Mapping[str, Tensor]
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.w0, Mapping) or not all(isinstance(w, Tensor) for w in self.w0.values()):
+            raise PruneError(f"w0 is a {type(self.w0).__name__}, and no tensors by name: take Mama.of(pretrained)")
+
     @classmethod
     def of(cls, pretrained: nn.Module) -> Mama:
         """The criterion that measures movement from the present weights of a model, which are copied."""

@@ -139,9 +139,12 @@ class Scan(Tabular):
             raise PruneError(f"{path} can't be read ({error.strerror})") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PruneError(f"{path} is not a saved scan ({error!r}): delete it, or give another path") from error
-        n, counts = scan.dense.n, [scan.dense.correct, *(k for c in scan.curves for k in c.correct)]
+        counts = [(scan.dense.correct, scan.dense.n), *((k, scan.dense.n) for c in scan.curves for k in c.correct)]
+        counts += [(k, c.units) for c in scan.curves for k in c.removed]
         lengths = {len(column) for c in scan.curves for column in (c.removed, c.correct, c.loss)}
-        if n < 1 or not all(0 <= k <= n for k in counts) or lengths - {len(scan.sparsities)}:
+        fits = all(0 <= k <= most and most for k, most in counts) and 0 <= scan.dense.accuracy <= 1
+        shares = bool(scan.sparsities) and all(0 <= s < 1 for s in scan.sparsities)
+        if not (fits and shares) or lengths - {len(scan.sparsities)}:  # a loss may be NaN: pruned, it overflowed
             raise PruneError(f"{path} is a damaged scan: its curves do not fit its sparsities or labels. Delete it")
         return scan
 

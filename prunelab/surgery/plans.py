@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from .. import units
 from ..core import Group, Keep, Member, Part, PruneError, find, mask_of, named, paths, places, shape
-from ..files import LARGEST, alone, made, read_json, read_whole, write_whole
+from ..files import LARGEST, alone, made, read_json, read_whole, sweep, tensors_in, write_whole
 from ..text import size
 from .removal import gone, renamed
 from .shrinking import shrink
@@ -35,8 +33,9 @@ def save_plan(path: str | os.PathLike[str], groups: Sequence[Group], keep: Keep,
 
     `groups` and `keep` as given to `shrink`, `model` what it returned (trained further, perhaps). Files are
     written whole or not at all: a folder saved before stays valid until the new plan is complete. Then the weights
-    that the old plan named go, and no other file. Others who save into the folder wait their turn. Returns the
-    folder. Raises PruneError if the model is not what these groups and keep leave, or still wears masks.
+    that the old plan named go, with the drafts of killed writers, and no other file. Others who save into the folder
+    wait their turn. Returns the folder. Raises PruneError if the model is not what these groups and keep leave, or
+    still wears masks, and if a file that is not a plan's is in the way.
     """
     folder = Path(path)
     _check_shrunk(groups, keep, model)
@@ -57,14 +56,29 @@ def save_plan(path: str | os.PathLike[str], groups: Sequence[Group], keep: Keep,
             f"the plan would have {size(len(text))}, and `load_plan` reads {size(LARGEST)} at most, so that no file "
             "fills the memory: save the model whole, with torch.save"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    _check_place(folder)
     with alone(folder / PLAN):
+        sweep(folder, WEIGHTS.pattern)  # of whatever age: only a killed writer leaves this block before its draft
         before = named_weights(folder)
         write_whole(folder / weights, data)
         write_whole(folder / PLAN, text.encode())
         if before not in (None, weights):
             (folder / before).unlink(missing_ok=True)
     return folder
+
+
+def _check_place(folder: Path) -> None:
+    """Make the folder; PruneError, before anything is written, if a plan can't be put there."""
+    try:
+        found = read_json(folder / PLAN)
+    except (OSError, ValueError):  # none, or a damaged one
+        found = {"format": FORMATS[0]}
+    if not isinstance(found, dict) or not str(found.get("format")).startswith("prunelab plan "):
+        raise PruneError(f"{folder / PLAN} is no plan of prunelab's: move it away, or give another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise PruneError(f"the plan can't be saved at {folder}, where a file is: give a folder") from error
 
 
 def named_weights(folder: Path) -> str | None:
@@ -219,11 +233,12 @@ def _read_plan(path: Path, most: int) -> dict[str, Any]:
         if not isinstance(raw, dict) or raw.get("format") not in FORMATS:
             given = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
             raise PruneError(f"{path} is no plan this version can read: its format is {given!r}, not {FORMATS[0]!r}")
+        _check_amount(raw["groups"], raw["format"], most)
         groups = tuple(_group_of(g, raw["format"], most) for g in raw["groups"])
         keep = {g["name"]: _keep_of(g) for g in raw["groups"]}
         told = {name: made(str, raw[name]) for name in ("model", "weights", "sha256")}
-        if Path(told["weights"]).name != told["weights"]:
-            raise ValueError(f"the weights are said to lie at {told['weights']}")
+        if Path(told["weights"]).name != told["weights"] or "\0" in told["weights"]:
+            raise ValueError(f"the weights are said to lie at {told['weights']!r}")
         return {**told, "bytes": made(int | None, raw.get("bytes")), "groups": groups, "keep": keep}
     except PruneError:
         raise
@@ -234,9 +249,21 @@ def _read_plan(path: Path, most: int) -> dict[str, Any]:
         raise PruneError(f"{path} is damaged or incomplete ({why}): save the plan again, or copy it anew") from error
 
 
+def _check_amount(groups: Sequence[dict[str, Any]], version: str, most: int) -> None:
+    """ValueError if all groups together have more than the model, before memory is taken for any of them."""
+    total = 0
+    for raw in groups:
+        count, blocks = made(int, raw["units"]), [1]  # what says which units stay
+        if version == FORMATS[1]:  # and the entries that `_members_of` makes
+            blocks += [made(int, m.get("block", 1)) for m in (*raw.get("members", []), *raw.get("norms", []))]
+        total += count * sum(blocks)
+        if not 1 <= min(count, *blocks) <= total <= most:
+            raise ValueError(f"{count:,} units of {max(blocks):,} entries in group {raw['name']} can't be this model's")
+
+
 def _group_of(raw: dict[str, Any], version: str, most: int) -> Group:
     count = made(int, raw["units"])
-    members, norms = (_members_of(raw.get(key, []), count, version, most) for key in ("members", "norms"))
+    members, norms = (_members_of(raw.get(key, []), count, version) for key in ("members", "norms"))
     parts = made(tuple[Part, ...], raw.get("parts", []))
     numbers = [count, *(n for m in (*members, *norms) for n in (m.block, *m.tile)), *(p.outputs for p in parts)]
     if not 1 <= min(numbers) <= max(numbers) <= most or not all(0 <= p.passes <= p.outputs <= most for p in parts):
@@ -244,14 +271,12 @@ def _group_of(raw: dict[str, Any], version: str, most: int) -> Group:
     return Group(made(str, raw["name"]), count, members, made(bool, raw["exact"]), parts, norms)
 
 
-def _members_of(raw: Sequence[dict[str, Any]], count: int, version: str, most: int) -> tuple[Member, ...]:
+def _members_of(raw: Sequence[dict[str, Any]], count: int, version: str) -> tuple[Member, ...]:
     found = []
     for told in raw:
         values = dict(told)
         if version == FORMATS[1]:  # a run of blocks from an offset on, perhaps of a part of the dimension
             first, block = values.pop("offset", 0), values.get("block", 1)
-            if not 1 <= count * block <= most:
-                raise ValueError(f"{count} units of {block} entries are more than the model has")
             values["index"] = [list(range(first + u * block, first + (u + 1) * block)) for u in range(count)]
         if values.get("index") is not None:
             values["index"] = torch.tensor(values["index"], dtype=torch.int64).view(count, -1)
@@ -261,7 +286,7 @@ def _members_of(raw: Sequence[dict[str, Any]], count: int, version: str, most: i
 
 def _keep_of(raw: dict[str, Any]) -> Tensor:
     kept = torch.zeros(raw["units"], dtype=torch.bool)
-    indices = raw["kept"]
+    indices = made(list, raw["kept"])
     if not all(type(i) is int and 0 <= i < raw["units"] for i in indices) or len(set(indices)) != len(indices):
         raise ValueError(f"the kept units of {raw['name']} are not among its {raw['units']}")
     kept[indices] = True
@@ -276,9 +301,9 @@ def _read_weights(path: Path, plan: dict[str, Any]) -> dict[str, Tensor]:
     if hashlib.sha256(data).hexdigest() != plan["sha256"]:
         raise PruneError(f"{path} ({len(data):,} bytes) is damaged or cut short: its checksum is not the plan's")
     try:
-        return load_tensors(data)
-    except SafetensorError as error:
-        raise PruneError(f"{path} holds no safetensors: {error}") from error
+        return tensors_in(data)
+    except ValueError as error:
+        raise PruneError(f"{path} is damaged: {error}. Save the plan again, or copy the folder anew") from error
 
 
 def _check_same(saved: dict[str, Tensor], own: dict[str, Tensor], ours: str, theirs: str) -> None:

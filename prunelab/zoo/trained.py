@@ -10,12 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import nn
 
-from ..files import alone, read_json, write_whole
+from ..files import alone, read_json, tensors_in, write_whole
 from ..text import percent
 from .data import ZooError, verified
 from .networks import cnn, mlp, resnet, vit
@@ -183,11 +182,11 @@ def _build(name: str, card: Mapping[str, Any], content: bytes) -> nn.Module:
             f"the card of {name!r} has the architecture {architecture!r}: known are {', '.join(ARCHITECTURES)}"
         )
     try:
-        state = safetensors.torch.load(content)
-        _check_sizes(arguments, max(SMALL, len(state), *(n for t in state.values() for n in t.shape)))
+        state = tensors_in(content)
+        _check_sizes(arguments, max(SMALL, len(state), *(n for t in state.values() if t.numel() for n in t.shape)))
         model = ARCHITECTURES[architecture](**arguments)
         model.load_state_dict(state)
-    except (TypeError, ValueError, AttributeError, RuntimeError, safetensors.SafetensorError) as error:
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ZooError(
             f"the weights of {name!r} do not fit the network its card describes, {architecture} with "
             f"{arguments}: {error}"
