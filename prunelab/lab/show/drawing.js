@@ -205,9 +205,8 @@
       const place = `${state.way} ${state.read} ${near} ${near === now}`;
       if (place === state.place) return; // the same measurement: nothing else is new
       state.place = place;
-      const where = near === now ? "" : ` at <b>${percent(near)}</b>, the nearest that was measured`;
-      score.innerHTML = `<strong>${accuracy}</strong> of ${number(facts.count)} digits read correctly${where}` +
-        `<small>nothing retrained${notes[state.read]}</small>`;
+      score.innerHTML = `<strong>${accuracy}</strong> of ${number(facts.count)} digits right at <b>${percent(near)}</b>` +
+        `<small>${near === now ? "measured" : "the nearest measured"}, nothing retrained${notes[state.read]}</small>`;
       digits.forEach(({ item, read: line, truth }, i) => {
         const wrong = labels[i] !== facts.truth[i];
         item.className = wrong ? "pl-wrong" : "";
