@@ -224,7 +224,7 @@
       net.setAttribute("aria-label", words);
       clearTimeout(state.speaks);
       state.speaks = setTimeout(() => {
-        heard.textContent = `${words} ${number(way.bytes[now])} bytes. ${score.innerText.replace("\n", " ")}.`;
+        heard.textContent = `${words} ${number(way.bytes[now])} bytes. ${score.innerText.replace("\n", "; ")}.`;
       }, 600);
     }
 
