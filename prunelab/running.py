@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import prune
 
 from .checks import check_count
@@ -90,6 +92,25 @@ def uncached(model: nn.Module) -> ExitStack:
             stack.callback(setattr, config, "use_cache", True)
             config.use_cache = False
         return stack.pop_all()
+
+
+def unfused(*libraries: Any) -> ExitStack:
+    """Attention as plain operators, and none of these libraries of `torch.backends`, for the length of a block.
+
+    A thread at a time: two that turned the switches off and on in turns would leave them off for good.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_SWITCHES)
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
+        for library in libraries:
+            stack.callback(setattr, library, "enabled", library.enabled)
+            library.enabled = False
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        return stack.pop_all()
+
+
+_SWITCHES = threading.RLock()  # torch's are the whole process's
 
 
 def hooked(modules: Iterable[nn.Module], note: Callable[[nn.Module, tuple, dict], Any]) -> ExitStack:

@@ -193,12 +193,13 @@ def one_thread() -> None:
 
 
 @pytest.fixture(autouse=True)
-def gradients_left_on() -> Iterator[None]:
-    """A test that leaves torch's grad mode off fails itself, not those after it."""
+def switches_left_on() -> Iterator[None]:
+    """A test that leaves torch's grad mode or its fused attention off fails itself, not those after it."""
     yield
-    off = not torch.is_grad_enabled()
+    on = torch.is_grad_enabled(), torch.backends.mha.get_fastpath_enabled()
     torch.set_grad_enabled(True)
-    assert not off, "torch's grad mode was left off"
+    torch.backends.mha.set_fastpath_enabled(True)
+    assert all(on), f"torch's grad mode was left {on[0]}, its fused attention {on[1]}"
 
 
 def _no_network(connect: Callable[[socket.socket, Any], Any]) -> Callable[[socket.socket, Any], Any]:

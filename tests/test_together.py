@@ -91,3 +91,18 @@ def test_two_kernels_with_hundreds_of_records(tmp_path, monkeypatch):
     assert len(kept["exercises"]) == 2 * RECORDS
     assert len(kept["learner"]) == 32
     assert stat.S_IMODE((tmp_path / "progress.json").stat().st_mode) & 0o077 == 0
+
+
+def test_threads_that_trace_and_count_leave_torchs_switches_as_they_were():
+    """Two that set a switch of the process and put it back in turns would leave it off."""
+
+    def job() -> None:
+        net = network(1)
+        for _ in range(40):
+            pl.measurement.macs(net, torch.zeros(2, 4))
+            pl.granularity.neurons(net, torch.zeros(2, 4))
+
+    assert together("threads", [job] * 4) == []
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert torch.backends.mkldnn.enabled == torch.backends.mkldnn.is_available()
+    assert torch.backends.cuda.flash_sdp_enabled()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
 from typing import Any
@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -32,7 +31,7 @@ from .. import layers
 from ..core import PruneError, copied, device_of, masks_on, paths, places, shape
 from ..data import mapped, tensors, to
 from ..masking import bake
-from ..running import run
+from ..running import run, unfused
 from . import operators
 from .operators import varying
 
@@ -301,24 +300,16 @@ def _emptied(tensor: Tensor) -> Tensor:
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
-@contextmanager
-def plainly() -> Iterator[None]:
+def plainly() -> ExitStack:
     """Kernels that show what they do: no fused attention, nothing compiled, no gradients, no output."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    eager = torch.compiler.set_stance("force_eager")
-    try:
-        with (
-            torch.no_grad(),
-            sdpa_kernel(SDPBackend.MATH),
-            eager,
-            warnings.catch_warnings(),
-            redirect_stdout(StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with ExitStack() as stack:
+        stack.enter_context(unfused())
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(warnings.catch_warnings())
+        stack.enter_context(redirect_stdout(StringIO()))
+        warnings.simplefilter("ignore")
+        return stack.pop_all()
 
 
 def _number(shadow: Shadow, model: nn.Module) -> list[Tensor]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,7 +20,7 @@ from ..checks import known
 from ..core import PruneError, check_loaded, device_of, network
 from ..data import tensors, to
 from ..layers import prunable
-from ..running import attempt, cut, hooked, storage_of, undisturbed
+from ..running import attempt, cut, hooked, storage_of, undisturbed, unfused
 
 GZIP_LEVEL = 6  # what `gzip` does unless told otherwise
 _CHUNK = 1 << 24  # bytes handed to zlib at a time
@@ -149,26 +148,13 @@ def _counted(run: Callable[[], Any]) -> tuple[int, Any]:
     return counter.get_total_flops() // 2, output  # a multiplication and an addition make one
 
 
-@contextmanager
-def transparent_kernels() -> Iterator[None]:
+def transparent_kernels() -> ExitStack:
     """Have attention and recurrent layers run as plain operators, which torch's modes can see, not as one kernel.
 
     Fused, nn.TransformerEncoderLayer, scaled_dot_product_attention and nn.LSTM count as nothing on a CPU, and
     ViT-B/16 as 11.3 instead of 17.6 G.
     """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    libraries: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)  # mkldnn.flags would warn, of TF32
-    enabled = [library.enabled for library in libraries]
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        for library in libraries:
-            library.enabled = False
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for library, was in zip(libraries, enabled, strict=True):
-            library.enabled = was
+    return unfused(torch.backends.mkldnn, torch.backends.cudnn)  # mkldnn.flags would warn, of TF32
 
 
 def peak_memory(model: nn.Module, example: Any, *, batch_size: int | None = None) -> int:
