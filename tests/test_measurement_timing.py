@@ -3,7 +3,6 @@
 import math
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from prunelab.core import PruneError
 from prunelab.lab.lessons import physics
 from prunelab.masking import apply, bake
 from prunelab.measurement import compare, latency
-from prunelab.measurement.timing import Conditions, _affordable, _rotated, in_turns, median_interval
+from prunelab.measurement.timing import Conditions, _affordable, _rotated, median_interval
 
 X = torch.randn(16, 32)
 
@@ -65,12 +64,6 @@ def test_every_model_is_run_in_every_round_in_turn():
     compare({name: Logs(name) for name in "abc"}, X, rounds=7)
     turns = [name for name, before in zip(order, [None, *order], strict=False) if name != before]
     assert "".join(turns) == "abcabc" + "abcbcacab" * 2 + "abc"  # a first try, a calibration, seven rounds
-
-
-def test_a_long_forward_is_warmed_up_once_a_round():
-    calls = []
-    in_turns({"slow": lambda: (calls.append("slow"), time.sleep(0.011))}, Conditions(rounds=7, clock="wall"))
-    assert len(calls) == 3 + 7 * 2  # a first try after two, then in each round one and the one that is timed
 
 
 def test_rounds_rotate_and_are_fewer_for_slow_models():

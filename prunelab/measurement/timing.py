@@ -23,7 +23,6 @@ CLOCKS = ("wall", "processor", "steady")
 BATCH = 64  # samples a forward, where only data was given
 BLOCK = 0.01  # seconds: shorter blocks drown in what else the machine does
 BUDGET = 2.0  # seconds a model for all rounds together, beyond which there are fewer of them
-LONG = 0.005  # seconds: after a forward that takes so long the next one is as fast as all later ones
 ROUNDS = (7, 15)  # seven is the least for which the median has an interval of 95 %
 _SHORTEST = 1e-8  # seconds: what a clock shows as nothing still took something
 
@@ -167,9 +166,9 @@ def latency(
 ) -> Latency:
     """Time forward passes of a model where it lies, in eval mode and without gradients.
 
-    One value a round: the mean over a block of at least 10 ms, after two forwards to warm up, or one that takes 5 ms.
-    `batch_size` cuts the example (1 and a large one tell different stories). `threads`, `rounds` and `clock` as in
-    `Conditions`. Raises PruneError for a model with masks on.
+    One value a round: the mean over a block of at least 10 ms, after two forwards to warm up. `batch_size` cuts the
+    example (1 and a large one tell different stories). `threads`, `rounds` and `clock` as in `Conditions`. Raises
+    PruneError for a model with masks on.
 
     >>> taken = latency(nn.Linear(8, 4), torch.zeros(16, 8), rounds=7)
     >>> taken.batch, taken.conditions
@@ -237,12 +236,11 @@ def in_turns(tasks: Mapping[str, Task], on: Conditions) -> Blocks:
     waited = {name: on.waited_for(task) for name, task in tasks.items()}
     once = {name: max(_seconds(task, on, 1), _SHORTEST) for name, task in waited.items()}
     inner = {name: math.ceil(on.block / t) for name, t in once.items()}
-    warm_up = {name: 1 if t >= LONG else 2 for name, t in once.items()}
-    round_takes = sum((inner[name] + warm_up[name]) * t for name, t in once.items())
+    round_takes = sum((inner[name] + 2) * t for name, t in once.items())  # two to warm up
     times: Blocks = {name: [] for name in tasks}
     for turn in range(on.rounds or _affordable(round_takes / len(tasks))):
         for name in _rotated(list(tasks), turn):
-            times[name].append(_seconds(waited[name], on, inner[name], warm_up[name]))
+            times[name].append(_seconds(waited[name], on, inner[name]))
     return times
 
 
@@ -265,12 +263,12 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return _quantile(ordered, 0.5), ordered[k - 1], ordered[n - k]
 
 
-def _seconds(task: Task, on: Conditions, calls: int, warm_up: int = 2) -> float:
-    """What a call takes: the mean of so many, after some to warm up."""
+def _seconds(task: Task, on: Conditions, calls: int) -> float:
+    """What a call takes: the mean of so many, after two to warm up."""
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(on.threads)
-        return timeit.timeit(task, lambda: [task() for _ in range(warm_up)], on.tick, calls) / calls
+        return timeit.timeit(task, lambda: (task(), task()), on.tick, calls) / calls
     finally:
         torch.set_num_threads(before)
 
