@@ -112,7 +112,7 @@ def _warn_of_changes() -> None:
     if changed := course.changed():
         print(
             f"not as they were committed, and built as they are: {', '.join(changed)}. If what differs is work of "
-            "yours, put it aside first: `python -m prunelab.lab copy mine`, then `git checkout notebooks`"
+            "yours, put it aside first with `git stash`; `git stash pop` brings it back"
         )
 
 
