@@ -192,6 +192,8 @@ def readers(folder):
     groups = pl.granularity.neurons(model, torch.zeros(1, 4))
     keep = pl.allocate(pl.criteria.magnitude(model), groups, 0.4)
     plan = pl.save_plan(folder / "plan", groups, keep, pl.shrink(model, groups, keep))
+    said = json.loads((plan / "plan.json").read_text()) | {"format": "prunelab plan 2"}  # no checksum: all is read
+    (plan / "plan.json").write_text(json.dumps(said))
     recipes = [pl.save_recipe(folder / f"r.{kind}", pl.Recipe(sparsity=0.8)) for kind in ("json", "toml")]
     curve = Curve("a", 9, (0, 4), (5, 4), (0.0, 0.1))
     Scan((0.0, 0.5), (curve,), Evaluation(0.0, 5 / 9, 9, 5)).save(folder / "scan.json")

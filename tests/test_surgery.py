@@ -358,7 +358,7 @@ def test_saving_again_leaves_files_that_are_not_a_plan_s(saved):
     "plan",
     [
         "no JSON",
-        '{"weights": "weights-0123456789ab.safetensors", "format": "prunelab plan 3"}',
+        '{"weights": "weights-0123456789ab.safetensors", "format": "prunelab plan 9"}',
         '{"weights": "mine.safetensors", "format": "prunelab plan 1"}',
         '{"weights": "../weights-0123456789ab.safetensors", "format": "prunelab plan 1"}',
     ],
@@ -491,7 +491,7 @@ def test_a_plan_of_another_model(saved, snapshot):
         (lambda f, w: (f / "plan.json").write_text(""), "plan.json is damaged or incomplete .*save the plan again"),
         (lambda f, w: (f / "plan.json").write_bytes((f / "plan.json").read_bytes()[:100]), "damaged or incomplete"),
         (lambda f, w: (f / "plan.json").write_text("[1]"), "no plan this version can read: its format is 'list'"),
-        (lambda f, w: (f / "plan.json").write_text('{"format": "x 2"}'), "its format is 'x 2', not 'prunelab plan 2'"),
+        (lambda f, w: (f / "plan.json").write_text('{"format": "x 2"}'), "its format is 'x 2', not 'prunelab plan 3'"),
         (
             lambda f, w: (f / "plan.json").write_text('{"format": "prunelab plan 1"}'),
             r"damaged or incomplete \(KeyError",
@@ -542,16 +542,40 @@ def test_a_plan_of_the_first_format(tmp_path):
     assert (small[2].in_features, small[2].out_features) == (4, 3)
 
 
-def edit(folder, key, value):
+def test_a_flipped_digit_of_the_plan_and_one_without_a_checksum(saved):
+    """The kept units of a filter have the shape of any other: only the plan's own checksum can tell."""
+    folder, groups, _ = saved
     plan = json.loads((folder / "plan.json").read_text())
-    plan[key] = value
+    kept = plan["groups"][0]["kept"]
+    other = [*kept[1:], next(u for u in range(groups[0].units) if u not in kept)]
+    plan["groups"][0]["kept"] = other
     (folder / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(PruneError, match=r"damaged or incomplete .*its checksum is not that of its text"):
+        load_plan(folder, network())
+    plan["groups"][0]["kept"] = kept
+    del plan["plan_sha256"]
+    (folder / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(PruneError, match=r"damaged or incomplete .*plan_sha256"):
+        load_plan(folder, network())
+    (folder / "plan.json").write_text(json.dumps(plan | {"format": "prunelab plan 2"}))
+    load_plan(folder, network())  # as the format before wrote it
+
+
+def edit(folder, key, value):
+    sign(folder, json.loads((folder / "plan.json").read_text()) | {key: value})
 
 
 def edit_group(folder, key, value):
     plan = json.loads((folder / "plan.json").read_text())
     plan["groups"][0][key] = value
-    (folder / "plan.json").write_text(json.dumps(plan))
+    sign(folder, plan)
+
+
+def sign(folder, plan):
+    """Write it with the checksum that goes with it: not damage, but a plan that was made so."""
+    plan.pop("plan_sha256", None)
+    digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+    (folder / "plan.json").write_text(json.dumps(plan | {"plan_sha256": digest}))
 
 
 def test_what_cannot_be_saved(tmp_path):

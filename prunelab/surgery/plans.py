@@ -22,7 +22,8 @@ from ..text import size
 from .removal import gone, renamed
 from .shrinking import shrink
 
-FORMATS = ("prunelab plan 2", "prunelab plan 1")  # the first is written; 1 said where a run of entries begins
+# The first is written. 2 had no checksum of itself, and 1 said where a run of entries begins.
+FORMATS = ("prunelab plan 3", "prunelab plan 2", "prunelab plan 1")
 PLAN = "plan.json"
 FEW = 1 << 20  # units, of a model that may be the wrong one: it is said what does not fit
 WEIGHTS = re.compile(r"weights-[0-9a-f]{12}\.safetensors")
@@ -49,7 +50,9 @@ def save_plan(path: str | os.PathLike[str], groups: Sequence[Group], keep: Keep,
         "bytes": len(data),
         "sha256": digest,
     }
-    lines = ",\n  ".join(json.dumps(_described(g, keep)) for g in groups)
+    described = [_described(g, keep) for g in groups]
+    plan["plan_sha256"] = _own_digest(plan | {"groups": described})
+    lines = ",\n  ".join(map(json.dumps, described))
     text = json.dumps(plan, indent=1)[:-2] + f',\n "groups": [\n  {lines}\n ]\n}}\n'
     if len(text) > LARGEST:
         raise PruneError(
@@ -122,6 +125,12 @@ def load_plan(path: str | os.PathLike[str], fresh_model: nn.Module) -> nn.Module
         for name, tensor in _tensors(small).items():
             tensor.copy_(saved[name])
     return small
+
+
+def _own_digest(plan: dict[str, Any]) -> str:
+    """The checksum of all that a plan says, but for the checksum."""
+    told = {name: value for name, value in plan.items() if name != "plan_sha256"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def _described(group: Group, keep: Keep) -> dict[str, Any]:
@@ -239,6 +248,8 @@ def _read_plan(path: Path, most: int) -> dict[str, Any]:
         told = {name: made(str, raw[name]) for name in ("model", "weights", "sha256")}
         if Path(told["weights"]).name != told["weights"] or "\0" in told["weights"]:
             raise ValueError(f"the weights are said to lie at {told['weights']!r}")
+        if raw["format"] == FORMATS[0] and raw["plan_sha256"] != _own_digest(raw):
+            raise ValueError("its checksum is not that of its text")
         return {**told, "bytes": made(int | None, raw.get("bytes")), "groups": groups, "keep": keep}
     except PruneError:
         raise
@@ -254,7 +265,7 @@ def _check_amount(groups: Sequence[dict[str, Any]], version: str, most: int) -> 
     total = 0
     for raw in groups:
         count, blocks = made(int, raw["units"]), [1]  # what says which units stay
-        if version == FORMATS[1]:  # and the entries that `_members_of` makes
+        if version == FORMATS[-1]:  # and the entries that `_members_of` makes
             blocks += [made(int, m.get("block", 1)) for m in (*raw.get("members", []), *raw.get("norms", []))]
         total += count * sum(blocks)
         if not 1 <= min(count, *blocks) <= total <= most:
@@ -275,7 +286,7 @@ def _members_of(raw: Sequence[dict[str, Any]], count: int, version: str) -> tupl
     found = []
     for told in raw:
         values = dict(told)
-        if version == FORMATS[1]:  # a run of blocks from an offset on, perhaps of a part of the dimension
+        if version == FORMATS[-1]:  # a run of blocks from an offset on, perhaps of a part of the dimension
             first, block = values.pop("offset", 0), values.get("block", 1)
             values["index"] = [list(range(first + u * block, first + (u + 1) * block)) for u in range(count)]
         if values.get("index") is not None:
