@@ -11,7 +11,7 @@ from prunelab.lab.workshop import doctor, stored_timings
 from prunelab.lab.workshop.doctor import BAD, GOOD, NOTE, Facts
 
 HEALTHY = Facts(
-    versions=None, folder=Path("/home/ada/prunelab"), unwritable=None, unsaved=None, disk=50e9, cores=4,
+    system="Linux", versions=None, folder=Path("/home/ada/prunelab"), unwritable=None, unsaved=None, disk=50e9, cores=4,
     threads=4, memory=8e9, gpu=None, trial=0.04, broken=None,
 )  # fmt: skip
 
@@ -31,6 +31,8 @@ def test_a_healthy_machine_is_ready():
 @pytest.mark.parametrize(
     ("change", "level", "words"),
     [
+        ({"system": "Darwin"}, NOTE, "macOS, where the course was not tried. It computes on the processor."),
+        ({"system": "Windows"}, NOTE, "Windows, where the course was not tried"),
         ({"versions": "ipywidgets is 7.7.1. Run `python -m pip install ...`"}, BAD, "ipywidgets is 7.7.1"),
         ({"unwritable": "No space left on device"}, NOTE, "forgets your answers"),
         ({"unsaved": "Read-only file system"}, NOTE, "can't be saved"),

@@ -33,6 +33,7 @@ Finding = tuple[str, str]  # how bad it is, and a sentence about the machine; wh
 class Facts:
     """What was found on a machine."""
 
+    system: str  # "Linux", "Darwin", "Windows"
     versions: str | None  # what does not fit, with the command that mends it
     folder: Path  # of the progress file
     unwritable: str | None  # why nothing can be written there
@@ -68,6 +69,7 @@ def look() -> Facts:
     except Exception as error:  # whatever is wrong with this installation is what we are here to tell
         broken = f"{type(error).__name__}: {error}"
     return Facts(
+        system=platform.system(),
         versions=_versions(),
         folder=folder,
         unwritable=_unwritable(folder),
@@ -110,7 +112,7 @@ def judge(facts: Facts, reference: float | None = None) -> list[Finding]:
     gpu = f"{facts.gpu}. It adds columns to the tables; nothing depends on it." if facts.gpu else none
     packages = (BAD, facts.versions) if facts.versions else (GOOD, "all there, and the versions fit.")
     return [
-        (GOOD, f"Python {platform.python_version()}."),
+        _of_system(facts),
         (packages[0], f"Packages: {packages[1]}"),
         *(_of_writing(facts) or [_of_space(facts)]),
         _of_cores(facts),
@@ -118,6 +120,16 @@ def judge(facts: Facts, reference: float | None = None) -> list[Finding]:
         (GOOD, f"GPU: {gpu}"),
         _of_trial(facts, reference),
     ]
+
+
+def _of_system(facts: Facts) -> Finding:
+    python = f"Python {platform.python_version()}"
+    if facts.system == "Linux":
+        return GOOD, f"{python}, Linux."
+    if facts.system == "Darwin":
+        mps = "Apple's GPU (MPS) is left alone: it has no 64-bit floats, and scores and proofs are summed in them."
+        return NOTE, f"{python}, macOS, where the course was not tried. It computes on the processor. {mps}"
+    return NOTE, f"{python}, {facts.system}, where the course was not tried: say what fails, please."
 
 
 def _of_writing(facts: Facts) -> list[Finding]:
