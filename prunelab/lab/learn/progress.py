@@ -102,7 +102,9 @@ class Store:
 
         OSError if it can't be moved; it then is as it was.
         """
-        if not self.path.exists():
+        try:
+            self.path.stat()  # `exists` takes what can't be looked at for absent, since Python 3.14
+        except FileNotFoundError:
             self.pending, self.seen = [], _empty()
             return None
         with alone(self.path, LOCK_SECONDS):
