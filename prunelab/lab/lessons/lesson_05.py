@@ -164,5 +164,5 @@ def _spends(answer: Any, rise: list[list[float]], sizes: list[int], levels: list
     return (
         f"the rises {rise}, sizes {sizes}, levels {levels}, budget {budget:,.0f}: your {nearest} adds up to "
         f"{cost(nearest):.3g}, and {list(best)} to {cost(best):.3g}. Compare *all* combinations: what is cheapest "
-        "step by step may force a dear step later."
+        "step by step may force a costly step later."
     )

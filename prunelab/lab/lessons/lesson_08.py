@@ -66,7 +66,7 @@ def handed_on(axes: Sequence[Axes], rows: Mapping[str, Tensor]) -> None:
 
 
 def check_holds(answer: Any) -> str | None:
-    """Which of four conclusions the table bears: a and c."""
+    """Which of four conclusions the table supports: a and c."""
     if not isinstance(answer, (str, list, tuple, set, frozenset)) or not all(isinstance(x, str) for x in answer):
         return 'give the letters of the conclusions that hold, such as `"ab"`.'
     letters = {x for part in answer for x in part.lower() if x.isalpha()}
