@@ -67,6 +67,7 @@ def test_the_buttons_of_the_readme_open_what_there_is():
     assert push["run"].endswith(f" {branch}\n")
     assert f"{host}/${{{{ github.repository }}}}" in push["env"]["ADDRESS"]
     assert f"https://{owner}.github.io/{name}/" in links
+    assert WORKFLOWS["site.yml"]["jobs"]["hosted"]["if"] == "startsWith(github.ref, 'refs/tags/v')", "it installs a tag"
 
 
 def test_the_citation_agrees_with_the_project():

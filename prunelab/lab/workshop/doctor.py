@@ -56,7 +56,7 @@ def main() -> int:
     if bad:
         print(f"\nNot ready: {bad} problem{'s' if bad > 1 else ''} to mend. Then run this again.")
     else:
-        print("\nReady. Start with `jupyter lab` and notebook 00.")
+        print("\nReady. Next: `python -m prunelab.lab copy mine && jupyter lab mine/00_start_here.ipynb`")
     return int(bad > 0)
 
 
