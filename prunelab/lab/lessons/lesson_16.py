@@ -278,7 +278,7 @@ def check_spend(answer: Any) -> str | None:
     if right < equal + AHEAD:
         cut = min(widths, key=lambda name: widths[name] / units[name])
         return (
-            f"it does {done} of the work and reads {percent(right)}; equal shares read {percent(equal)}, and a point "
-            f"more was asked for. You cut {cut} hardest, to {widths[cut]:g} of {units[cut]}. Where did the loop cut?"
+            f"it does {done} of the work and reads {percent(right)}; equal shares read {percent(equal)}. A point more "
+            f"is asked for. You cut {cut} hardest, to {widths[cut]:g} of {units[cut]}. Try the loop in finer steps."
         )
     return None
