@@ -17,16 +17,16 @@ def main(arguments: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a console that knows no bars gets question marks
     given = vars(_parser().parse_args(arguments))
-    run = COMMANDS[given.pop("command")]
+    command = given.pop("command")
     try:
-        done = run(**given) or 0
+        done = COMMANDS[command](**given) or 0
         sys.stdout.flush()
         return done
     except BrokenPipeError:  # whoever read has enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a full disk, a folder that is a file
-        print(f"{given.get('folder') or given.get('out') or 'this'} could not be done: {error}", file=sys.stderr)
+        print(f"{given.get('folder') or given.get('out') or command} could not be done: {error}", file=sys.stderr)
     except ValueError as error:
         from ..core import PruneError  # it brings torch, for which `--help` does not wait
 
@@ -75,14 +75,14 @@ def _copy(folder: Path) -> None:
 
     for name, what in course.copy(folder).items():
         print(f"{name}: {what}")
-    print(f"Now: jupyter lab {folder}")
+    print(f'Now: jupyter lab "{folder}"')
 
 
 def _class(folder: Path) -> None:
     """Count the guesses in a folder of progress files"""
     from .workshop import classroom
 
-    print(classroom.text(classroom.gather(folder)))
+    print(classroom.text(*classroom.gather(folder)))
 
 
 def _guide() -> None:
@@ -154,7 +154,7 @@ def _grids(names: list[str]) -> None:
 
 
 def _author(command: str) -> Any:
-    """The module of an author's command; PruneError where there is none, as in an installed wheel."""
+    """The module of an author's command; Refused where there is none, as in an installed wheel."""
     try:
         return importlib.import_module(f".author.{command}", __package__)
     except ModuleNotFoundError as error:
@@ -164,7 +164,7 @@ def _author(command: str) -> Any:
 
 
 def _among(names: list[str], known: Collection[str]) -> list[str]:
-    """The names; PruneError if there is nothing of such a name."""
+    """The names; Refused if there is nothing of such a name."""
     unknown = [name for name in names if name not in known]
     if unknown:
         raise Refused(f"there is no {', '.join(unknown)}: choose from {', '.join(known)}")

@@ -69,6 +69,7 @@ def test_pick_from_torchvision_without_a_download(tmp_path, monkeypatch):
     [
         ("digits-rnn", "no network is called 'digits-rnn': the zoo has"),
         ("torchvision:resnet1", "no classifier called 'resnet1'"),
+        ("torchvision:squeezenet1_1", "SqueezeNet does not end in a linear layer"),
         ("nowhere.py", "is no Python file"),
         ("empty.py", r"does not define model\(\) and data\(\)"),
     ],
@@ -195,6 +196,10 @@ def test_the_workbench_says_what_goes_wrong_and_shows_what_goes_right(monkeypatc
     bench.button.click()
     assert "is no Python file" in bench.report.value
     assert not bench.button.disabled
+    (tmp_path / "mine.py").write_text("import nowhere")
+    bench.network.value = str(tmp_path / "mine.py")
+    bench.button.click()
+    assert "ModuleNotFoundError: No module named" in bench.report.value
 
     asked = {}
 

@@ -85,6 +85,8 @@ def test_a_claim_within_bounds_shows_the_value_in_the_measured_form(capsys):
 def test_a_sentence_in_percent_is_answered_in_percent(capsys):
     lab.claim("It reads 94 % of them.", 0.94321, between=(0.92, 0.955))
     assert capsys.readouterr().out == "✓ It reads 94 % of them. (≈ 94.3 %; claimed: between 92 % and 95.5 %)\n"
+    lab.claim("60 % and 40 % go.", [60, 40], equals=[60, 40])
+    assert capsys.readouterr().out == "✓ 60 % and 40 % go.\n"
     lab.claim("At 80 % it takes 27 ms.", 27.1, at_least=20)
     assert capsys.readouterr().out == "✓ At 80 % it takes 27 ms. (≈ 27.1; claimed: at least 20)\n"
 

@@ -29,7 +29,7 @@ def hand_in(folder, learner=None, **guesses):
 def test_guesses_are_counted_for_each_option_and_each_fifth_of_a_slider(tmp_path):
     for guess, option in ((0.0, 0), (0.2, 0), (0.35, 1), (1.0, 0)):
         hand_in(tmp_path, **{"00-half": guess, CHOICE.id: CHOICE.options[option]})
-    slider, choice = classroom.gather(tmp_path)
+    (slider, choice), _ = classroom.gather(tmp_path)
     assert slider.question.id == "00-half"
     assert slider.counts == {
         "0 % to 20 %": 1,
@@ -45,7 +45,7 @@ def test_guesses_are_counted_for_each_option_and_each_fifth_of_a_slider(tmp_path
 def test_the_bars_say_the_question_the_result_and_no_name(tmp_path):
     for _ in range(3):
         hand_in(tmp_path, **{"00-half": 0.9})
-    text = classroom.text(classroom.gather(tmp_path))
+    text = classroom.text(*classroom.gather(tmp_path))
     assert QUESTIONS["00-half"].text in text
     assert f"(the result: {QUESTIONS['00-half'].result}; 3 learners)" in text
     assert "█" * classroom.WIDTH + " 3" in text
@@ -58,7 +58,7 @@ def test_a_few_files_could_be_traced_and_are_refused(tmp_path):
     with pytest.raises(PruneError, match="holds the progress files of 2 learners"):
         classroom.gather(tmp_path)
     hand_in(tmp_path, **{"01-random": 0.9})
-    assert classroom.gather(tmp_path) == [], "three learners, but no question that three have answered"
+    assert classroom.gather(tmp_path) == ([], 0), "three learners, but no question that three have answered"
     assert "No question" in classroom.text([])
 
 
@@ -69,14 +69,14 @@ def test_other_files_are_passed_over(tmp_path, text):
     for _ in range(3):
         hand_in(tmp_path, **{"00-half": 0.5})
     (tmp_path / "other.json").write_text(text, encoding="latin-1")
-    (tally,) = classroom.gather(tmp_path)
+    (tally,), _ = classroom.gather(tmp_path)
     assert tally.learners == 3
 
 
 def test_a_guess_that_the_question_does_not_allow_is_left_out(tmp_path):
     for guess in (0.5, 0.5, 0.5, 7, "half"):
         hand_in(tmp_path, **{"00-half": guess, CHOICE.id: "an old option"})
-    (tally,) = classroom.gather(tmp_path)
+    (tally,), _ = classroom.gather(tmp_path)
     assert tally.learners == 3
 
 
@@ -104,9 +104,10 @@ def test_files_without_an_id_could_all_be_one_persons_and_count_for_nobody(tmp_p
     with pytest.raises(PruneError, match=rf"of 2 learners .* one person's, left out: {len(ids) + 3}\."):
         classroom.gather(tmp_path)
     hand_in(tmp_path, **{"00-half": 0.9})
-    (tally,) = classroom.gather(tmp_path)
-    assert tally.learners == 3
-    assert f"left out: {len(ids) + 3}." in capsys.readouterr().out
+    (tally,), left_out = classroom.gather(tmp_path)
+    assert (tally.learners, left_out) == (3, len(ids) + 3)
+    assert capsys.readouterr().out == "", "whoever gathers prints nothing"
+    assert f"left out: {left_out}.\n\n00-half" in classroom.text([tally], left_out)
 
 
 def test_a_folder_that_is_not_there_is_said(tmp_path):
@@ -122,5 +123,5 @@ def test_one_learners_bad_file_stops_nobody(tmp_path):
     if os.name == "posix":
         os.mkfifo(tmp_path / "pipe.json")
         (tmp_path / "device.json").symlink_to("/dev/zero")
-    (tally,) = classroom.gather(tmp_path)
+    (tally,), _ = classroom.gather(tmp_path)
     assert tally.learners == 3

@@ -4,11 +4,12 @@ import inspect
 import subprocess
 import sys
 
+import nbformat
 import pytest
 
 from prunelab import lab
 from prunelab.lab import __main__ as commands
-from prunelab.lab.author import checkpoints, grids, timings
+from prunelab.lab.author import checkpoints, grids, publish, timings
 from prunelab.lab.workshop import classroom, course, doctor, editions, guide, site
 
 OUT = {"build": editions, "site": site}
@@ -56,11 +57,42 @@ def test_an_error_is_a_sentence_and_an_exit_code(tmp_path, capsys):
     assert "at least 3 are needed" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "text", ["", "no JSON", "[]", "{}", '{"nbformat": 4, "cells": 3}', "[" * 100_000, "\xff", None]
+)
+@pytest.mark.parametrize("command", ["publish", "rules"])
+def test_a_file_that_is_no_notebook_is_said_in_a_sentence(tmp_path, capsys, command, text):
+    file = tmp_path / "mine.ipynb"
+    if text is not None:
+        file.write_text(text, encoding="latin-1")
+    assert commands.main([command, str(file)]) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert str(file) in said
+    assert ("Name an .ipynb file" in said) == (text is not None)
+
+
+def test_code_that_is_no_python_is_one_of_the_problems(tmp_path, capsys):
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x = (1")])
+    nbformat.write(nb, tmp_path / "mine.ipynb")
+    assert commands.main(["rules", str(tmp_path / "mine.ipynb"), str(course.notebooks()[0])]) == 1
+    said = capsys.readouterr().out
+    assert "can't be read as Python ('(' was never closed), mend it: x = (1\n" in said
+    assert "no problems" in said
+
+
+def test_what_was_saved_while_a_notebook_ran_is_not_published_over(tmp_path, monkeypatch):
+    file = tmp_path / "mine.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(), file)
+    monkeypatch.setattr(publish.NotebookClient, "execute", lambda self, **_: file.write_text("newer"))
+    assert commands.main(["publish", str(file)]) == 1
+    assert file.read_text() == "newer"
+
+
 def test_the_others_print_what_they_made(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(guide, "text", lambda: "the guide")
     monkeypatch.setattr(editions, "build", lambda out: {"slides": [out, out]})
     monkeypatch.setattr(site, "build", lambda out: [out])
-    monkeypatch.setattr(classroom, "gather", lambda folder: [])
+    monkeypatch.setattr(classroom, "gather", lambda folder: ([], 0))
     for line in (["guide"], ["build", "x"], ["site", "y"], ["class", "z"], ["rules", str(course.notebooks()[0])]):
         assert commands.main(line) == 0
     out = capsys.readouterr().out

@@ -45,6 +45,11 @@ def test_the_instructors_has_every_solution_and_its_notes(name):
     assert [c.id for c in own] == [c.id for c in NOTEBOOKS[name].cells], "nothing is lost, nothing is moved"
 
 
+def test_a_notebook_whose_outputs_were_cleared_is_said():
+    with pytest.raises(PruneError, match="notebook 00 does not show its question 00-half: run all its cells"):
+        editions.instructor(editions.learner(NOTEBOOKS["00_start_here"]))
+
+
 @each
 def test_every_solution_passes_where_it_stands(name, capsys):
     nb, here = editions.instructor(NOTEBOOKS[name]), {}

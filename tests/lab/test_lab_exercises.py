@@ -80,6 +80,12 @@ def test_an_error_in_the_learners_function_is_told_with_its_line():
     assert "your function stopped with TypeError" in message
 
 
+def test_a_forgotten_return_is_said():
+    verdict, message = exercises.judge(EVERY["01-3"], lambda weight, sparsity: None)
+    assert verdict == "wrong"
+    assert "gave back None" in message
+
+
 def test_not_implemented_is_not_attempted():
     def magnitude_mask(weight, sparsity):
         raise NotImplementedError

@@ -184,10 +184,6 @@ DRAWINGS = {
             {n: [0.5] * 6 for n in lesson_04.RULES},
         ),
     ),
-    "before_after": (
-        shape(figsize=(9, 3.8), ncols=2, sharey=True),
-        lambda axes: plots.before_after(axes, LEVELS, SEEDS, SEEDS),
-    ),
     "left": (
         shape(figsize=(9, 4), ncols=2, sharey=True),
         lambda axes: [

@@ -142,6 +142,22 @@ def test_the_question_lasts_and_only_its_controls_need_the_kernel(shown):
     assert display.AGAIN in controls["text/html"]
 
 
+def test_a_locked_guess_is_saved_with_the_question(monkeypatch):
+    sent = []
+    monkeypatch.setattr(display, "emit", lambda data, metadata, **how: sent.append((data["text/html"], how)))
+    guess = ask()
+    (first, named), _ = sent
+    guess.control.value = "twice as fast"
+    guess.button.click()
+    again = ask()  # a former run's
+    assert again.locked
+    for html, how in (sent[2], sent[5]):
+        assert how.pop("update")
+        assert "Your guess: <strong>twice as fast</strong>" in html
+        assert re.sub(r"<!--yours-->[\s\S]*?<!--/yours-->", "", html) == first
+    assert sent[2][1] == named
+
+
 def test_an_impossible_answer_is_refused():
     with pytest.raises(ValueError, match="not a possible answer"):
         lab.reveal(ask(), "never", WHY)

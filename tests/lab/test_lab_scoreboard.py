@@ -157,3 +157,4 @@ def test_the_area_is_the_size_of_the_file():
     scoreboard._paint(axes, rows)
     whole, half = (c.get_sizes()[0] for c in axes.collections if c.get_label() in ("whole, 328 kB", "half, 164 kB"))
     assert half == whole / 2
+    scoreboard._paint(axes, {name: row | {"bytes": 0} for name, row in rows.items()})

@@ -8,6 +8,7 @@ import pytest
 
 from prunelab import lab
 from prunelab.lab.learn import exercise, progress
+from prunelab.lab.show import display
 
 
 def test_what_is_recorded_is_read_again(home):
@@ -254,7 +255,19 @@ def test_an_exams_attempts_outlast_a_reset(home):
     assert exercise.tries("16-1") == 0
 
 
-def test_progress_shows_the_place_and_nbval_compares_none_of_it(home, shown):
+def test_progress_says_the_same_in_plain_python(home, capsys):
+    progress.current().record("exercises", "01-1", {"solved": True})
+    lab.progress()
+    lines = capsys.readouterr().out.splitlines()
+    assert "Exercises solved: 01-1" in lines
+    assert f"Kept in: `{home / 'progress.json'}`" in lines
+    lab.reset(confirm=True)
+    (kept,) = home.glob("progress.*.backup.json")
+    assert str(kept) in capsys.readouterr().out
+
+
+def test_progress_shows_the_place_and_nbval_compares_none_of_it(home, shown, monkeypatch):
+    monkeypatch.setattr(display, "in_kernel", lambda: True)
     progress.current().record("exercises", "01-1", {"solved": True})
     lab.progress()
     ((data, _),) = shown

@@ -27,7 +27,7 @@ FRAME, REST = 120, 1600  # milliseconds
 def drawn() -> str:
     """The drawing of the course's network, as HTML."""
     shown: list[str] = []
-    emit, display.emit = display.emit, lambda data, metadata: shown.append(data["text/html"])
+    emit, display.emit = display.emit, lambda data, metadata, **how: shown.append(data["text/html"])
     try:
         drawing.drawing(zoo.checkpoint("digits-cnn"), zoo.load("digits"))
     finally:

@@ -65,5 +65,5 @@ def _read(path: Path) -> dict[str, Run]:
     if not path.exists():
         return {}
     whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    path.write_text("".join(whole), encoding="utf-8")
+    write_whole(path, "".join(whole).encode())
     return {json.dumps(point): found for point, found in map(json.loads, whole)}

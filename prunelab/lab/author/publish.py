@@ -14,8 +14,10 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
+from ...core import PruneError
 from ...files import write_whole
 from ..show.display import WIDGET_VIEW
+from ..workshop import course
 from ..workshop.notebook import Notebook
 
 # tqdm's text is that of its first moment, 0 %; a reader of the stored notebook wants to see that it came to its end.
@@ -24,11 +26,13 @@ BAR = re.compile(r"(\w[\w ]*:) +\d+%\|[^|]*\| *\d+/(\d+) \[[^\]]*\]")
 
 def publish(path: Path, timeout: float = 180) -> None:
     """Execute the notebook in its folder and store it."""
-    nb = nbformat.read(path, as_version=4)
+    nb, before = course.read(path), path.read_bytes()
     resources = {"metadata": {"path": str(path.parent)}}
     with tempfile.TemporaryDirectory() as empty:
         client = NotebookClient(nb, timeout=timeout, store_widget_state=False, resources=resources)
         client.execute(env={**os.environ, "PRUNELAB_HOME": empty})
+    if path.read_bytes() != before:
+        raise PruneError(f"{path} was changed while it ran, and is left as it is now: publish it again")
     store_notebook(strip_views(nb), path)
 
 

@@ -21,11 +21,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
+from ...core import PruneError
 from ..learn import claim, exercise
 from ..show.display import WIDGET_VIEW
-from ..workshop import notebook
+from ..workshop import course, notebook
 from ..workshop.notebook import Notebook, calls, code_cells, first_text, outputs, shown
 
 Rule = Callable[[Notebook], list[str]]
@@ -386,7 +385,11 @@ def main(paths: Sequence[Path | str]) -> int:
     """Print the problems of each notebook; the number of notebooks that have any."""
     bad = 0
     for path in paths:
-        found = problems(nbformat.read(Path(path), as_version=4))
+        nb = course.read(Path(path))
+        try:
+            found = problems(nb)
+        except PruneError as error:  # code that is no Python
+            found = [str(error)]
         print(f"{path}: {len(found) or 'no'} problem{'' if len(found) == 1 else 's'}")
         print("".join(f"  {line}\n" for line in found), end="")
         bad += bool(found)

@@ -79,7 +79,7 @@ def claim(text: str, value: Any, **kinds: Any) -> None:
     value = plain(value)
     if not rule.holds(value):
         raise ClaimError(f'The course claims: "{text}" ({rule}). Here it is {value!r}.')
-    unit = "%" if "%" in text and 0 <= value <= 1 else ""  # a share, as the sentence says it
+    unit = "%" if "%" in text and _is_number(value) and 0 <= value <= 1 else ""  # a share, as the sentence says it
     line = text if rule.kind == "equals" else f"{text} ({measured(value, unit)}; claimed: {rule.said(unit)})"
     _show(line)
 

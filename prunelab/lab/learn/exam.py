@@ -70,10 +70,9 @@ class Exam:
         marks = self.marks(answer)
         kept = sum(m.kept for m in marks)
         exercise.record(ID, kept == len(marks))
-        grade = (
-            f"{kept} of {len(marks)} rules kept. Attempt {exercise.tries(ID)}: the more you take, the more of a good "
-        )
-        lines = [*(f"{'✓' if m.kept else '✗'} {m.rule}: {m.found}." for m in marks), f"{grade}mark is luck."]
+        lines = [f"{'✓' if m.kept else '✗'} {m.rule}: {m.found}." for m in marks]
+        luck = f"Attempt {exercise.tries(ID)}: the more you take, the more of a good mark is luck."
+        lines.append(f"{kept} of {len(marks)} rules kept. {luck}")
         display.say(*lines, edge=display.GOOD if kept == len(marks) else display.WARN)
 
     def marks(self, answer: Any) -> tuple[Mark, ...]:

@@ -70,7 +70,7 @@ class Crashed(Exception):
 
 
 def call(function: Any, *arguments: Any) -> Any:
-    """The result of the learner's function; Unattempted for None or `...`, Crashed for an exception in it."""
+    """The result of the learner's function; Unattempted for `...`, Crashed for None or an exception in it."""
     if not callable(function):
         raise Crashed(f"This exercise checks a function, and it was given {_kind(function)}: pass the function's name.")
     try:
@@ -79,8 +79,10 @@ def call(function: Any, *arguments: Any) -> Any:
         raise Unattempted from None
     except (Exception, SystemExit) as error:
         raise Crashed(_where(function, error)) from None
-    if result is None or result is Ellipsis:
+    if result is Ellipsis:
         raise Unattempted
+    if result is None:
+        raise Crashed("your function gave back None. Does every way through it end in a `return` with a value?")
     return result
 
 

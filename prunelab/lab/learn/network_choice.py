@@ -71,8 +71,11 @@ def _torchvision(name: str, pixels: int, steps: int, progress: bool) -> tuple[nn
 
 
 def _new_head(net: nn.Module, classes: int) -> None:
-    """Replace the last linear layer, which every classifier of torchvision ends in."""
-    path, last = [(p, m) for p, m in net.named_modules() if isinstance(m, nn.Linear)][-1]
+    """Replace the last linear layer, in which nearly every classifier of torchvision ends; PruneError without one."""
+    linear = [(p, m) for p, m in net.named_modules() if isinstance(m, nn.Linear)]
+    if not linear:
+        raise PruneError(f"{type(net).__name__} does not end in a linear layer, which is replaced here: choose another")
+    path, last = linear[-1]
     parent, _, attribute = path.rpartition(".")
     setattr(net.get_submodule(parent), attribute, nn.Linear(last.in_features, classes))
 

@@ -32,6 +32,7 @@ class Prediction:
     control: Any = field(default=None, repr=False)
     button: Any = field(default=None, repr=False)
     status: Any = field(default=None, repr=False)
+    keep: Any = field(default=None, repr=False)  # puts a line below the question that is saved with the notebook
 
     def lock(self, _button: object = None) -> None:
         """Keep the control's value as the guess, here and in the progress file."""
@@ -76,7 +77,9 @@ class Prediction:
         self.control.disabled = self.button.disabled = self.locked
         text = "A guess is only yours once it is locked in."
         if self.locked:
-            text = f"Locked in: <strong>{escape(self.written(self.value))}</strong>. Now let the result surprise you."
+            guess = f"<strong>{escape(self.written(self.value))}</strong>"
+            text = f"Locked in: {guess}. Now let the result surprise you."
+            self.keep(display.box(f"Your guess: {guess}."))
         elif self.control.value is None:
             text = "Choose first; a wrong guess teaches more than none."
         self.status.value = f'<span aria-live="polite">{text}</span>'
@@ -103,14 +106,14 @@ def predict(
     asked.status = display.panel_html()
     asked.status.layout.margin = "0 0 0 0.6em"
     asked.button.on_click(asked.lock)
-    asked.restore()
-    asked.control.observe(asked._say, "value")
     choices = list(options) if slider is None else [f"{asked.written(slider[0])} to {asked.written(slider[1])}"]
     listed = "".join(f"<li>{escape(c)}</li>" for c in choices)
     html = f'<strong>Your prediction.</strong> {escape(question)}<ul style="margin: 0.3em 0">{listed}</ul>'
     row = widgets.HBox([asked.button, asked.status], layout=widgets.Layout(align_items="center", flex_flow="row wrap"))
     text = f"Your prediction: {question} [{' / '.join(choices)}]"
-    display.live(text, display.box(html), widgets.VBox([asked.control, row]))
+    asked.keep = display.live(text, display.box(html), widgets.VBox([asked.control, row]))
+    asked.restore()
+    asked.control.observe(asked._say, "value")
     return asked
 
 

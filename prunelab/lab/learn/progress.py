@@ -9,7 +9,6 @@ import re
 import uuid
 from collections.abc import Callable
 from datetime import datetime
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -251,16 +250,14 @@ def progress() -> None:
     place = current()
     content = place.read()
     solved = place.solved()
-    rows = [
-        ("Exercises solved", ", ".join(sorted(solved)) or "none yet"),
-        ("Exercises tried", ", ".join(sorted(content["exercises"].keys() - solved)) or "none"),
-        ("Predictions locked in", ", ".join(sorted(content["predictions"])) or "none yet"),
-        ("Scoreboard rows", str(len(content["scoreboard"]))),
-        ("Kept in", f"{place.path} (not yet: it can't be written)" if place.pending else str(place.path)),
+    own = [
+        f"Exercises solved: {', '.join(sorted(solved)) or 'none yet'}",
+        f"Exercises tried: {', '.join(sorted(content['exercises'].keys() - solved)) or 'none'}",
+        f"Predictions locked in: {', '.join(sorted(content['predictions'])) or 'none yet'}",
+        f"Scoreboard rows: {len(content['scoreboard'])}",
+        f"Kept in: `{place.path}`{' (not yet: it can not be written)' * bool(place.pending)}",
     ]
-    items = "".join(f"<li><strong>{escape(a)}</strong>: {escape(b)}</li>" for a, b in rows)
-    mine = display.yours(f'<ul style="margin: 0; padding-left: 1.2em">{items}</ul>')
-    display.say("Your progress. `lab.reset(confirm=True)` starts afresh.", more=mine)
+    display.say("Your progress. `lab.reset(confirm=True)` starts afresh.", own=own)
 
 
 def reset(confirm: bool = False) -> None:
@@ -275,7 +272,7 @@ def reset(confirm: bool = False) -> None:
         return
     text = "A fresh start: no answers, no solved exercises, an empty scoreboard. Attempts at the exam still count."
     where = f"The old progress is kept as `{kept}`." if kept else "There was nothing to keep."
-    display.say(text, more=display.yours(display.prose(where)))
+    display.say(text, own=[where])
 
 
 def _empty() -> dict[str, Any]:

@@ -128,7 +128,7 @@ def _picture(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def _paint(ax: Any, rows: dict[str, dict[str, Any]]) -> None:
-    largest = max(row["bytes"] for row in rows.values())
+    largest = max(row["bytes"] for row in rows.values()) or 1
     for n, (name, row) in enumerate(sorted(rows.items(), key=lambda item: -item[1]["bytes"])):
         middle, low, high = row["speed"]
         at, colour = (middle, 100 * row["accuracy"]), figure.COLOURS[n % len(figure.COLOURS)]

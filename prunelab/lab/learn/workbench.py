@@ -43,8 +43,9 @@ class Workbench:
         self.button.disabled, self.report.value = True, display.box(display.prose("Searching ..."))
         try:
             self._search()
-        except PruneError as error:
-            self.report.value = display.box(display.prose(str(error)), display.WARN)
+        except Exception as error:  # a file of one's own may raise anything, and nobody would see it from a button
+            said = str(error) if isinstance(error, PruneError) else f"{type(error).__name__}: {error}"
+            self.report.value = display.box(display.prose(said), display.WARN)
         finally:
             self.button.disabled = False
 

@@ -127,7 +127,7 @@ def check_crossover(answer: Any) -> str | None:
 
 def _elsewhere(answer: Any) -> str | None:
     uneven = call(answer, [0.6, 0.8], [100.0, 100.0], [110.0, 70.0])
-    if uneven is None or abs(float(uneven) - 0.65) > 1e-6:
+    if abs(float(uneven) - 0.65) > 1e-6:
         return (
             f"right on this table, but with 110 µs at 60 % and 70 µs at 80 %, against 100, you find {uneven}. It is a "
             "quarter of the way: 65 %, not the middle. Weigh by how far each point lies from the break-even."

@@ -11,7 +11,9 @@ import base64
 import functools
 import re
 import sys
+import uuid
 import warnings
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -37,11 +39,11 @@ def in_kernel() -> bool:
     return hasattr(get_ipython(), "kernel")  # type: ignore[no-untyped-call, unused-ignore]
 
 
-def emit(data: dict[str, Any], metadata: dict[str, Any]) -> None:
-    """Publish one bundle in a kernel; print its text anywhere else."""
+def emit(data: dict[str, Any], metadata: dict[str, Any], **how: Any) -> None:
+    """Publish one bundle in a kernel; print its text anywhere else. `how`: its `display_id`, to update it."""
     if in_kernel():
-        display(data, metadata=metadata, raw=True)  # type: ignore[no-untyped-call, unused-ignore]
-    elif "text/plain" in data:
+        display(data, metadata=metadata, raw=True, **how)  # type: ignore[no-untyped-call, unused-ignore]
+    elif "text/plain" in data and "update" not in how:
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # a console that knows no stars gets "?"
         print(data["text/plain"].encode(encoding, "replace").decode(encoding))
 
@@ -53,20 +55,23 @@ def show(
     png: bytes | None = None,
     alt: str = "",
     widget: widgets.Widget | None = None,
+    **how: Any,
 ) -> None:
-    """One output: `text` for every viewer, and the richer forms for those that can."""
+    """One output: `text` for every viewer, and the richer forms for those that can; `how` as `emit` takes it."""
     data = {
         WIDGET_VIEW: widget and {"version_major": 2, "version_minor": 0, "model_id": widget.model_id},
         "text/html": html,
         "image/png": png and base64.b64encode(png).decode(),
         "text/plain": text,
     }
-    emit({mime: form for mime, form in data.items() if form is not None}, {"image/png": {"alt": alt}} if png else {})
+    found = {mime: form for mime, form in data.items() if form is not None}
+    emit(found, {"image/png": {"alt": alt}} if png else {}, **how)
 
 
-def say(*paragraphs: str, edge: str = LINE, more: str = "") -> None:
-    """Sentences in a calm box, and HTML below them."""
-    show("\n".join(paragraphs), html=box("".join(map(prose, paragraphs)) + more, edge))
+def say(*paragraphs: str, edge: str = LINE, own: Sequence[str] = ()) -> None:
+    """Sentences in a calm box; below them the learner's `own`, which nbval does not compare."""
+    html = box("".join(map(prose, paragraphs)) + yours("".join(map(prose, own))) * bool(own), edge)
+    show("\n".join(paragraphs if in_kernel() else [*paragraphs, *own]), html=html)
 
 
 # What the first cell, and each that asks, brings to the page. Once the kernel is gone, JupyterLab writes an error in a
@@ -91,10 +96,15 @@ PAGE = (
 )
 
 
-def live(text: str, html: str, widget: widgets.Widget) -> None:
-    """What needs the kernel: all of it in words that last, and below them, in an output of its own, the widget."""
-    show(text, html=html + PAGE)
+def live(text: str, html: str, widget: widgets.Widget) -> Callable[[str], None]:
+    """What needs the kernel: all of it in words that last, and below them, in an output of its own, the widget.
+
+    Returns a function that puts more HTML, the learner's own, below the words; it lasts as they do.
+    """
+    id = uuid.uuid4().hex
+    show(text, html=html + PAGE, display_id=id)
     show(AGAIN, html=prose(f"*{AGAIN}*"), widget=widget)
+    return lambda more: show(text, html=html + yours(more) + PAGE, display_id=id, update=True)
 
 
 def yours(html: str) -> str:

@@ -31,14 +31,6 @@ def curves(
         ax.legend()
 
 
-def before_after(axes: Sequence[Axes], x: Sequence[float], before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """Two panels of the same curves: without and with retraining."""
-    for ax, title, runs in zip(axes, ("without retraining", "after one epoch"), (before, after), strict=True):
-        curves(ax, x, runs, ylabel="test accuracy", legend=ax is axes[1])
-        ax.set(title=title, xlabel="sparsity")
-    axes[1].set_ylabel("")
-
-
 def bars_over_networks(ax: Axes, values: Mapping[str, Sequence[float]], xlabel: str) -> None:
     """One horizontal bar a name, its mean, with a mark for every network."""
     for row, found in enumerate(values.values()):

@@ -15,6 +15,7 @@ from . import contents, course
 
 FEWEST = 3  # learners; a count over fewer would tell who guessed what
 BINS = 5  # of a slider
+LEFT_OUT = "Progress files without a learner's id, which could all be one person's, left out"
 WIDTH = 30  # characters of the longest bar
 
 
@@ -31,11 +32,11 @@ class Tally:
         return sum(self.counts.values())
 
 
-def gather(folder: Path) -> list[Tally]:
-    """The tallies of all progress files in a folder and the folders in it, in the course's order.
+def gather(folder: Path) -> tuple[list[Tally], int]:
+    """The tallies of all progress files in a folder and those in it, in the course's order; how many were left out.
 
-    A learner of several files counts once. Files that are no progress files are passed over; so are those without a
-    learner's id, which is said: all of them could be one person's. PruneError with fewer than three learners.
+    A learner of several files counts once. Files that are no progress files are passed over; those without a learner's
+    id are left out: all of them could be one person's. PruneError with fewer than three learners.
     """
     if not folder.is_dir():
         raise PruneError(f"there is no folder {folder}")
@@ -46,23 +47,21 @@ def gather(folder: Path) -> list[Tally]:
         by_id.setdefault(id, {}).update(guesses)
     by_id.pop(None, None)
     learners, nobodys = list(by_id.values()), sum(id is None for id, _ in found)
-    left_out = f"Progress files without a learner's id, which could all be one person's, left out: {nobodys}."
     if len(learners) < FEWEST:
         raise PruneError(
             f"{folder} holds the progress files of {len(learners)} learners (and {len(files)} JSON files in all); at "
             f"least {FEWEST} are needed (fewer could be traced to a person). A learner's is called progress.json; "
-            "lab.progress() shows where." + f" {left_out}" * bool(nobodys)
+            "lab.progress() shows where." + f" {LEFT_OUT}: {nobodys}." * bool(nobodys)
         )
-    if nobodys:
-        print(left_out)
     asked = [q for path in course.notebooks() for q in contents.questions(course.read(path))]
     tallies = [Tally(q, _count(q, [x[q.id] for x in learners if q.id in x])) for q in asked]
-    return [tally for tally in tallies if tally.learners >= FEWEST]
+    return [tally for tally in tallies if tally.learners >= FEWEST], nobodys
 
 
-def text(tallies: list[Tally]) -> str:
-    """The tallies as bars of text, the result beside each question."""
-    return "\n\n".join(map(_text, tallies)) or "No question has been answered by three learners yet."
+def text(tallies: list[Tally], nobodys: int = 0) -> str:
+    """The tallies as bars of text, the result beside each question; above them, how many files are left out."""
+    bars = [*map(_text, tallies)] or ["No question has been answered by three learners yet."]
+    return "\n\n".join([f"{LEFT_OUT}: {nobodys}."] * bool(nobodys) + bars)
 
 
 def _text(tally: Tally) -> str:

@@ -47,8 +47,18 @@ def texts() -> list[Path]:
 
 
 def read(path: Path) -> Any:
-    """A notebook, in memory."""
-    return nbformat.read(path, as_version=4)
+    """A notebook, in memory. PruneError if the file holds none."""
+    data = read_whole(path)
+    try:
+        nb = nbformat.convert(nbformat.reader.reads(data.decode()), 4)
+        nbformat.validate(nb)
+    except Exception as error:  # nbformat raises a dozen kinds, each for another part that is not there
+        why = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise PruneError(
+            f"{path} can't be read as a Jupyter notebook ({why[:200]}). Name an .ipynb file; if it is one, open it in "
+            "JupyterLab and save it again, or take an older copy of it"
+        ) from error
+    return nb
 
 
 def copy(target: Path) -> dict[str, str]:

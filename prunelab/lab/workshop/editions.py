@@ -51,6 +51,8 @@ def instructor(nb: Notebook) -> Notebook:
         told[cell.id] = _on_exercise(asked)
     for cell in code_cells(nb):
         for id in map(first_text, calls_in(cell, "predict")):
+            if id not in questions:
+                raise PruneError(f"notebook {number} does not show its question {id}: run all its cells, and save it")
             told[cell.id] = told.get(cell.id, "") + _on_question(questions[id])
         if "lab.exam()" in cell.source:
             told[cell.id] = _on_exam()

@@ -10,6 +10,8 @@ from typing import Any
 
 from bs4 import BeautifulSoup
 
+from ...core import PruneError
+
 Notebook = Any  # an nbformat NotebookNode
 
 
@@ -59,8 +61,12 @@ def strip_line(nb: Notebook) -> str:
 
 
 def tree(cell: Any) -> ast.Module:
-    """A code cell's syntax tree; magics and shell lines are left out."""
-    return ast.parse("\n".join(x for x in cell.source.splitlines() if not x.lstrip().startswith(("%", "!"))))
+    """A code cell's syntax tree; magics and shell lines are left out. PruneError if the rest is no Python."""
+    try:
+        return ast.parse("\n".join(x for x in cell.source.splitlines() if not x.lstrip().startswith(("%", "!"))))
+    except SyntaxError as error:
+        line = error.text or cell.source
+        raise PruneError(f"a code cell can't be read as Python ({error.msg}), mend it: {line.strip()}") from error
 
 
 def calls(nb: Notebook, name: str) -> Iterator[ast.Call]:
