@@ -108,6 +108,11 @@ def view(request, browser, lab_url, screenshots):
     if way == "run here":
         opened.run_all()
         assert opened.errors() == []
+        asked = f'lasts = lab.predict("{lesson[:2]}-lasts in {app}", "Does it last?", options=["yes", "no"])'
+        opened.type_and_run(opened.cells("lab.predict(")[0], asked)
+        page.locator("input[type=radio]").first.check()
+        page.get_by_role("button", name="Lock in my guess").first.click()
+        page.get_by_text("Your guess: yes.").wait_for()
         page.evaluate(COPY, [lesson, clone])
     else:
         page.evaluate("() => window.jupyterapp.serviceManager.sessions.shutdownAll()")
@@ -180,6 +185,10 @@ def test_a_widget_that_is_gone_or_never_came_says_what_to_do(browser, state):
     assert [e.evaluate(says) for e in page.locator(GONE).all()] == ['"Run this cell again."', "none"]
     assert page.locator("body").inner_text().strip() == ""
     page.close()
+
+
+def test_a_guess_that_was_locked_in_is_there_to_be_read(view):
+    view.show(view.cells("lab.predict(")[0]).get_by_text("Your guess: yes.").wait_for()
 
 
 def test_every_figure_is_there(view):
