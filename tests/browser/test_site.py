@@ -89,6 +89,18 @@ def test_the_theme_is_the_systems_until_the_reader_chooses(open_page):
     assert page.evaluate(ground) == "rgb(255, 255, 255)", "paper is white"
 
 
+def test_the_first_pages_drawing_moves_and_inline_code_has_a_ground(open_page):
+    page = open_page("index.html")
+    page.get_by_role("slider", name="How much goes").focus()
+    page.keyboard.press("ArrowRight")
+    page.get_by_text("71 % of the weights are zero", exact=True).wait_for()
+    for scheme in ("light", "dark"):
+        page = open_page("00_start_here.html", scheme=scheme)
+        ground = "code => getComputedStyle(code).backgroundColor"
+        assert page.locator("main p > code").first.evaluate(ground) != page.locator("body").evaluate(ground)
+        assert page.locator("main pre code").first.evaluate(ground) == "rgba(0, 0, 0, 0)"
+
+
 def test_an_explorer_moves_by_keyboard(open_page):
     page = open_page("02_why_not_faster.html")
     panel = page.locator(".pl-explorer").first

@@ -56,6 +56,15 @@ def test_no_link_between_pages_is_dead(built):
                 assert (path.parent / to.partition("#")[0]).exists(), f"{path.name} links to {to}"
 
 
+def test_the_first_page_and_the_map_of_the_course_lead_to_every_notebook(built):
+    names = [path.stem for path in course.notebooks()]
+    first = (built[0].parent / "index.html").read_text()
+    assert 'class="pl-drawing"' in first
+    for text, every in ((first, names), ((built[0].parent / f"{names[0]}.html").read_text(), names[1:])):
+        rows = re.findall(r'<td[^>]*>(\d\d)</td>\s*<td[^>]*><a href="(\w+)\.html">', text)
+        assert rows == [(name[:2], name) for name in every]
+
+
 def test_headings_are_in_order_and_every_picture_is_described(built):
     for path in built:
         found = read(path.read_text())

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...files import write_whole
-from . import contents, course, pages, reference
-from .notebook import Notebook, section_text
+from . import bank, contents, course, pages, reference
+from .notebook import Notebook, outputs, section_text, shown
 
 HOME, REFERENCE, GLOSSARY, SEARCH = "index.html", "reference.html", "glossary.html", "search.js"
 
@@ -64,12 +64,27 @@ def _title(text: str) -> str:
 
 
 def _home(links: Mapping[str, str], notebooks: Mapping[str, Notebook]) -> str:
-    takes = {f"{name}.html": f": {contents.strip(nb)}" for name, nb in notebooks.items()}
-    rows = "".join(f"- [{text}]({to}){takes.get(to, '')}\n" for text, to in links.items() if to != HOME)
-    return (
-        "# prunelab\n\nLearn neural-network pruning by doing it. These pages are the course as its authors ran it; "
-        f"in Jupyter you guess first, then measure, and every panel answers.\n\n{rows}"
+    """The first page: what this is, the course's drawing to try at once, all notebooks, and the pages beside them."""
+    shows = (shown(out, "text/html") for nb in notebooks.values() for _, out in outputs(nb))
+    drawn = next((html for html in shows if 'class="pl-drawing"' in html), "")
+    rows = []
+    for name, nb in notebooks.items():
+        needs = [part.removeprefix("needs ") for part in contents.strip(nb).split(" · ") if part.startswith("needs ")]
+        rows.append([name[:2], f"[{contents.title(nb)}]({name}.html)", f"{contents.minutes(nb)} min", *needs])
+    beside = [f"- [{text}]({to})" for text, to in links.items() if to not in (HOME, *(f"{n}.html" for n in notebooks))]
+    parts = (
+        "# prunelab",
+        "**Learn neural-network pruning by doing it.** What can a network lose? Is it then smaller, and faster, and "
+        "what did it forget? Each notebook asks one such question. In Jupyter you guess first, then measure; these "
+        "pages are the course as its authors ran it, and what moves there moves here.",
+        "Try it: move the slider, and see what this network still reads." * bool(drawn),
+        re.sub(r"\n\s*\n", "\n", drawn),  # an empty line would end HTML in Markdown
+        "## The course",
+        bank.markdown_table(["", "question", "takes", "needs"], rows),
+        "## Beside the notebooks",
+        "\n".join(beside),
     )
+    return "\n\n".join(parts) + "\n"
 
 
 def _contents(modules: Mapping[str, object]) -> str:
