@@ -49,11 +49,6 @@ def checked(nb: Notebook) -> list[tuple[Any, exercise.Exercise]]:
     return [(cell, registered[id]) for cell, id in found if id in registered]
 
 
-def panels(nb: Notebook) -> list[Any]:
-    """The cells that show a panel of sliders."""
-    return [cell for cell in code_cells(nb) if calls_in(cell, "explorer", "drawing")]
-
-
 def title(nb: Notebook) -> str:
     """The question that a notebook answers."""
     return next((text for level, text in headings(nb) if level == 1), "")

@@ -67,10 +67,8 @@ def _home(links: Mapping[str, str], notebooks: Mapping[str, Notebook]) -> str:
     """The first page: what this is, the course's drawing to try at once, all notebooks, and the pages beside them."""
     shows = (shown(out, "text/html") for nb in notebooks.values() for _, out in outputs(nb))
     drawn = next((html for html in shows if 'class="pl-drawing"' in html), "")
-    rows = []
-    for name, nb in notebooks.items():
-        needs = [part.removeprefix("needs ") for part in contents.strip(nb).split(" · ") if part.startswith("needs ")]
-        rows.append([name[:2], f"[{contents.title(nb)}]({name}.html)", f"{contents.minutes(nb)} min", *needs])
+    takes = {name: contents.strip(nb).replace("needs ", "").split(" · ")[::2] for name, nb in notebooks.items()}
+    rows = [[name[:2], f"[{contents.title(nb)}]({name}.html)", *takes[name]] for name, nb in notebooks.items()]
     beside = [f"- [{text}]({to})" for text, to in links.items() if to not in (HOME, *(f"{n}.html" for n in notebooks))]
     parts = (
         "# prunelab",
