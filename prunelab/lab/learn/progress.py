@@ -250,12 +250,13 @@ def progress() -> None:
     place = current()
     content = place.read()
     solved = place.solved()
+    waits = " (not yet: it can't be written)" * bool(place.pending)
     own = [
         f"Exercises solved: {', '.join(sorted(solved)) or 'none yet'}",
         f"Exercises tried: {', '.join(sorted(content['exercises'].keys() - solved)) or 'none'}",
         f"Predictions locked in: {', '.join(sorted(content['predictions'])) or 'none yet'}",
         f"Scoreboard rows: {len(content['scoreboard'])}",
-        f"Kept in: `{place.path}`{' (not yet: it can not be written)' * bool(place.pending)}",
+        f"Kept in: `{place.path}`{waits}",
     ]
     display.say("Your progress. `lab.reset(confirm=True)` starts afresh.", own=own)
 
@@ -270,7 +271,8 @@ def reset(confirm: bool = False) -> None:
     except OSError as error:
         display.notice(f"The progress file could not be moved ({error}); it is as it was.")
         return
-    text = "A fresh start: no answers, no solved exercises, an empty scoreboard. Attempts at the exam still count."
+    fresh = "no answers, no solved exercises, an empty scoreboard. Attempts at the exam still count."
+    text = f"A fresh start, as soon as you restart the kernel: {fresh}"
     where = f"The old progress is kept as `{kept}`." if kept else "There was nothing to keep."
     display.say(text, own=[where])
 
