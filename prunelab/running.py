@@ -42,7 +42,8 @@ def attempt(model: nn.Module, inputs: Any, how: Callable[[nn.Module, Any], Any] 
         return how(model, inputs)
     except Exception as error:  # whatever a model's own code raises, an AssertionError included
         given = ", ".join(f"{shape(t)} {t.dtype}" for t in tensors(inputs)) or type(inputs).__name__
-        raise PruneError(f"{type(model).__name__} cannot run on inputs of {given}: {error}") from error
+        why = str(error) or type(error).__name__
+        raise PruneError(f"{type(model).__name__} cannot run on inputs of {given}: {why}") from error
 
 
 def forward(model: nn.Module, inputs: Any) -> Callable[[], Any]:
@@ -133,7 +134,7 @@ def entering(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 def leaving(out: Any) -> Tensor:
     """Of what such a module gives, the stream: all of it, or the first."""
-    return out[0] if isinstance(out, tuple) else out
+    return out[0] if isinstance(out, (tuple, list)) else out
 
 
 def duplicate(model: nn.Module, device: str | torch.device | None = None) -> nn.Module:

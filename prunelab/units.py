@@ -135,6 +135,7 @@ def line(member: Member, kept: Tensor, size: int) -> Tensor:
 
 def masks(tensors: Mapping[str, Tensor], groups: Sequence[Group], keep: Keep) -> Masks:
     """`masking.expand` of a model with these tensors, by their names."""
+    first = {id(t): name for name, t in reversed([*tensors.items()])}  # a tied tensor has one mask: its first
     found: Masks = {}
     for group in groups:
         kept = kept_of(group, keep)
@@ -143,8 +144,8 @@ def masks(tensors: Mapping[str, Tensor], groups: Sequence[Group], keep: Keep) ->
                 continue
             tensor = find(tensors, member.tensor)
             check(member, tensor, group.units)
-            laid = mask(member, kept.to(tensor.device), tensor.shape)
-            found[member.tensor] = found[member.tensor] & laid if member.tensor in found else laid
+            laid, name = mask(member, kept.to(tensor.device), tensor.shape), first[id(tensor)]
+            found[name] = found[name] & laid if name in found else laid
         check_parts(group, tensors)
         # A mask without a single True for each parameter of the modules that go; the others need none.
         for part, own in inside_parts(group.parts, tensors):

@@ -208,9 +208,10 @@ def test_what_lies_below_is_computed_once(build, data_for):
 
 def test_tied_layers_are_left_out_in_both_places(build, data_for):
     model, (x, y) = build("tied"), data_for("tied")
-    groups = [Group("first", 36, (Member("first.weight"),))]
-    found = leave_one_out(model, [(x, y)], groups, progress=False)["first"]
-    assert torch.allclose(found, naive(model, x, y, groups)["first"], atol=1e-6)
+    for owned in ((Member("first.weight"),), (Member("first.weight", 0), Member("second.weight", 1))):
+        groups = [Group("first", 36 if owned[0].dim is None else 6, owned)]
+        found = leave_one_out(model, [(x, y)], groups, progress=False)["first"]
+        assert torch.allclose(found, naive(model, x, y, groups)["first"], atol=1e-6)
     row = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
     row[2].weight = row[0].weight
     groups = [Group("0", 36, (Member("0.weight"),)), Group("4", 18, (Member("4.weight"),))]

@@ -1,6 +1,7 @@
 """Layouts: the counts worth keeping, and layouts that tell all pairs of levels apart."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -24,6 +25,7 @@ def group(name, units, block=1):
 )
 def test_the_widths(units, block, step, rungs):
     assert widths(group("a", units, block), step) == rungs
+    assert widths(replace(group("a", units, block), floor=3), step) == tuple(w for w in rungs if w >= 3)
 
 
 def test_rungs():

@@ -137,6 +137,8 @@ CONVOLUTIONS = [
     nn.Conv3d(4, 6, 2, padding=1),
     nn.ConvTranspose2d(4, 6, 2, stride=2),
     nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2),
+    nn.ConvTranspose2d(4, 6, (4, 3), stride=2, padding=1, output_padding=(0, 1)),  # which cuts what it makes
+    nn.ConvTranspose1d(4, 6, 3, stride=2, padding=3, dilation=2),
 ]
 
 

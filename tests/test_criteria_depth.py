@@ -109,6 +109,18 @@ def test_a_block_that_does_nothing_goes_first():
         assert keep["layers"].tolist() == [True, True, False, True]
 
 
+def test_blocks_that_give_lists():
+    import transformers
+
+    sizes = {"vocab_size": 64, "n_positions": 64, "n_embd": 32, "n_layer": 3, "n_head": 4}
+    model = transformers.OpenAIGPTModel(transformers.OpenAIGPTConfig(**sizes)).eval()
+    given = {"input_ids": ROWS}
+    groups = pl.granularity.layers(model, given)
+    small = pl.shrink(model, groups, {"layers": torch.tensor([True, False, True])})
+    assert len(small.h) == 2
+    assert worth(BlockInfluence()(model, pl.Calibration(((given, ROWS),))), "layers", model).min() > 0
+
+
 def test_after_parts_have_left():
     model = decoder()
     keep = {"mlps": torch.tensor([True, False, True, True])}

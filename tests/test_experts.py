@@ -251,6 +251,15 @@ def test_a_list_of_experts_says_nothing_of_the_depth():
     assert small.config.num_hidden_layers == len(small.config.layer_types) == len(small.layers) == 3
 
 
+def test_a_scan_counts_the_experts_that_really_left():
+    """Two of three are needed: at 90 % one has gone, and no warning is due."""
+    model = Mixture()
+    model.router.top_k = 2
+    data = TOKENS, torch.tensor([[0, 1]])  # outputs (1, 3 classes, 2)
+    found = pl.sensitivity.scan(model, data, (0.1, 0.9), "experts", progress=False)
+    assert found.removed.tolist() == [[0, 1]]
+
+
 @pytest.mark.parametrize("criterion", JUDGES)
 def test_criteria_refuse(criterion):
     calib = pl.Calibration(((TOKENS[0], torch.zeros(3)),))

@@ -283,6 +283,13 @@ def test_sizes_fixed_in_the_forward_are_left_out_with_a_warning():
     assert [str(w.message).startswith(f"left out: a {why}") for w in said] == [True]
 
 
+def test_what_is_as_wide_by_chance_is_tried_at_other_widths():
+    """Where both lose half it runs; and so, of MViTv2's attentions, did those that fix their width."""
+    net = Net(lambda s, x: s.out(s.a(x)[:, : s.b(x).shape[1]]), a=conv(2, 6), b=conv(2, 6), out=conv(6, 3))
+    with pytest.raises(PruneError, match="b: was tried, and the model fails without some of its channels"):
+        granularity.filters(net, images())
+
+
 def test_a_trial_that_fails_blames_what_the_failing_module_reads(monkeypatch):
     def block(s, x):
         y = s.idle(s.mixed(x))[:, [1, 0, 2, 3, 5, 4, 7, 6]]
@@ -393,6 +400,9 @@ def test_bad_examples(snapshot):
     with pytest.raises(PruneError, match=r"cannot run on the example, \(3, 2, 6, 6\) torch.float32, \(3,\)"):
         granularity.filters(net, (images(), torch.zeros(3)))
     assert snapshot(net) == before
+    picky = Net(lambda s, x: s.a(x) if x.shape[-1] == 8 else next(iter(())), a=conv(2, 4))
+    with pytest.raises(PruneError, match=r"torch.float32: StopIteration\. Give"):  # an error without words has a name
+        granularity.filters(picky, images())
 
 
 def test_no_gradient_is_needed_and_what_a_forward_keeps_is_no_hindrance():
@@ -701,6 +711,7 @@ RULES = {  # rule, channels read, what each unit owns of a.weight's rows, and of
     "index of the picture": (lambda s, x: x[..., torch.tensor([0, 2, 1, 3, 5, 4])], 8, SINGLE, SINGLE),
     "einsum": (lambda s, x: torch.einsum("nchw,nchw->nchw", x, x.sigmoid()), 8, SINGLE, SINGLE),
     "a window of the picture": (lambda s, x: x.unfold(2, 3, 1).mean(-1), 8, SINGLE, SINGLE),
+    "normalize": (lambda s, x: F.normalize(x, dim=1), 8, SINGLE, SINGLE),  # by a norm that is expanded
 }  # fmt: skip
 
 
@@ -728,6 +739,11 @@ STAY = {
     "sort": (lambda s, x: x.sort(1)[0], 8, "is sorted"),
     "gather": (lambda s, x: x.gather(1, torch.zeros(3, 8, 6, 6, dtype=torch.long)), 8, "is gathered by number"),
     "constant": (lambda s, x: x + torch.ones(1, 8, 1, 1), 8, "meets a tensor of a fixed size"),
+    "grid": (
+        lambda s, x: F.grid_sample(torch.ones(3, 8, 5, 5), x.mT.reshape(3, 6, -1, 2), align_corners=False),
+        8,
+        "says where to look",
+    ),
     "fft": (lambda s, x: torch.fft.rfft2(x).real, 8, "meets aten::_fft_r2c, unknown to the tracer,"),
     "custom operator": (lambda s, x: _twice(x), 8, "meets prunelab_tests::twice, unknown to the tracer,"),
 }  # fmt: skip

@@ -114,6 +114,20 @@ def test_tied_weights_share_one_mask(build, data_for):
         assert not model.first.weight[~mask].any()
 
 
+def test_groups_that_call_a_tied_weight_by_both_names_mask_it_once(build):
+    model = build("tied")
+    groups = [
+        pl.Group("rows", 6, (pl.Member("first.weight", 0),)),
+        pl.Group("columns", 6, (pl.Member("second.weight", 1),)),
+    ]
+    keep = {"rows": torch.arange(6) != 1, "columns": torch.arange(6) != 4}
+    masks = pl.expand(model, groups, keep)
+    assert torch.equal(masks["first.weight"], keep["rows"][:, None] & keep["columns"])
+    with masked(model, masks):
+        assert torch.equal(model.second.weight != 0, masks["first.weight"])
+    assert list(masks) == ["first.weight"]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_masked_is_undone_to_the_bit(build, data_for, snapshot, name):
     model, (x, y) = build(name), data_for(name)

@@ -85,6 +85,8 @@ def test_masked_and_shrunk_agree():
 def test_bad_windows(rows, message):
     with pytest.raises(pl.PruneError, match=message):
         perplexity(decoder(), rows)
+    with pytest.raises(pl.PruneError, match="batch_size=0"):
+        perplexity(decoder(), token_ids(2), batch_size=0)
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,17 @@ def test_tied_weights_share_their_scores(build, data_for):
     assert torch.allclose(movement.by_group(model)["first.weight"].grad.view(6, 6), weight.grad * weight, atol=1e-7)
 
 
+def test_groups_that_call_a_tied_weight_by_both_names_learn_from_both():
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.ReLU(), nn.Linear(3, 3, bias=False))
+    model[2].weight = model[0].weight
+    movement.attach(
+        model, [pl.Group("a", 3, (pl.Member("0.weight", 0),)), pl.Group("b", 3, (pl.Member("2.weight", 1),))]
+    )
+    model(torch.ones(2, 3)).sum().backward()
+    assert all(s.grad is not None for s in movement.by_group(model).values())
+    assert list(movement.by_group(model)) == ["a", "b"]
+
+
 def test_a_deepcopy_learns_on_its_own(build, data_for):
     model, (x, y) = build("mlp"), data_for("mlp")
     movement.attach(model, pl.granularity.neurons(model, x))
@@ -223,6 +234,8 @@ def test_soft_by_hand():  # sigmoid(-1) = 0.27, sigmoid(-2) = 0.12
     assert rule.keep({"a": torch.full((4,), -9.0)}, GROUPS[:1], 1.0)["a"].sum() == 0
     structure = [pl.Group("a", 4, (pl.Member("a", 0),))]
     assert Threshold(1.0).keep({"a": VALUES["a"] - 20}, structure, 1.0)["a"].tolist() == [True, False, False, False]
+    routed = [pl.Group("a", 4, (pl.Member("a", 0),), floor=2)]  # experts, two of which a token goes to
+    assert Threshold(1.0).keep({"a": VALUES["a"] - 20}, routed, 1.0)["a"].tolist() == [True, False, True, False]
 
 
 def test_zero_scores_are_refused_once_something_must_go(build):

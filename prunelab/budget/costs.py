@@ -64,7 +64,7 @@ def widths(group: Group, round_to: int) -> tuple[int, ...]:
     (8, 16, 20)
     """
     step = round_to if group.units >= 2 * round_to and group.members[0].block == 1 else 1
-    return tuple(sorted({*range(step, group.units + 1, step), group.units}))
+    return tuple(w for w in sorted({*range(step, group.units + 1, step), group.units}) if w >= group.floor)
 
 
 def at_least(widths: Sequence[int], count: float) -> int:

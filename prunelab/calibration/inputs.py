@@ -120,11 +120,16 @@ def _into_convolution(module: Any, inputs: Tensor) -> Tensor:
     if inputs.dim() == dims + 1:  # one sample, without a batch dimension
         inputs = inputs[None]
     seen = wide(inputs).square().sum(0)  # (in, *size)
-    if module.transposed:  # each input meets all of the kernel
-        return seen.flatten(1).sum(1).view(-1, 1, *[1] * dims)
+    slides = list(zip(module.kernel_size, module.stride, module.dilation, strict=True))
+    if module.transposed:  # each input meets what of the kernel the padding does not cut off again
+        for (k, stride, step), cut, more in zip(slides, module.padding, module.output_padding, strict=True):
+            at = torch.arange(seen.shape[1])[:, None] * stride + torch.arange(k) * step - cut  # in the output
+            inside = (at >= 0) & (at <= at[-1, -1] - cut + more)
+            seen = torch.tensordot(seen, inside.to(seen), ([1], [0]))  # (in, *sizes left, *kernel so far)
+        return seen.unsqueeze(1)
     how = "constant" if module.padding_mode == "zeros" else module.padding_mode
     seen = F.pad(seen[None], module._reversed_padding_repeated_twice, mode=how)[0]
-    for i, (k, stride, step) in enumerate(zip(module.kernel_size, module.stride, module.dilation, strict=True)):
+    for i, (k, stride, step) in enumerate(slides):
         seen = seen.unfold(1 + i, (k - 1) * step + 1, stride)[..., ::step]  # (in, *positions, kernel so far)
     norms = seen.sum(tuple(range(1, 1 + dims)))  # (in, *kernel)
     per_group = norms.unflatten(0, (module.groups, -1))

@@ -31,10 +31,10 @@ def heads(model: nn.Module, example: Any = None) -> Groups:
     layers by their common bias, leave together. What a head is made of stays whole: rotary positions pair its
     dimensions. `stays` says of each attention whose heads are in no group why.
 
-    Every group is tried, and `exact` where a masked model and a shrunk one were seen to compute the same; what fails
-    without some heads is left out, with a warning. Without an example one is made for a model of transformers; but
-    torch.nn.MultiheadAttention, the course's ViT and the Llamas that are built like it are known, and not run.
-    Michel et al. 2019, arXiv 1905.10650.
+    Every group is tried, all with as many heads (T5's cross-attentions need that: compare heads within layers), and
+    `exact` where a masked model and a shrunk one were seen to compute the same; what fails without some is left out,
+    with a warning. Without an example one is made for a model of transformers; but torch.nn.MultiheadAttention, the
+    course's ViT and the Llamas that are built like it are known, and not run. Michel et al. 2019, arXiv 1905.10650.
 
     Raises PruneError for a model without attention, one whose heads can't leave, and one that needs an example.
 

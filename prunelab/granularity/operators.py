@@ -92,6 +92,7 @@ def follow(shadow: Any, func: Any, out: Any, given: list[Tensor], args: Any, kwa
         rules["copy"](shadow, out, *given)
     elif plain.startswith(PER_CHANNEL):
         _unless(shadow, _first(out), args[0], range(2, args[0].dim()), "is resized")
+        shadow.freeze("says where to look", *(i for t in given if t is not args[0] for i in shadow.of(t)))
     elif not name.startswith(ELSEWHERE):
         why = f"meets {func.namespace}::{name}, unknown to the tracer,"
         shadow.freeze(why, *(i for t in given for i in shadow.of(t)))
@@ -160,7 +161,7 @@ def _fixed(shadow: Any, tensor: Tensor, rank: int, dims: tuple[int, ...]) -> boo
     """Whether a tensor has a size of its own, and no channels, along one of the dimensions."""
     sizes = (1,) * (rank - tensor.dim()) + tuple(tensor.shape)
     own = {d for ids in shadow.of(tensor) for d in varying(padded(ids, rank))}
-    return any(sizes[d] > 1 and d not in own for d in dims)
+    return any(sizes[d] > 1 and d not in own and tensor.stride(d - rank) for d in dims)  # or else it is only expanded
 
 
 def _join(shadow: Any, kept: list[Tensor], ids: Tensor) -> None:

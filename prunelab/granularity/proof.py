@@ -322,5 +322,7 @@ def _disturbed(name: str, values: Tensor) -> Tensor:
 
 
 def _half(groups: Sequence[Group]) -> Keep:
+    """Half of each, or somewhat less: what is as wide as another by chance alone must not stay so. (Heads may.)"""
     dice = torch.Generator().manual_seed(0)
-    return {g.name: torch.randperm(g.units, generator=dice) < (g.units + 1) // 2 for g in groups}
+    fewer = ((g, i % (g.units // 4 + 1) if g.members[0].block == 1 else 0) for i, g in enumerate(groups))
+    return {g.name: torch.randperm(g.units, generator=dice) < (g.units + 1) // 2 - n for g, n in fewer}

@@ -228,8 +228,8 @@ def _try_out(twin: nn.Module, example: Any) -> None:
     except Exception as error:  # a forward of one's own raises what it likes
         given = ", ".join(f"{shape(t)} {t.dtype}" for t in tensors(example)) or type(example).__name__
         raise PruneError(
-            f"{type(twin).__name__} cannot run on the example, {given}: {error}. Give inputs as its forward takes "
-            "them: a tensor, a tuple for forward(*inputs), a dict for forward(**inputs)"
+            f"{type(twin).__name__} cannot run on the example, {given}: {str(error) or type(error).__name__}. Give "
+            "inputs as its forward takes them: a tensor, a tuple for forward(*inputs), a dict for forward(**inputs)"
         ) from error
 
 

@@ -126,7 +126,8 @@ def macs(model: nn.Module, example: Any) -> int:
 
     A Linear a -> b takes a*b, a convolution (c_in/groups) * c_out * k_h * k_w a position. Multiplications by
     zero count like any other, because a dense kernel does them: pruned weights lower this number only once
-    they are removed. Not counted: what is done element by element (norms, activations), and nn.Bilinear.
+    they are removed. Not counted: what is done element by element (norms, activations), a product with one vector
+    alone, nn.Bilinear, and torchvision's deformable convolution.
     `example`: inputs with samples along dimension 0; the first one is run. Raises PruneError if it can't be.
 
     >>> macs(nn.Linear(300, 100), torch.zeros(64, 300))  # 300 x 100

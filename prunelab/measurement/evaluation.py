@@ -161,6 +161,7 @@ def perplexity(model: nn.Module, rows: Tensor, *, batch_size: int = 1) -> Perple
     """
     if rows.dim() != 2 or rows.shape[1] < 2:
         raise PruneError(f"perplexity of ids {shape(rows)}: give windows (n, length), length at least 2")
+    check_count("batch_size", batch_size)
     check_tokens(model, rows)
     losses: list[float] = []
     hits = 0

@@ -94,8 +94,8 @@ def attach(model: nn.Module, groups: Sequence[Group]) -> nn.Module:
         wide = torch.promote_types(like.dtype, torch.float32)  # of half precision small steps would be lost
         scores[group.name] = nn.Parameter(torch.zeros(group.units, dtype=wide, device=like.device))
     apply(model, {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()})
-    for name, sharing in everywhere.items():
-        owners = [(g.name, m, scores[g.name]) for g in learning for m in g.members if m.tensor == name]
+    for sharing in everywhere.values():
+        owners = [(g.name, m, scores[g.name]) for g in learning for m in g.members if everywhere[m.tensor] is sharing]
         gate = Gate(*zip(*owners, strict=True))
         for place in sharing:
             masks_on(place.module)[place.attribute].gate = gate

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..allocation import check_sparsity, choose, is_structure
+from ..allocation import check_sparsity, choose, least_of
 from ..checks import check_number
 from ..core import Group, Keep, PruneError
 from ..selection import lowest
@@ -82,11 +82,11 @@ class Threshold:
         check_number("penalty", self.penalty, "give a number of at least 0, such as 10", least=0)
 
     def keep(self, scores: Values, groups: Sequence[Group], progress: float) -> Keep:
-        """All above tau * progress; of a structure at least one."""
+        """All above tau * progress; of a structure at least one (of experts, as many as a token goes to)."""
         found = {g.name: torch.sigmoid(scores[g.name]) > self.tau * progress for g in groups}
         for group in groups:
-            if is_structure(group) and not found[group.name].any():
-                found[group.name] = ~lowest([scores[group.name]], group.units - 1)[0]
+            if int(found[group.name].sum()) < least_of(group):
+                found[group.name] = ~lowest([scores[group.name]], group.units - least_of(group))[0]
         return found
 
     def cost(self, scores: Values, progress: float) -> Tensor:

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from .. import criteria, units
 from .. import granularity as granularities
-from ..allocation import allocate, check_sparsity, is_structure
+from ..allocation import allocate, check_sparsity, least_of
 from ..calibration import Calibration
 from ..checks import check_count, known
 from ..core import Criterion, Granularity, Group, Masks, PruneError, Scores, device_of, lookup_all
@@ -69,7 +69,7 @@ def packed(job: Job) -> bytes | np.ndarray:
 def measured(sent: Job | bytes | np.ndarray, group: Group, scores: Scores) -> Curve:
     """One group's curve: the task that joblib runs, here or elsewhere."""
     job: Job = sent if isinstance(sent, Job) else cloudpickle.loads(sent)
-    most = group.units - is_structure(group)  # `allocate` leaves a structure its last unit
+    most = group.units - least_of(group)  # which `allocate` leaves
     counts = tuple(min(round(s * group.units), most) for s in job.sparsities)
     masks = {k: _masks(job.model, group, scores, k) for k in sorted(set(counts)) if k}
     names = dict.fromkeys(name for own in masks.values() for name in own)  # of whole modules only those that go
@@ -114,7 +114,7 @@ def under(
     twin = bake(duplicate(model)).eval()
     if any(p.dim() == 4 for p in twin.parameters()):
         twin = twin.to(memory_format=torch.channels_last)  # on a CPU pooling alone is ten times faster so
-    dense = {name: places[0].tensor.detach() for name, places in lookup_all(twin, names).items()}
+    dense = {places[0].name: places[0].tensor.detach() for places in lookup_all(twin, names).values()}
     size, device = sum(w.nbytes for w in dense.values()) * len(keys), device_of(twin)
 
     @lru_cache(maxsize=None if size <= HELD else 0)
