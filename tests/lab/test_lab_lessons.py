@@ -57,4 +57,3 @@ class TestEveryNotebook:
         assert contents.title(nb).endswith("?")
         assert "minutes" in contents.strip(nb)
         assert 5 <= contents.minutes(nb) <= 120
-        assert contents.panels(nb)
