@@ -67,8 +67,10 @@ def _home(links: Mapping[str, str], notebooks: Mapping[str, Notebook]) -> str:
     """The first page: what this is, the course's drawing to try at once, all notebooks, and the pages beside them."""
     shows = (shown(out, "text/html") for nb in notebooks.values() for _, out in outputs(nb))
     drawn = next((html for html in shows if 'class="pl-drawing"' in html), "")
-    takes = {name: contents.strip(nb).replace("needs ", "").split(" · ")[::2] for name, nb in notebooks.items()}
-    rows = [[name[:2], f"[{contents.title(nb)}]({name}.html)", *takes[name]] for name, nb in notebooks.items()]
+    rows = []
+    for name, nb in notebooks.items():
+        needs = contents.strip(nb).partition("needs ")[2].partition(" · ")[0]
+        rows.append([name[:2], f"[{contents.title(nb)}]({name}.html)", str(contents.minutes(nb)), needs])
     beside = [f"- [{text}]({to})" for text, to in links.items() if to not in (HOME, *(f"{n}.html" for n in notebooks))]
     parts = (
         "# prunelab",
@@ -78,7 +80,7 @@ def _home(links: Mapping[str, str], notebooks: Mapping[str, Notebook]) -> str:
         "Try it: move the slider, and see what this network still reads." * bool(drawn),
         re.sub(r"\n\s*\n", "\n", drawn),  # an empty line would end HTML in Markdown
         "## The course",
-        bank.markdown_table(["", "question", "takes", "needs"], rows),
+        bank.markdown_table(["", "question", "minutes", "needs"], rows),
         "## Beside the notebooks",
         "\n".join(beside),
     )
