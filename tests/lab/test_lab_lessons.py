@@ -57,3 +57,4 @@ class TestEveryNotebook:
         assert contents.title(nb).endswith("?")
         assert "minutes" in contents.strip(nb)
         assert 5 <= contents.minutes(nb) <= 120
+        assert any(notebook.calls_in(cell, "explorer", "drawing") for cell in notebook.code_cells(nb)), "no panel"
